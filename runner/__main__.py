@@ -1,0 +1,75 @@
+"""The command line: compose, validate, hand over. Imports no torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config import CONF, SettingError, one_option_each, validate
+from runner.remedies import explain
+from runner.run_folder import earlier_overrides
+from runner.sweep import conf_folders, job_of, name_sweep, show_table
+
+DONE, FAILED, WRONG_SETTING, INTERRUPTED = 0, 1, 2, 130
+
+
+def main() -> None:
+    """Run an experiment, or a sweep of them, as the command line says; ends with one of the exit codes above."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: errors are shown below, in one place
+    arguments = sys.argv[1:]
+    statuses: list[str] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(composed: DictConfig) -> str:
+        settings = HydraConfig.get()
+        try:
+            one_option_each(settings.runtime.choices)
+            config = validate(composed, conf_folders(settings))
+        except SettingError as error:
+            refuse(error)
+        from runner import experiment  # imports torch
+
+        planned = job_of(settings)
+        overrides = [word for word in settings.overrides.task if not word.startswith("resume=")]
+        command = ["python", "-m", "runner", *(planned.overrides if planned else arguments)]
+        try:
+            statuses.append(experiment.run(config, overrides, command, planned))
+        except SettingError as error:
+            refuse(error)
+        if statuses[-1] == "interrupted":
+            if planned:
+                show_table(planned.folder)
+            raise SystemExit(INTERRUPTED)  # out of a sweep too: its other jobs are not started
+        return statuses[-1]
+
+    try:
+        sys.argv[1:] = name_sweep(earlier_overrides(arguments))
+        job()
+    except SettingError as error:
+        refuse(error)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if statuses:
+            raise  # a fault of ours, not of the settings
+        refuse(explain([word for word in sys.argv[1:] if not word.startswith("-")], error))
+    raise SystemExit(FAILED if "failed" in statuses else DONE)
+
+
+def refuse(error: SettingError) -> NoReturn:
+    """Show what is wrong with the settings and end the program."""
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console.print("Wrong setting.", style="bold red", end=" ")
+    console.print(str(error))
+    raise SystemExit(WRONG_SETTING)
+
+
+if __name__ == "__main__":
+    main()

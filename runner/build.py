@@ -1,0 +1,110 @@
+"""From a configuration to the things of an experiment: each function takes the node it needs."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from importlib import import_module
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runner import optim, schedules
+from runner.config import SettingError, method_nodes
+from runner.data.cifar import cifar
+from runner.data.digits import digits
+from runner.data.random import random
+from runner.data.splits import Data
+from runner.layers.stem import stem_for
+from runner.methods.method import Method
+from runner.models import MODELS
+
+
+def build_data(node: DictConfig) -> Data:
+    """The data set; the jobs of a sweep share the one in memory."""
+    try:
+        return _load_data(tuple(OmegaConf.to_container(node).items()))
+    except (ValueError, FileNotFoundError) as error:
+        raise SettingError(str(error)) from None
+
+
+@lru_cache(maxsize=1)
+def _load_data(settings: tuple[tuple[str, object], ...]) -> Data:
+    settings = dict(settings)
+    name = settings.pop("name")
+    families = {"digits": digits, "random": random, "cifar10": cifar, "cifar100": cifar}
+    return families[name](name, **settings) if families[name] is cifar else families[name](**settings)
+
+
+def choose_stem(node: DictConfig, data: Data) -> None:
+    """Put the stem that suits the images in the place of `model.stem=auto`."""
+    if node.stem == "auto":
+        node.stem = stem_for(data.image_size, data.native_size)
+
+
+def build_model(node: DictConfig, *, num_classes: int) -> nn.Module:
+    """The model before any method is applied."""
+    settings = OmegaConf.to_container(node)
+    return MODELS[settings.pop("name")](num_classes=num_classes, **settings)
+
+
+def build_methods(config: DictConfig) -> dict[str, Method]:
+    """The selected methods in the order in which they are applied."""
+    methods = {}
+    for name, node in method_nodes(config).items():
+        settings = OmegaConf.to_container(node)
+        module, _, class_name = settings.pop("_target_").rpartition(".")
+        try:
+            methods[name] = getattr(import_module(module), class_name)(**settings)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise SettingError(f"{name}._target_={node['_target_']}: cannot be made into a method ({error}).") from None
+    return dict(sorted(methods.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def apply_methods(methods: dict[str, Method], model: nn.Module, example_input: Tensor, seed: int) -> dict[str, int]:
+    """Apply each method to the model; returns how many modules each has changed."""
+    return {name: method.apply(model, example_input, seed) for name, method in methods.items()}
+
+
+def build_optimizer(node: DictConfig, model: nn.Module) -> Optimizer:
+    """The optimizer over all parameters of the model, after surgery."""
+    settings = OmegaConf.to_container(node)
+    builder = {"sgd": optim.sgd, "adamw": optim.adamw}[settings.pop("name")]
+    decay = {key: settings.pop(key) for key in ("weight_decay", "decay_norm_and_bias")}
+    return builder(optim.parameter_groups(model, **decay), **settings)
+
+
+def build_schedule(node: DictConfig, *, total_steps: int, steps_per_epoch: int) -> schedules.Share:
+    """The learning rate's share of `optimizer.lr` by step."""
+    settings = OmegaConf.to_container(node)
+    builder = {"cosine": schedules.cosine, "multistep": schedules.multistep, "constant": schedules.constant}
+    make = builder[settings.pop("name")]
+    return make(total_steps, math.ceil(settings.pop("warmup_epochs") * steps_per_epoch), **settings)
+
+
+def build_meta(config: DictConfig, data: Data) -> tuple[nn.Module, dict[str, Method], dict[str, int], int]:
+    """The model with its methods on torch's meta device: nothing is computed and no memory is taken.
+
+    Returns the model, the methods, their counts and the multiply-adds of one image. Raises SettingError where model,
+    methods and image size do not fit.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    methods = build_methods(config)
+    try:
+        with torch.device("meta"):
+            model = build_model(config.model, num_classes=data.num_classes)
+            example_input = torch.empty(2, *data.train.images.shape[1:])
+            counts = apply_methods(methods, model, example_input, config.seed)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model.eval()(example_input)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingError(
+            f"model={config.model.name}: it does not take images of {data.image_size} pixels ({reason})."
+        ) from None
+    return model, methods, counts, counter.get_total_flops() // (2 * len(example_input))

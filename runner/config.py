@@ -1,0 +1,330 @@
+"""The schema of a configuration and the rules between its fields. Needs no torch.
+
+`validate` takes what Hydra composed and returns it typed, or raises a `SettingError` whose message names the key,
+the value and the remedy. The defaults stand in conf/ alone; the classes here say which keys there are and of
+which type. A method's node is typed by the defaults of its own YAML file, so a new method needs no line here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, ValidationError
+
+from runner import limits
+from runner.limits import did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+METHOD_GROUPS = ("norm", "regularization")
+NORMALIZATIONS = ("batchnorm", "none", "ghost_batchnorm", "groupnorm")  # a model has one of them
+METHOD_PACKAGES = ("runner.methods.",)
+
+
+class SettingError(ValueError):
+    """A wrong setting: the message names the key, the value and the remedy. Ends a program with exit code 2."""
+
+
+@dataclass
+class ResNet:
+    name: str
+    stem: str
+    zero_init_residual: bool
+
+
+@dataclass
+class NFResNet:
+    name: str
+    stem: str
+    alpha: float
+    activation: str
+    dropout: float
+
+
+@dataclass
+class SGD:
+    name: str
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    decay_norm_and_bias: bool
+
+
+@dataclass
+class AdamW:
+    name: str
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decay_norm_and_bias: bool
+
+
+@dataclass
+class Cosine:
+    name: str
+    warmup_epochs: float
+    final_lr_share: float
+
+
+@dataclass
+class MultiStep:
+    name: str
+    warmup_epochs: float
+    milestones: list[float]
+    gamma: float
+
+
+@dataclass
+class Constant:
+    name: str
+    warmup_epochs: float
+
+
+@dataclass
+class Digits:
+    name: str
+    image_size: int
+    crop_padding: int
+    flip: bool
+    validation: Union[float, str]
+
+
+@dataclass
+class Cifar:
+    name: str
+    root: str
+    download: bool
+    image_size: int
+    crop_padding: int
+    flip: bool
+    validation: Union[float, str]
+
+
+@dataclass
+class RandomImages:
+    name: str
+    num_images: int
+    image_size: int
+    num_classes: int
+
+
+@dataclass
+class Train:
+    epochs: int
+    max_steps: Optional[int]
+    global_batch_size: int
+    accumulation_steps: int
+    precision: str
+    channels_last: Optional[bool]
+    compile: bool
+    device: str
+    deterministic: bool
+    log_every_steps: int
+    checkpoint_every_steps: Optional[int]
+
+
+@dataclass
+class Wandb:
+    mode: str
+    project: str
+    entity: Optional[str]
+    group: Optional[str]
+    tags: list[str]
+
+
+@dataclass
+class Paths:
+    outputs: str
+
+
+@dataclass
+class Sweep:
+    name: Optional[str]
+
+
+@dataclass
+class Root:
+    """The top level. A node typed `Any` here has a type of its own for each option, found by its name."""
+
+    name: Optional[str]
+    seed: int
+    resume: Optional[str]
+    train: Train
+    wandb: Wandb
+    paths: Paths
+    sweep: Sweep
+    model: Any
+    optimizer: Any
+    schedule: Any
+    dataset: Any
+
+
+# for each group, the type of its options: the first whose pattern is the option's name
+OPTION_TYPES: dict[str, dict[str, type]] = {
+    "model": {r"resnet\d+": ResNet, r"nf_resnet\d+": NFResNet},
+    "optimizer": {"sgd": SGD, "adamw": AdamW},
+    "schedule": {"cosine": Cosine, "multistep": MultiStep, "constant": Constant},
+    "dataset": {"digits": Digits, r"cifar\d+": Cifar, "random": RandomImages},
+}
+TOP_LEVEL = tuple(field.name for field in fields(Root))
+
+
+def method_nodes(config: DictConfig) -> dict[str, DictConfig]:
+    """The settings of each selected method by its option's name."""
+    return {key: config[key] for key in config if key not in TOP_LEVEL}
+
+
+def one_option_each(choices: Mapping[str, object]) -> None:
+    """Raise a SettingError if a list was chosen of a group that takes one option; Hydra would merge the options.
+
+    `choices` are `hydra.runtime.choices`, which lack a group of which a list was chosen.
+    """
+    for group in OPTION_TYPES:
+        if group not in choices:
+            raise SettingError(f"{group}=[...]: this group takes one option, not a list; add -m for a sweep.")
+
+
+def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
+    """The configuration with every type and range checked. Raises SettingError."""
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    schema: dict[str, Any] = {}
+    for group, options in OPTION_TYPES.items():
+        name = OmegaConf.select(config, f"{group}.name")
+        schema[group] = next((kind for pattern, kind in options.items() if re.fullmatch(pattern, str(name))), None)
+        if schema[group] is None or not (CONF / group / f"{name}.yaml").is_file():
+            raise SettingError(f"{group}.name={name}: choose an option of the group instead, as in {group}=OPTION.")
+    typed = OmegaConf.structured(Root)
+    for key, kind in get_type_hints(Root).items():
+        kind = schema.get(key, kind)
+        if key not in config:
+            raise SettingError(f"{key}: this setting is missing; it needs a value.")
+        if is_dataclass(kind):
+            typed[key] = _typed(key, kind, config[key])
+        else:
+            _assign(typed, key, config[key], place="")
+    OmegaConf.set_struct(typed, False)
+    for key, node in method_nodes(config).items():
+        typed[key] = _typed(key, _method_type(key, node, conf_folders), node)
+    OmegaConf.set_struct(typed, True)
+    _check_ranges(typed)
+    _check_rules(typed)
+    return typed
+
+
+def _typed(prefix: str, kind: type, node: Any) -> DictConfig:
+    """`node` as a structured configuration of type `kind`; `prefix` is its place, for messages."""
+    if not isinstance(node, DictConfig):
+        raise SettingError(f"{prefix}={node}: this is a group of settings, not a value; set {prefix}.KEY=VALUE.")
+    known = [field.name for field in fields(kind)]
+    for key in node:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f"Settings: {', '.join(known)}."
+            raise SettingError(f"{prefix}.{key}={node[key]}: there is no such setting. {hint}")
+    typed = OmegaConf.structured(kind)
+    for key in known:
+        if key not in node:
+            raise SettingError(f"{prefix}.{key}: this setting is missing; it needs a value.")
+        _assign(typed, key, node[key], place=f"{prefix}.")
+    return typed
+
+
+def _assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
+    """Set a value of a typed node, or raise a SettingError that says which type it must have."""
+    kind = get_type_hints(OmegaConf.get_type(typed))[key]
+    try:
+        if bool in (kind, *get_args(kind)) and not isinstance(value, (bool, type(None))):
+            raise ValidationError  # OmegaConf would take 3 for true
+        typed[key] = value
+    except (ValidationError, ConfigTypeError, ConfigKeyError):
+        raise SettingError(f"{place}{key}={_shown(value)}: it must be {_type_name(kind)}.") from None
+
+
+def _method_type(name: str, node: Any, conf_folders: Sequence[Path]) -> type:
+    """The type of a method's node, read off the defaults of its YAML file."""
+    files = (folder / group / f"{name}.yaml" for folder in conf_folders for group in METHOD_GROUPS)
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        value = _shown(node) if not isinstance(node, DictConfig) else "..."
+        raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())
+    if isinstance(node, DictConfig) and "_target_" not in node:
+        key = next(iter(node), "...")
+        raise SettingError(f"{name}.{key}: {name} is not part of this run; add {file.parent.name}={name}.")
+    defaults = OmegaConf.load(file)[name]
+    kinds = {key: type(value) for key, value in OmegaConf.to_container(defaults).items()}
+    return make_dataclass(name, [(key, Any if kind is type(None) else kind) for key, kind in kinds.items()])
+
+
+def _check_ranges(config: DictConfig) -> None:
+    for node in config:
+        if isinstance(config[node], DictConfig):
+            try:
+                limits.check(node, **{str(key): value for key, value in config[node].items()})
+            except ValueError as error:
+                raise SettingError(str(error)) from None
+
+
+def _check_rules(config: DictConfig) -> None:
+    """The rules between fields."""
+    methods = method_nodes(config)
+    for name, node in methods.items():
+        if not str(node["_target_"]).startswith(METHOD_PACKAGES):
+            allowed = ", ".join(METHOD_PACKAGES)
+            raise SettingError(f"{name}._target_={node['_target_']}: a method must come from {allowed.rstrip('.')}.")
+    norms = [name for name in NORMALIZATIONS if name in methods]
+    if len(norms) > 1:
+        raise SettingError(f"norm=[{','.join(norms)}]: a model has one of these; choose one and drop the other.")
+
+    train = config.train
+    if train.global_batch_size % train.accumulation_steps:
+        raise SettingError(
+            f"train.global_batch_size={train.global_batch_size}: train.accumulation_steps={train.accumulation_steps} "
+            "micro-batches must divide it."
+        )
+    device_batch_size = train.global_batch_size // train.accumulation_steps
+    if "ghost_batchnorm" in methods and methods["ghost_batchnorm"].ghost_batch_size > device_batch_size:
+        raise SettingError(
+            f"ghost_batchnorm.ghost_batch_size={methods['ghost_batchnorm'].ghost_batch_size}: larger than the batch "
+            f"on a device, {device_batch_size} (train.global_batch_size={train.global_batch_size} over "
+            f"train.accumulation_steps={train.accumulation_steps}). Choose at most {device_batch_size}."
+        )
+    if config.optimizer.name == "sgd" and config.optimizer.nesterov and config.optimizer.momentum == 0:
+        raise SettingError("optimizer.momentum=0.0: Nesterov momentum needs more; set optimizer.nesterov=false.")
+    if config.schedule.name == "multistep":
+        milestones = list(config.schedule.milestones)
+        if milestones != sorted(set(milestones)) or not all(0 < share < 1 for share in milestones):
+            raise SettingError(f"schedule.milestones={milestones}: they must rise, each a share in (0, 1).")
+    validation = config.dataset.get("validation", 0.1)
+    if validation != "test" and not (isinstance(validation, float) and 0 < validation < 1):
+        raise SettingError(f"dataset.validation={validation}: it must be a share in (0, 1), or the word test.")
+    for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,119}", name):
+            raise SettingError(f"{key}={name}: it names a folder; use up to 120 letters, digits and . _ - , = +.")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, ListConfig):
+        return f"[{','.join(str(item) for item in value)}]"
+    return str(value)
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    options = [option for option in get_args(kind) if option is not type(None)]
+    if get_origin(kind) is list or kind is list:
+        return "a list, as in [a,b]"
+    if get_origin(kind) is Union:
+        null = ", or null" if type(None) in get_args(kind) else ""
+        return " or ".join(names[option] for option in options) + null
+    return names[kind]

@@ -1,0 +1,69 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read from torchvision's files into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+
+from runner.data.splits import Data, Split, make_data
+
+CONNECT_SECONDS = 20.0
+
+
+def cifar(
+    name: str,
+    *,
+    root: str = "data",
+    download: bool = True,
+    image_size: int = 32,
+    crop_padding: int = 4,
+    flip: bool = True,
+    validation: float | str = 0.1,
+) -> Data:
+    """`name` is cifar10 or cifar100: 50,000 training and 10,000 test images of 32x32.
+
+    Files that are missing are downloaded to `root`; where that cannot be done, a FileNotFoundError says which
+    files belong where.
+    """
+    if image_size != 32:
+        raise ValueError(f"dataset.image_size={image_size}: the images of {name} are 32 pixels wide.")
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    train, test = (_split(kind, Path(root), training, download) for training in (True, False))
+    num_classes = len(kind(root, train=False).classes)
+    return make_data(
+        name, train, test, num_classes=num_classes, validation=validation, crop_padding=crop_padding, flip=flip
+    )
+
+
+def _split(kind: type, root: Path, training: bool, download: bool) -> Split:
+    try:
+        with _bounded_wait(), contextlib.redirect_stdout(io.StringIO()):
+            source = kind(root, train=training, download=download)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"dataset.root={root}: {kind.__name__} is not there, or not complete, and "
+            f"{'could not be downloaded' if download else 'dataset.download is false'} ({_first_line(error)}). "
+            f"Put the folder {kind.base_folder} with the files of {kind.filename} into {root.resolve()}."
+        ) from None
+    return Split(torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(source.targets))
+
+
+@contextlib.contextmanager
+def _bounded_wait() -> Iterator[None]:
+    """A host that does not answer is given up after some seconds."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,113 @@
+"""A run in words: the rows that the console shows at its start and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from runner.config import method_nodes
+from runner.data.splits import Data
+from runner.methods.method import Method
+from runner.tracking.console import Rows, format_count, format_duration, format_lr, format_share
+from runner.training.precision import Precision
+
+
+def opening_rows(
+    config: DictConfig,
+    data: Data,
+    methods: Mapping[str, Method],
+    counts: Mapping[str, int],
+    *,
+    num_params: int,
+    multiply_adds: int,
+    precision: Precision,
+    folder: Path,
+    epochs_done: int | None = None,
+) -> Rows:
+    """Model, what each method changed, data, optimizer, device and folder. `epochs_done` is that of a resumed run."""
+    size = f"{format_count(num_params)} parameters, {format_count(multiply_adds)} multiply-adds an image"
+    rows = [("model", f"{config.model.name}, {config.model.stem} stem; {size}")]
+    for name, method in methods.items():
+        settings = [f"{key}={value}" for key, value in method_nodes(config)[name].items() if key != "_target_"]
+        changed = [f"{counts[name]} {method.counted}"] if counts[name] else []
+        rows.append((name, "; ".join([*changed, *([", ".join(settings)] if settings else [])])))
+    train, optimizer, schedule = config.train, config.optimizer, config.schedule
+    held_out = (
+        "the test split stands in for validation"
+        if data.validation_source == "test"
+        else (f"{len(data.validation):,} validation")
+    )
+    rows += [
+        (
+            "data",
+            f"{data.name}: {len(data.train):,} training, {held_out}, {len(data.test):,} test images of "
+            f"{data.image_size}x{data.image_size}, {data.num_classes} classes",
+        ),
+        (
+            "training",
+            f"{train.epochs} epochs{f', at most {train.max_steps} steps' if train.max_steps else ''}, batch "
+            f"{train.global_batch_size}{_parts(train.accumulation_steps)}; {optimizer.name}, lr "
+            f"{format_lr(optimizer.lr)}, weight decay {format_lr(optimizer.weight_decay)}; {schedule.name} schedule, "
+            f"{format_lr(schedule.warmup_epochs)} epochs of warm-up",
+        ),
+        ("device", _device(precision)),
+        ("folder", str(folder)),
+    ]
+    if epochs_done is not None:
+        rows.append(("resumed", f"after epoch {epochs_done}"))
+    return rows
+
+
+def closing_rows(summary: Mapping, data: Data, folder: Path) -> Rows:
+    """The result, where it lies, and the error if there was one."""
+    rows = []
+    metrics, best = summary["metrics"], summary["best"]
+    if summary["error"]:
+        rows.append(("reason", str(summary["error"])))
+    if metrics["accuracy"] is not None:
+        rows.append(("test", f"accuracy {format_share(metrics['accuracy'])}, loss {metrics['loss']:.4f}"))
+    if best:
+        source = "test split, which stands in for validation" if data.validation_source == "test" else "validation"
+        rows.append(("best", f"{source} accuracy {format_share(best['accuracy'])} after epoch {best['epoch']}"))
+    throughput = summary.get("throughput") or {}
+    if throughput.get("images_per_second"):
+        speed = f"{throughput['images_per_second']:,.0f} images/s"
+        rows.append(("time", f"{format_duration(throughput['train_seconds'])} of training, {speed}"))
+    return [*rows, ("folder", str(folder))]
+
+
+def sizes(data: Data) -> dict:
+    """The data set as summary.json has it."""
+    return {
+        "name": data.name,
+        "train": len(data.train),
+        "validation": len(data.validation),
+        "test": len(data.test),
+        "validation_source": data.validation_source,
+        "num_classes": data.num_classes,
+        "image_size": data.image_size,
+    }
+
+
+def flat(summary: Mapping) -> dict:
+    """What W&B's table of runs shows of a summary: numbers and words with one name each."""
+    return {
+        **{f"test/{key}": value for key, value in summary["metrics"].items() if value is not None},
+        **{f"best/{key}": value for key, value in summary["best"].items()},
+        **{f"throughput/{key}": value for key, value in (summary.get("throughput") or {}).items()},
+        **{f"model/{key}": value for key, value in summary["model"].items()},
+    }
+
+
+def _parts(accumulation_steps: int) -> str:
+    return f" in {accumulation_steps} micro-batches" if accumulation_steps > 1 else ""
+
+
+def _device(precision: Precision) -> str:
+    if precision.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(precision.device)}, {precision.name}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {precision.name}"

@@ -1,0 +1,271 @@
+"""An experiment from its configuration to its run folder: the whole story."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from runner import build
+from runner.config import SettingError, method_nodes, validate
+from runner.data.batches import EvaluationBatches, TrainBatches
+from runner.data.splits import Data
+from runner.description import closing_rows, flat, opening_rows, sizes
+from runner.methods.method import Method
+from runner.run_folder import RunFolder
+from runner.sweep import Job
+from runner.tracking.console import Rows, RunConsole
+from runner.tracking.metrics_log import MetricsLog
+from runner.tracking.provenance import provenance
+from runner.tracking.tracker import Tracker
+from runner.tracking.wandb_run import WandbRun, new_run_id
+from runner.training.checkpoint import load_checkpoint
+from runner.training.evaluation import evaluate
+from runner.training.loop import Diverged, Interrupted, Plan, Trainer
+from runner.training.precision import Precision, choose_device
+
+EVALUATION_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check of a configuration found out on the way."""
+
+    data: Data
+    precision: Precision
+    num_params: int
+    multiply_adds: int
+    methods: dict[str, Method]  # applied to a model without memory; a run makes its own
+    counts: dict[str, int]
+
+
+def check(config: DictConfig) -> Checked:
+    """Everything that can be wrong with a configuration before a run begins. Raises SettingError; writes nothing.
+
+    Puts the stem that was chosen in the place of `model.stem=auto`.
+    """
+    data = build.build_data(config.dataset)
+    build.choose_stem(config.model, data)
+    try:
+        precision = Precision(config.train.precision, choose_device(config.train.device))
+        model, methods, counts, multiply_adds = build.build_meta(config, data)
+        TrainBatches(data, batch_size=config.train.global_batch_size, seed=config.seed, device=torch.device("cpu"))
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    return Checked(data, precision, sum(p.numel() for p in model.parameters()), multiply_adds, methods, counts)
+
+
+def run(config: DictConfig, overrides: list[str], command: list[str], job: Job | None = None) -> str:
+    """Run an experiment; returns "completed", "diverged", "interrupted" or "failed", as its summary.json says.
+
+    Raises SettingError before anything is written; whatever fails later ends in the status "failed", with the
+    error shown, in the folder's error.txt and in its summary.
+    """
+    checked = check(config)
+    folder, checkpoint = _open_folder(config, job, checked.precision.device)
+    folder.write_settings(OmegaConf.to_container(config), overrides)
+    metrics = MetricsLog(folder.metrics)
+    metrics.cut_back(checkpoint["progress"]["step"] if checkpoint else -1)
+    wandb_id = checkpoint["about"]["wandb_id"] if checkpoint else new_run_id(folder.path.name)
+    console = RunConsole()
+    started = time.perf_counter()
+    summary = {
+        "status": "failed",
+        "metrics": {"accuracy": None, "loss": None},
+        "best": {},
+        "model": {"name": config.model.name, "num_params": checked.num_params, "multiply_adds": checked.multiply_adds},
+        "methods": checked.counts,
+        "data": sizes(checked.data),
+        "overrides": [word for word in overrides if not word.startswith("sweep.")],
+        "provenance": provenance(command),
+        "wandb_id": wandb_id,
+        "error": None,
+    }
+    with Tracker(metrics=metrics, wandb=_wandb_run(config, folder, wandb_id, job, console), console=console) as tracker:
+        position = (job.number, job.total) if job else None
+        tracker.start(folder.path.name, _opening(config, checked, folder, checkpoint), job=position)
+        rows = []
+        try:
+            trainer = _prepare(config, checked, folder, checkpoint, wandb_id, tracker)
+            try:
+                trainer.train()
+                summary |= _test(trainer, checked, folder, tracker)
+                summary["status"] = "completed"
+            except Diverged as reason:
+                summary |= {"status": "diverged", "error": str(reason)}
+            except (Interrupted, KeyboardInterrupt):
+                summary["status"] = "interrupted"
+                rows.append(("go on with", f"python -m runner resume={folder.path}"))
+            summary["best"] = trainer.progress.best
+            summary["throughput"] = _throughput(trainer, time.perf_counter() - started)
+        except Exception as error:  # the boundary of a run: recorded, shown, and told to the caller by the status
+            summary["error"] = f"{type(error).__name__}: {error}"
+            folder.error.write_text(traceback.format_exc())
+            tracker.message(traceback.format_exc().rstrip(), "error")
+        folder.write_summary(summary)
+        tracker.finish(
+            summary["status"], [*closing_rows(summary, checked.data, folder.path), *rows], summary=flat(summary)
+        )
+    return summary["status"]
+
+
+def load_run(folder: str | Path, checkpoint: str = "best") -> tuple[torch.nn.Module, DictConfig]:
+    """The trained model of a run folder, on the CPU and ready for evaluation, and the run's configuration.
+
+    `checkpoint` is "best" (chosen on the validation split) or "last". Raises ValueError if the folder holds no run,
+    or no such checkpoint.
+    """
+    folder = RunFolder(Path(folder))
+    if not folder.config.is_file():
+        raise ValueError(f"{folder.path}: no run lies there ({folder.config.name} is missing).")
+    config = validate(OmegaConf.load(folder.config))
+    saved = load_checkpoint(folder.checkpoint(checkpoint))
+    about = saved["about"]
+    model = build.build_model(config.model, num_classes=about["num_classes"])
+    example_input = torch.zeros(2, 3, about["image_size"], about["image_size"])
+    methods = build.build_methods(config)
+    build.apply_methods(methods, model, example_input, config.seed)
+    model.load_state_dict(saved["model"])
+    for name, method in methods.items():
+        method.load_state_dict(saved["methods"][name])
+    return model.eval(), config
+
+
+def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint: dict | None) -> Rows:
+    return opening_rows(
+        config,
+        checked.data,
+        checked.methods,
+        checked.counts,
+        num_params=checked.num_params,
+        multiply_adds=checked.multiply_adds,
+        precision=checked.precision,
+        folder=folder.path,
+        epochs_done=checkpoint["progress"]["epoch"] if checkpoint else None,
+    )
+
+
+def _open_folder(config: DictConfig, job: Job | None, device: torch.device) -> tuple[RunFolder, dict | None]:
+    """A new folder, or the one to resume with its last checkpoint."""
+    if config.resume is not None:
+        folder = RunFolder(Path(config.resume))
+        last = folder.checkpoint("last")
+        try:
+            return folder, load_checkpoint(last, device) if last.is_file() else None
+        except ValueError as error:
+            raise SettingError(f"resume={config.resume}: {error}") from None
+    try:
+        if job is not None:
+            return RunFolder.create(job.folder, job.name), None
+        name = config.name or "-".join([config.dataset.name, config.model.name, *method_nodes(config)])
+        return RunFolder.create(Path(config.paths.outputs) / "runs", name), None
+    except OSError as error:
+        raise SettingError(f"paths.outputs={config.paths.outputs}: no folder can be made there ({error}).") from None
+
+
+def _prepare(
+    config: DictConfig,
+    checked: Checked,
+    folder: RunFolder,
+    checkpoint: dict | None,
+    wandb_id: str,
+    tracker: Tracker,
+) -> Trainer:
+    """Model, surgery, device and memory format, optimizer, in this order; then the trainer over them."""
+    train, data, precision = config.train, checked.data, checked.precision
+    torch.manual_seed(config.seed)
+    _set_backends(train.deterministic)
+    device = precision.device
+    channels_last = train.channels_last if train.channels_last is not None else device.type == "cuda"
+
+    model = build.build_model(config.model, num_classes=data.num_classes)
+    methods = build.build_methods(config)
+    build.apply_methods(methods, model, torch.zeros(2, *data.train.images.shape[1:]), config.seed)
+    model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    optimizer = build.build_optimizer(config.optimizer, model)
+    if train.compile:
+        model.compile()
+
+    placing = {"device": device, "channels_last": channels_last}
+    batches = TrainBatches(data, batch_size=train.global_batch_size, seed=config.seed, **placing)
+    total_steps = train.epochs * len(batches)
+    plan = Plan(
+        epochs=train.epochs,
+        total_steps=min(total_steps, train.max_steps or total_steps),
+        accumulation_steps=train.accumulation_steps,
+        log_every_steps=train.log_every_steps,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+        last=folder.checkpoint("last"),
+        best=folder.checkpoint("best"),
+        about={"wandb_id": wandb_id, "num_classes": data.num_classes, "image_size": data.image_size},
+    )
+    share = build.build_schedule(config.schedule, total_steps=plan.total_steps, steps_per_epoch=len(batches))
+    validation = EvaluationBatches(data.validation, data, batch_size=EVALUATION_BATCH_SIZE, **placing)
+    return Trainer(
+        model,
+        optimizer,
+        share,
+        methods,
+        batches,
+        validation,
+        plan=plan,
+        precision=precision,
+        tracker=tracker,
+        checkpoint=checkpoint,
+    )
+
+
+def _set_backends(deterministic: bool) -> None:
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracker) -> dict:
+    """Evaluate best.pt, chosen on the validation split, on the test split; and the last weights beside it."""
+    data, precision = checked.data, checked.precision
+    channels_last = trainer.validation_batches.memory_format == torch.channels_last
+    batches = EvaluationBatches(
+        data.test, data, batch_size=EVALUATION_BATCH_SIZE, device=precision.device, channels_last=channels_last
+    )
+    last = evaluate(trainer.model, batches, precision)
+    best = load_checkpoint(folder.checkpoint("best"), precision.device)
+    trainer.model.load_state_dict(best["model"])
+    for name, method in trainer.methods.items():
+        method.load_state_dict(best["methods"][name])
+    metrics = evaluate(trainer.model, batches, precision)
+    progress = trainer.progress
+    tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **metrics})
+    return {"metrics": metrics, "last": last}
+
+
+def _throughput(trainer: Trainer, seconds: float) -> dict:
+    progress = trainer.progress
+    throughput = {
+        "images_per_second": progress.trained_images / progress.train_seconds if progress.train_seconds else None,
+        "train_seconds": progress.train_seconds,
+        "seconds": seconds,
+    }
+    if trainer.precision.device.type == "cuda":
+        throughput["peak_memory_gib"] = torch.cuda.max_memory_allocated(trainer.precision.device) / 2**30
+    return throughput
+
+
+def _wandb_run(config: DictConfig, folder: RunFolder, run_id: str, job: Job | None, console: RunConsole) -> WandbRun:
+    settings, methods = config.wandb, list(method_nodes(config))
+    return WandbRun(
+        mode=settings.mode,
+        folder=config.paths.outputs,
+        run_id=run_id,
+        project=settings.project,
+        name=folder.path.name,
+        entity=settings.entity,
+        group=settings.group or (job.folder.name if job else None),
+        tags=[*settings.tags, config.model.name, config.dataset.name, *methods],
+        config={**OmegaConf.to_container(config), "methods": methods},
+        report=lambda text: console.message(text, "warning"),
+    )

@@ -1,0 +1,65 @@
+"""The convolution of normalizer-free networks: scaled weight standardization."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from runner.layers.same_padding import SamePadConv2d
+from runner.layers.standardize import scaled_standardize
+from runner.limits import check
+
+
+class ScaledStdConv2d(SamePadConv2d):
+    """A 2-d convolution with scaled weight standardization (Brock et al. 2021, arXiv 2101.08692).
+
+    For each output filter, with N = in_channels / groups * kernel height * kernel width (the fan-in) and the biased
+    variance over those N elements,
+
+        W_hat = gain * (W - mean) / sqrt(max(var * N, eps)).
+
+    Parameters: `weight`, drawn from N(0, 1 / N); `gain` of shape (out_channels,), 1 at first; `bias`, 0 at first and
+    present unless `bias=False`. `eps` is a floor, so a filter's sum of squares is exactly gain^2 above it.
+
+    `padding` is what `nn.Conv2d` takes, with one addition: "same" may have any stride, and pads as TensorFlow's SAME
+    does (see `SamePadConv2d`). Under autocast the weight is standardized in its own fp32 and cast afterwards.
+    W_hat is computed at each forward, in evaluation too: nothing can go stale.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-4,
+    ) -> None:
+        check("weight_standardization", eps=eps)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(out_channels, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 1 / fan-in) and set the gain to 1 and the bias to 0."""
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if hasattr(self, "gain"):  # not yet there when nn.Conv2d's constructor calls this
+            nn.init.ones_(self.gain)
+
+    def standardized_weight(self) -> Tensor:
+        """The weight the convolution uses, of the shape of `weight`."""
+        return scaled_standardize(self.weight, self.gain, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.standardized_weight(), self.bias)

@@ -1,0 +1,91 @@
+"""The gate of stochastic depth: whether a residual branch is computed, and how it is scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from runner.limits import check
+
+
+class StochasticDepth(nn.Module):
+    """The gate b ~ Bernoulli(1 - p) of a residual branch f (Huang et al. 2016, arXiv 1603.09382).
+
+    `gate(f, x)` returns, with p the `current_rate`,
+
+        training     b * f(x)          rescale="inference"     b * f(x) / (1 - p)    rescale="training"
+        evaluation   (1 - p) * f(x)                            f(x)
+
+    method="block": one b for the mini-batch; at b = 0 the branch is *not computed* and the gate returns None, so
+    batch norms in it keep their statistics, and with gradients set to None its momentum and weight decay rest too.
+    method="sample": one b for each sample (dimension 0); the branch is computed and multiplied.
+
+    `drop_rate` is the final rate; `warm_up` sets the current one. The gate has neither parameters nor buffers.
+    Gates are drawn on the CPU from `generator` (None: torch's global one), so drawing never waits for a GPU and gives
+    the same on every device; at p = 0 nothing is drawn. Of several processes with equal generators each draws for
+    all `world_size` and takes the part of its `rank`, so that they differ and yet stay in step.
+
+    ValueError for a drop rate outside [0, 1) and an unknown method or rescale.
+    """
+
+    def __init__(
+        self,
+        drop_rate: float,
+        *,
+        method: str = "block",
+        rescale: str = "inference",
+        generator: torch.Generator | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        check("stochastic_depth", drop_rate=drop_rate, stochastic_method=method, rescale=rescale)
+        self.drop_rate = drop_rate
+        self.current_rate = drop_rate
+        self.method = method
+        self.rescale = rescale
+        self.generator = generator
+        self.rank = rank
+        self.world_size = world_size
+
+    def warm_up(self, share: float) -> None:
+        """Set the current rate to `share` (0 to 1) of the final one."""
+        self.current_rate = share * self.drop_rate
+
+    def forward(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+        if self.training:
+            return self._forward_training(branch, x)
+        out = branch(x)
+        return out * (1 - self.current_rate) if self.rescale == "inference" and self.current_rate > 0 else out
+
+    # Not traced: a compiled model would fix the gates and the rate. The branch itself is still compiled.
+    @torch.compiler.disable(recursive=False)
+    def _forward_training(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+        rate = self.current_rate
+        if rate == 0:
+            return branch(x)
+        if self.method == "block":
+            if not self._draw(1).item():
+                return None
+            out = branch(x)
+        else:
+            out = branch(x)
+            out = out * self._sample_mask(out)
+        return out / (1 - rate) if self.rescale == "training" else out
+
+    @torch.compiler.disable
+    def _draw(self, num_gates: int) -> Tensor:
+        """True for each of `num_gates` gates that stays open; on the CPU."""
+        uniform = torch.rand(self.world_size, num_gates, generator=self.generator, device="cpu")
+        return uniform[self.rank] >= self.current_rate
+
+    @torch.compiler.disable
+    def _sample_mask(self, out: Tensor) -> Tensor:
+        """The gates of the samples of `out`, in its dtype and on its device, to be multiplied with it."""
+        open_gates = self._draw(len(out)).view(-1, *[1] * (out.dim() - 1))
+        return open_gates.to(out.dtype).to(out.device, non_blocking=True)
+
+    def extra_repr(self) -> str:
+        return f"drop_rate={self.drop_rate:.4g}, method={self.method}, rescale={self.rescale}"

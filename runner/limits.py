@@ -1,0 +1,120 @@
+"""The range of every setting, in one place that needs no torch.
+
+The command line checks a configuration against this table before torch is imported; the functions of the
+library check their arguments against the same rows. So both give the same answer, in the same words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers; `None` leaves an end open to infinity, `above` and `below` exclude their end."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return (
+            value == value  # a NaN lies in no interval
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = f"[{self.at_least}" if self.at_least is not None else f"({'-inf' if self.above is None else self.above}"
+        high = f"{self.at_most}]" if self.at_most is not None else f"{'inf' if self.below is None else self.below})"
+        return f"it must lie in {low}, {high}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few words."""
+
+    choices: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.choices
+
+    def __str__(self) -> str:
+        return f"it must be one of {', '.join(self.choices)}"
+
+
+POSITIVE = Range(above=0)
+NOT_NEGATIVE = Range(at_least=0)
+COUNT = Range(at_least=1)
+
+LIMITS: dict[str, dict[str, Range | OneOf]] = {
+    "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
+    "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
+    "groupnorm": {"num_groups": COUNT},
+    "weight_standardization": {"n_last_layers_ignore": NOT_NEGATIVE, "eps": NOT_NEGATIVE},
+    "stochastic_depth": {
+        "drop_rate": Range(at_least=0, below=1),
+        "drop_warmup": Range(at_least=0, at_most=1),
+        "drop_distribution": OneOf(("linear", "uniform")),
+        "stochastic_method": OneOf(("block", "sample")),
+        "rescale": OneOf(("inference", "training")),
+    },
+    "label_smoothing": {"smoothing": Range(at_least=0, below=1)},
+    "model": {
+        "stem": OneOf(("auto", "imagenet", "strided", "small")),
+        "alpha": POSITIVE,
+        "dropout": Range(at_least=0, below=1),
+        "activation": OneOf(("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")),
+    },
+    "optimizer": {
+        "lr": POSITIVE,
+        "momentum": Range(at_least=0, below=1),
+        "beta1": Range(at_least=0, below=1),
+        "beta2": Range(at_least=0, below=1),
+        "eps": POSITIVE,
+        "weight_decay": NOT_NEGATIVE,
+    },
+    "schedule": {
+        "warmup_epochs": NOT_NEGATIVE,
+        "final_lr_share": Range(at_least=0, at_most=1),
+        "gamma": Range(above=0, at_most=1),
+    },
+    "dataset": {
+        "image_size": Range(at_least=8),
+        "crop_padding": NOT_NEGATIVE,
+        "num_classes": Range(at_least=2),
+        "num_images": Range(at_least=8),
+    },
+    "train": {
+        "epochs": COUNT,
+        "max_steps": COUNT,
+        "global_batch_size": COUNT,
+        "accumulation_steps": COUNT,
+        "log_every_steps": COUNT,
+        "checkpoint_every_steps": COUNT,
+        "precision": OneOf(("auto", "fp32", "bf16", "fp16")),
+        "device": OneOf(("auto", "cpu", "cuda")),
+    },
+    "wandb": {"mode": OneOf(("offline", "online", "disabled"))},
+}
+
+
+def check(node: str, **settings: object) -> None:
+    """Raise a ValueError that names the first of `settings` outside its range; `None` counts as not set."""
+    for key, value in settings.items():
+        limit = LIMITS.get(node, {}).get(key)
+        if limit is not None and value is not None and value not in limit:
+            hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
+            raise ValueError(f"{node}.{key}={value}: {limit}.{hint}".rstrip())
+
+
+def did_you_mean(word: str, choices: object) -> str:
+    """`Did you mean x?` for the nearest of `choices`, or an empty string."""
+    near = get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else ""

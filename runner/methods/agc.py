@@ -1,0 +1,189 @@
+"""Adaptive gradient clipping: each unit's gradient is held to a share of its weights' norm (arXiv 2102.06171)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from runner.layers.classifier import find_classifier
+from runner.limits import check, did_you_mean
+from runner.methods.method import Method
+from runner.surgery import nothing_to_change
+
+
+def unitwise_norm(tensor: Tensor) -> Tensor:
+    """The L2 norm of each unit of a parameter or a gradient, shaped to broadcast against it.
+
+    A scalar or a vector is one unit and gives a 0-dim tensor; so does a tensor with at most one dimension above 1, such
+    as a gain of shape (C, 1, 1, 1), as in the authors' code. In any other tensor each `tensor[i]` is a unit, an output
+    filter or an output row, and the result has shape (out, 1, ..., 1). Norms of fp16 and bf16 tensors are fp32.
+    """
+    if _is_one_unit(tensor):
+        return torch.linalg.vector_norm(tensor, dtype=_norm_dtype(tensor))
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True, dtype=_norm_dtype(tensor))
+
+
+@torch.no_grad()
+def adaptive_clip_grad_(
+    parameters: nn.Module | Tensor | Iterable[Tensor | tuple[str, Tensor]],
+    *,
+    clip: float = 0.01,
+    eps: float = 1e-3,
+    exclude: Iterable[str | Tensor] = (),
+    granularity: str = "unit",
+) -> dict[str, Tensor]:
+    """Clip gradients in place, unit by unit, relative to the weights (Brock et al. 2021, arXiv 2102.06171).
+
+    For each unit i with |G_i| / max(|W_i|, eps) > clip:
+
+        G_i <- clip * max(|W_i|, eps) * G_i / max(|G_i|, 1e-6).
+
+    `granularity="unit"` takes the units of `unitwise_norm`; "layer" takes each tensor as one unit.
+
+    `parameters` is a model, a tensor, or an iterable of tensors or of (name, tensor) pairs. In a model the weight of
+    its classifier is left out (see `find_classifier`), and its bias is not. `exclude` leaves out more: parameters, or
+    names of parameters or of modules; where a model's classifier cannot be told, it has to be given here. Parameters
+    without a gradient are passed over and shared ones clipped once. A transposed convolution's weight is taken as it
+    lies, so that its units are its input channels.
+
+    A unit with a NaN is left as it is, and an infinity becomes a NaN: neither turns finite, and other units are not
+    touched by them.
+
+    Returns "clipped_share", the share of the units that were clipped, and "largest_ratio", the largest
+    |G_i| / max(|W_i|, eps) before clipping: 0-dim tensors on the parameters' device, for which nothing is waited.
+
+    Raises ValueError for an unknown name in `exclude`, a sparse gradient, and a classifier that cannot be told.
+    """
+    check("agc", clip=clip, eps=eps, granularity=granularity)
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for name, parameter in _clipped_parameters(parameters, exclude):
+        if parameter.grad is None:
+            continue
+        if parameter.grad.layout is not torch.strided:
+            raise ValueError(
+                f"{name or 'a parameter'} of shape {tuple(parameter.shape)} has a sparse gradient, which adaptive "
+                f"gradient clipping does not take: use a dense one (sparse=False), or name it in exclude=[...]"
+            )
+        groups[parameter.device, _norm_dtype(parameter)].append(parameter)
+    if not groups:
+        return {"clipped_share": torch.zeros(()), "largest_ratio": torch.zeros(())}
+    counts = [_clip_group(group, clip, eps, granularity) for group in groups.values()]
+    device = counts[0][0].device
+    num_units = sum(number for _, _, number in counts)
+    return {
+        "clipped_share": torch.stack([clipped.to(device) for clipped, _, _ in counts]).sum() / num_units,
+        "largest_ratio": torch.stack([ratio.to(device) for _, ratio, _ in counts]).amax(),
+    }
+
+
+class AdaptiveGradientClipping(Method):
+    """Adaptive gradient clipping of all parameters but the classifier's weight and those in `exclude`.
+
+    The parameters are looked up once for each model, after all surgery.
+    """
+
+    counted = "clipped parameter tensors"
+
+    def __init__(
+        self, *, clip: float = 0.01, eps: float = 1e-3, granularity: str = "unit", exclude: Sequence[str] = ()
+    ) -> None:
+        check("agc", clip=clip, eps=eps, granularity=granularity)
+        self.clip = clip
+        self.eps = eps
+        self.granularity = granularity
+        self.exclude = tuple(exclude)
+        self._model: nn.Module | None = None
+        self._parameters: list[tuple[str, Tensor]] = []
+
+    def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
+        """Change no module; return the number of parameter tensors that will be clipped."""
+        number = sum(parameter.requires_grad for _, parameter in _clipped_parameters(model, self.exclude))
+        if number == 0:
+            raise nothing_to_change(model, "parameters to train beside the classifier's weight and those in exclude")
+        return number
+
+    def transform_gradients(self, model: nn.Module) -> Mapping[str, Tensor]:
+        if self._model is not model:
+            self._model, self._parameters = model, _clipped_parameters(model, self.exclude)
+        return adaptive_clip_grad_(self._parameters, clip=self.clip, eps=self.eps, granularity=self.granularity)
+
+
+def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granularity: str) -> tuple[Tensor, Tensor, int]:
+    """Clip parameters of one device and one dtype of norms: the units clipped, the largest ratio, the units in all.
+
+    The norms of all units go into one vector, so that the arithmetic on them is a few calls for the whole group.
+    """
+    split: list[Tensor] = []
+    whole: list[Tensor] = []
+    for parameter in parameters:
+        (whole if granularity == "layer" or _is_one_unit(parameter) else split).append(parameter)
+    weight_norm = _norms(split, whole).clamp_(min=eps)
+    grad_norm = _norms([p.grad for p in split], [p.grad for p in whole])
+    max_norm = weight_norm * clip
+    is_clipped = grad_norm > max_norm
+    factor = torch.where(is_clipped, max_norm / grad_norm.clamp(min=1e-6), 1.0)
+    *split_factors, whole_factors = factor.split([*(p.shape[0] for p in split), len(whole)])
+    factors = [f.view(-1, *(1,) * (p.ndim - 1)) for f, p in zip(split_factors, split, strict=True)]
+    torch._foreach_mul_([p.grad for p in split + whole], [*factors, *whole_factors.unbind()])
+    return is_clipped.sum(), (grad_norm / weight_norm).amax(), factor.numel()
+
+
+def _norms(split: Sequence[Tensor], whole: Sequence[Tensor]) -> Tensor:
+    """The norms of the units of `split`, then those of the tensors in `whole`, in one vector."""
+    norms = [unitwise_norm(tensor).flatten() for tensor in split]
+    if whole:
+        norms.append(torch.stack(torch._foreach_norm(whole, 2, dtype=_norm_dtype(whole[0]))))
+    return torch.cat(norms)
+
+
+def _clipped_parameters(
+    parameters: nn.Module | Tensor | Iterable[Tensor | tuple[str, Tensor]], exclude: Iterable[str | Tensor]
+) -> list[tuple[str, Tensor]]:
+    """(name, parameter) of each parameter that is to be clipped, once; the name is empty where none is known."""
+    exclude = (exclude,) if isinstance(exclude, (str, Tensor)) else tuple(exclude)
+    left_out = {id(entry) for entry in exclude if isinstance(entry, Tensor)}
+    if isinstance(parameters, nn.Module):
+        named = list(parameters.named_parameters(remove_duplicate=False))
+        left_out |= _classifier_weight(parameters, required=not exclude)
+    else:
+        entries = [parameters] if isinstance(parameters, Tensor) else parameters
+        named = [("", entry) if isinstance(entry, Tensor) else entry for entry in entries]
+    for entry in exclude:
+        if isinstance(entry, str):
+            left_out |= _called(entry, named)
+    unique: dict[int, tuple[str, Tensor]] = {}
+    for name, parameter in named:
+        unique.setdefault(id(parameter), (name, parameter))
+    return [entry for key, entry in unique.items() if key not in left_out]
+
+
+def _classifier_weight(model: nn.Module, required: bool) -> set[int]:
+    """The ids of the classifier's parameters beside its bias: one, unless its weight is parametrized."""
+    try:
+        classifier = find_classifier(model)
+    except ValueError:
+        if required:
+            raise
+        return set()
+    return {id(parameter) for name, parameter in classifier.named_parameters() if name != "bias"}
+
+
+def _called(name: str, named: Sequence[tuple[str, Tensor]]) -> set[int]:
+    """The ids of the parameters called `name`, or inside the module called so."""
+    found = {id(parameter) for full, parameter in named if full == name or full.startswith(f"{name}.")}
+    if not found:
+        names = [full for full, _ in named if full]
+        hint = did_you_mean(name, names) if names else "Names need a model, or (name, tensor) pairs."
+        raise ValueError(f"agc.exclude: no parameter or module is called {name!r}. {hint}".rstrip())
+    return found
+
+
+def _is_one_unit(tensor: Tensor) -> bool:
+    return sum(size != 1 for size in tensor.shape) <= 1
+
+
+def _norm_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

@@ -1,0 +1,24 @@
+"""Label smoothing (arXiv 1512.00567)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from runner.limits import check
+from runner.methods.method import Method
+
+
+class LabelSmoothing(Method):
+    """A share `smoothing` of each label is spread evenly over all K classes (Szegedy et al. 2016, arXiv 1512.00567).
+
+    With p the softmax of the logits and y the label, the loss of one image is
+
+        (1 - smoothing) * -log p_y + smoothing * mean_k(-log p_k).
+    """
+
+    def __init__(self, *, smoothing: float = 0.1) -> None:
+        check("label_smoothing", smoothing=smoothing)
+        self.smoothing = smoothing
+
+    def loss_options(self) -> Mapping[str, float]:
+        return {"label_smoothing": self.smoothing}

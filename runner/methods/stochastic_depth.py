@@ -1,0 +1,267 @@
+"""Stochastic depth: residual blocks are dropped at random while training (Huang et al. 2016, arXiv 1603.09382)."""
+
+from __future__ import annotations
+
+import copyreg
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from runner.layers.stochastic_depth import StochasticDepth
+from runner.limits import check, did_you_mean
+from runner.methods.method import Method
+
+ALIASES = {"ResNetBottleneck": "Bottleneck"}  # the name by which Composer's users know torchvision's class
+
+
+class StochasticDepthMethod(Method):
+    """`apply_stochastic_depth` in a run, with one generator for all gates and a warm-up of the drop rates.
+
+    `drop_warmup`: share of training over which the current rates grow linearly from 0; they reach their final value
+    at progress == drop_warmup. Between `apply` and the first `on_step` the rates are the final ones, so a model that
+    is only loaded is evaluated with them.
+    `use_same_gpu_seed` (block mode): all processes drop the same blocks; otherwise, and always for samples, each
+    process draws its own part of what the common generator gives. The seed must be the same in all processes.
+    """
+
+    order = 40
+    counted = "residual blocks"
+
+    def __init__(
+        self,
+        *,
+        drop_rate: float = 0.2,
+        drop_distribution: str = "linear",
+        stochastic_method: str = "block",
+        rescale: str = "inference",
+        drop_warmup: float = 0.0,
+        target_layer_name: str | None = None,
+        use_same_gpu_seed: bool = True,
+    ) -> None:
+        self.settings = {
+            "drop_rate": drop_rate,
+            "drop_distribution": drop_distribution,
+            "stochastic_method": stochastic_method,
+            "rescale": rescale,
+            "target_layer_name": target_layer_name,
+        }
+        check("stochastic_depth", **self.settings, drop_warmup=drop_warmup)
+        self.drop_warmup = drop_warmup
+        self.differs_by_rank = stochastic_method == "sample" or not use_same_gpu_seed
+        self.generator = torch.Generator()
+        self.gates: list[StochasticDepth] = []
+        self.progress: float | None = None
+
+    def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
+        self.generator.manual_seed(seed)
+        num_blocks = apply_stochastic_depth(model, **self.settings, generator=self.generator)
+        self.gates = _gates(model)
+        if self.differs_by_rank and torch.distributed.is_available() and torch.distributed.is_initialized():
+            for gate in self.gates:
+                gate.rank, gate.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return num_blocks
+
+    def on_step(self, progress: float) -> None:
+        """Set the current rates; to be called before the forward pass of the step."""
+        self.progress = progress
+        self._set_rates(self.gates)
+
+    def before_evaluation(self, model: nn.Module) -> None:
+        """Bring the rates of `model` up to date: it may be an averaged copy of the model that `apply` changed."""
+        self._set_rates(_gates(model))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"generator": self.generator.get_state()}
+        if self.progress is not None:
+            state["progress"] = torch.tensor(self.progress, dtype=torch.float64)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        self.progress = state["progress"].item() if "progress" in state else None
+        self._set_rates(self.gates)
+
+    def _set_rates(self, gates: list[StochasticDepth]) -> None:
+        warm = self.progress is None or self.progress >= self.drop_warmup
+        for gate in gates:
+            gate.warm_up(1.0 if warm else self.progress / self.drop_warmup)
+
+
+def apply_stochastic_depth(
+    model: nn.Module,
+    *,
+    drop_rate: float = 0.2,
+    drop_distribution: str = "linear",
+    stochastic_method: str = "block",
+    rescale: str = "inference",
+    target_layer_name: str | None = None,
+    generator: torch.Generator | None = None,
+) -> int:
+    """Put a gate (`runner.layers.stochastic_depth.StochasticDepth`) into each residual block; return their number.
+
+    The rate of block l of L, counted in the order of registration (in the models here that of execution):
+
+        drop_distribution="linear"     drop_rate * l / L, l = 1..L
+        drop_distribution="uniform"    drop_rate
+
+    `stochastic_method`: "block" draws one gate for the mini-batch and does not compute a dropped branch, "sample"
+    draws one for each sample. `rescale`: "inference" multiplies branches by 1 - rate in evaluation, "training"
+    divides kept branches by it in training. `generator`: a CPU generator for all gates; None is torch's global one.
+
+    Which blocks: those of torchvision's `BasicBlock` and `Bottleneck` (and of subclasses that keep their `forward`),
+    where the ReLU after the sum and the convolution of the shortcut always act; and those with an attribute
+    `stochastic_depth` that is None or a gate, as `NFResBlock`, which call it themselves.
+
+    `target_layer_name` restricts them to the blocks of that class name. A class that is neither of the above may be
+    named too: it is *assumed* to compute F(x) = x + f(x) from its first argument. A dropped block then returns x, and
+    scaling gives x + s * (F(x) - x), which is exact for that form, and with a ReLU after the sum only where x >= 0 and
+    s = 0 or 1; and not to change x in place. Blocks whose output has not the input's shape are never dropped nor
+    scaled: to see that, the first forward runs the block once more, in eval mode and without gradients.
+
+    Blocks change their class in place: parameters, state-dict keys, hooks and class names stay. Applying it again
+    gives the blocks new gates. With `zero_grad(set_to_none=True)`, torch's default, the parameters of a dropped block
+    have no gradient, so the optimizer passes over them: their momentum and weight decay rest for that step.
+
+    ValueError for a setting out of its range, an unknown class name, and a model without residual blocks.
+    """
+    check(
+        "stochastic_depth",
+        drop_rate=drop_rate,
+        drop_distribution=drop_distribution,
+        stochastic_method=stochastic_method,
+        rescale=rescale,
+    )
+    blocks = _residual_blocks(model, target_layer_name)
+    for index, block in enumerate(blocks, start=1):
+        if not _calls_its_gate(block):
+            block.__class__ = _gated_class(type(block))
+        rate = drop_rate * index / len(blocks) if drop_distribution == "linear" else drop_rate
+        gate = StochasticDepth(rate, method=stochastic_method, rescale=rescale, generator=generator)
+        block.stochastic_depth = gate.train(block.training)
+    return len(blocks)
+
+
+def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn.Module]:
+    if target_layer_name is None:
+        blocks = [module for module in model.modules() if _calls_its_gate(module) or _is_torchvision(type(module))]
+        if not blocks:
+            raise ValueError(
+                "stochastic_depth: the model has no residual block: looked for torchvision's BasicBlock and Bottleneck "
+                "and for modules with an attribute stochastic_depth. Name the class of its blocks with "
+                f"stochastic_depth.target_layer_name; found: {', '.join(_composites(model)) or 'none'}."
+            )
+        return blocks
+    names = {type(module).__name__ for module in model.modules()}
+    name = target_layer_name if target_layer_name in names else ALIASES.get(target_layer_name, target_layer_name)
+    blocks = [module for module in model.modules() if type(module).__name__ == name]
+    if not blocks:
+        found = _composites(model)
+        raise ValueError(
+            f"stochastic_depth.target_layer_name={target_layer_name}: the model has no block of that class; "
+            f"found: {', '.join(found) or 'none'}. {did_you_mean(target_layer_name, found)}".rstrip()
+        )
+    return blocks
+
+
+def _composites(model: nn.Module) -> list[str]:
+    """The names of the classes of modules made of others, as blocks are."""
+    modules = [module for module in model.modules() if module is not model and next(module.children(), None)]
+    return sorted({type(module).__name__ for module in modules} - {"Sequential", "ModuleList", "ModuleDict"})
+
+
+def _gates(model: nn.Module) -> list[StochasticDepth]:
+    return [module for module in model.modules() if isinstance(module, StochasticDepth)]
+
+
+def _calls_its_gate(module: nn.Module) -> bool:
+    return hasattr(module, "stochastic_depth") and isinstance(module.stochastic_depth, StochasticDepth | None)
+
+
+def _is_torchvision(block_class: type[nn.Module]) -> bool:
+    return block_class.forward in (BasicBlock.forward, Bottleneck.forward)
+
+
+@cache
+def _gated_class(block_class: type[nn.Module]) -> type[nn.Module]:
+    """The class of the same name and with the same attributes whose `forward` asks the gate."""
+    if block_class.forward is BasicBlock.forward:
+        forward = _GatedBasicBlock
+    elif block_class.forward is Bottleneck.forward:
+        forward = _GatedBottleneck
+    else:
+        forward = _GatedBlock
+    names = {"__module__": block_class.__module__, "__qualname__": block_class.__qualname__}
+    return type(block_class.__name__, (forward, block_class), names | {"_ungated_class": block_class})
+
+
+def _new_gated_block(block_class: type[nn.Module]) -> nn.Module:
+    return copyreg.__newobj__(_gated_class(block_class))
+
+
+class _Gated:
+    """What a block's own class is mixed with; found again by its original class when unpickled or copied."""
+
+    stochastic_depth: StochasticDepth
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        _, _, *state = super().__reduce_ex__(max(protocol, 2))
+        return _new_gated_block, (self._ungated_class,), *state
+
+
+class _GatedTorchvisionBlock(_Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.stochastic_depth(self.residual_branch, x)
+        identity = x if self.downsample is None else self.downsample(x)
+        if out is None:
+            return self.relu(identity.clone())  # the ReLU is in place and x belongs to the block before
+        out += identity
+        return self.relu(out)
+
+
+class _GatedBasicBlock(_GatedTorchvisionBlock):
+    def residual_branch(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(out))
+
+
+class _GatedBottleneck(_GatedTorchvisionBlock):
+    def residual_branch(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.bn3(self.conv3(out))
+
+
+class _GatedBlock(_Gated):
+    """A block of another class, taken for F(x) = x + f(x): the gate's branch is F(x) - x."""
+
+    _keeps_shape: bool | None = None
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if self._keeps_shape is None:
+            self._keeps_shape = self._find_out_shape(x, *args, **kwargs) == x.shape
+        if not self._keeps_shape:
+            return super().forward(x, *args, **kwargs)
+        change = self.stochastic_depth(lambda x: self._change(x, *args, **kwargs), x)
+        return x if change is None else x + change
+
+    def _change(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return super().forward(x, *args, **kwargs) - x
+
+    @torch.compiler.disable
+    def _find_out_shape(self, x: Tensor, *args: object, **kwargs: object) -> torch.Size:
+        """The shape of F(x), without a trace in batch norms, gradients and random states."""
+        was_training = {module: module.training for module in self.modules()}
+        self.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            out = super().forward(x, *args, **kwargs)
+        for module, training in was_training.items():
+            module.training = training
+        if not isinstance(out, Tensor):
+            name, kind = type(self).__name__, type(out).__name__
+            raise ValueError(
+                f"stochastic_depth.target_layer_name={name}: the block returns a {kind}, not x + f(x); "
+                "name another class, or give the class an attribute stochastic_depth and let its forward call it."
+            )
+        return out.shape

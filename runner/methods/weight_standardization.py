@@ -1,0 +1,217 @@
+"""Weight standardization: convolutions whose output filters have mean zero and variance one (arXiv 1903.10520)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from runner.layers.same_padding import SamePadConv2d
+from runner.layers.scaled_std_conv import ScaledStdConv2d
+from runner.layers.standardize import standardize
+from runner.limits import check, did_you_mean
+from runner.methods.execution_order import execution_order
+from runner.methods.method import Method
+from runner.surgery import nothing_to_change, replace_modules
+
+
+class _StdConv:
+    """What `StdConv1d`, `StdConv2d` and `StdConv3d` share; stands before the torch class among their bases."""
+
+    def __init__(self, *args, eps: float = 1e-5, **kwargs) -> None:
+        check("weight_standardization", eps=eps)
+        super().__init__(*args, **kwargs)
+        self.eps = eps
+
+    def standardized_weight(self) -> Tensor:
+        """The weight the convolution uses, of the shape of `weight`."""
+        return standardize(self.weight, self.eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.standardized_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, eps={self.eps}"
+
+
+class StdConv1d(_StdConv, nn.Conv1d):
+    """`StdConv2d` in one dimension."""
+
+
+class StdConv2d(_StdConv, nn.Conv2d):
+    """`nn.Conv2d` with weight standardization (Qiao et al. 2019, arXiv 1903.10520).
+
+    For each output filter, with mean and biased variance over (in_channels / groups, *kernel_size),
+
+        W_hat = (W - mean) / sqrt(var + eps).
+
+    Arguments, parameters and state-dict keys are those of `nn.Conv2d`, beside `eps`. Under autocast the weight is
+    standardized in its own fp32 and cast afterwards.
+
+    W_hat is computed at each forward, in evaluation too. A kept copy could go stale unnoticed, since fused optimizers
+    and writes through `.data` leave no trace on a tensor; `fold_weight_standardization` takes the cost away where the
+    weights are final.
+    """
+
+
+class StdConv3d(_StdConv, nn.Conv3d):
+    """`StdConv2d` in three dimensions."""
+
+
+_STANDARDIZED = {nn.Conv1d: StdConv1d, nn.Conv2d: StdConv2d, nn.Conv3d: StdConv3d}
+_PLAIN = {standardized: plain for plain, standardized in _STANDARDIZED.items()}
+
+
+def apply_weight_standardization(
+    model: nn.Module,
+    *,
+    n_last_layers_ignore: int = 0,
+    example_input: Tensor | None = None,
+    eps: float = 1e-5,
+    ignore: Iterable[str] = (),
+) -> int:
+    """Standardize the weights of the model's convolutions, in place, and return how many were changed.
+
+    `nn.Conv1d/2d/3d` become `StdConv1d/2d/3d` and keep their names and Parameter objects. Convolutions that are
+    standardized already, scaled ones (`ScaledStdConv2d`) among them, stay as they are, and so do transposed ones.
+
+    `n_last_layers_ignore` leaves out the last convolutions in order of execution, which one run of the model on
+    `example_input` finds. Every convolution counts, whatever its class and whether or not `ignore` names it, so that
+    a second call changes nothing. One that runs several times counts at its last run; one that does not run in
+    evaluation comes before all others. `ignore` names modules, with all they contain, to leave out.
+
+    Raises ValueError if there is nothing to standardize; if `n_last_layers_ignore` leaves nothing over or comes without
+    `example_input`; for an unknown name in `ignore`; and for a subclass of a torch convolution, which may compute
+    something else: name it in `ignore`.
+    """
+    check("weight_standardization", n_last_layers_ignore=n_last_layers_ignore, eps=eps)
+    convolutions = {name: module for name, module in model.named_modules() if _is_convolution(module)}
+    if all(isinstance(module, ScaledStdConv2d) for module in convolutions.values()):
+        if convolutions:
+            raise ValueError(
+                f"the {type(model).__name__}'s convolutions have scaled weight standardization already: "
+                f"leave weight_standardization out, or choose a model without it"
+            )
+        raise nothing_to_change(model, "convolutions (nn.Conv1d, nn.Conv2d, nn.Conv3d)")
+
+    left_out = set(_last_executed(model, list(convolutions.values()), n_last_layers_ignore, example_input))
+    left_out |= _inside(model, (ignore,) if isinstance(ignore, str) else ignore)
+    chosen = {name: module for name, module in convolutions.items() if module not in left_out}
+    if not chosen:
+        raise nothing_to_change(model, f"convolutions beside the {len(convolutions)} that are left out")
+    for name, module in chosen.items():
+        if not (type(module) in _STANDARDIZED or isinstance(module, (_StdConv, ScaledStdConv2d))):
+            raise ValueError(
+                f"{name} is a {type(module).__module__}.{type(module).__name__}, which may compute something else "
+                f"than its torch base: name it in ignore=[...] to leave it as it is"
+            )
+    to_change = {module for module in chosen.values() if type(module) in _STANDARDIZED}
+    return replace_modules(
+        model, lambda module: module in to_change, lambda module: _rebuild(module, _STANDARDIZED[type(module)], eps=eps)
+    )
+
+
+def fold_weight_standardization(model: nn.Module) -> int:
+    """Put plain convolutions with the standardized weights in place, and return how many layers were changed.
+
+    The model computes the same as before, at the cost of plain convolutions; it should not be trained further. The
+    folded weights are new Parameters; biases stay the same objects. A gain (`ScaledStdConv2d`) goes into the weight.
+    The outcome is `nn.Conv1d/2d/3d`, save where TensorFlow's SAME padding is uneven or depends on the size of the
+    input (a stride, or an even kernel): that takes `SamePadConv2d`, a plain convolution with the same keys.
+
+    Raises ValueError if no layer has standardized weights.
+    """
+    folded: list[tuple[nn.Module, nn.Module]] = []
+
+    def fold(layer: nn.Module) -> nn.Module:
+        plain = _plain_form(layer)
+        folded.append((layer, plain))
+        return plain
+
+    changed = replace_modules(model, lambda module: isinstance(module, (_StdConv, ScaledStdConv2d)), fold)
+    if not changed:
+        raise nothing_to_change(model, "convolutions with standardized weights (StdConv1d/2d/3d, ScaledStdConv2d)")
+    for layer, plain in folded:
+        plain.weight = nn.Parameter(layer.standardized_weight().detach(), requires_grad=layer.weight.requires_grad)
+    return changed
+
+
+class WeightStandardization(Method):
+    """Weight standardization of all convolutions but the last `n_last_layers_ignore`."""
+
+    order = 30
+    counted = "convolutions"
+
+    def __init__(self, *, n_last_layers_ignore: int = 0, eps: float = 1e-5) -> None:
+        check("weight_standardization", n_last_layers_ignore=n_last_layers_ignore, eps=eps)
+        self.n_last_layers_ignore = n_last_layers_ignore
+        self.eps = eps
+
+    def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
+        return apply_weight_standardization(
+            model, n_last_layers_ignore=self.n_last_layers_ignore, example_input=example_input, eps=self.eps
+        )
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, tuple(_STANDARDIZED))
+
+
+def _last_executed(
+    model: nn.Module, convolutions: list[nn.Module], number: int, example_input: Tensor | None
+) -> list[nn.Module]:
+    """The last `number` of `convolutions` in order of execution."""
+    if number == 0:
+        return []
+    if number >= len(convolutions):
+        raise ValueError(
+            f"weight_standardization.n_last_layers_ignore={number}: the {type(model).__name__} has "
+            f"{len(convolutions)} convolutions, so none would be standardized; it must be less"
+        )
+    if example_input is None:
+        raise ValueError(
+            f"weight_standardization.n_last_layers_ignore={number} needs example_input, a batch on the model's device: "
+            f"the order of the layers is that of their execution"
+        )
+    return execution_order(model, convolutions, example_input)[-number:]
+
+
+def _inside(model: nn.Module, names: Iterable[str]) -> set[nn.Module]:
+    """The modules called `names` and all they contain."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    inside: set[nn.Module] = set()
+    for name in names:
+        if name not in modules:
+            hint = did_you_mean(name, modules)
+            raise ValueError(f"ignore: the {type(model).__name__} has no module {name!r}. {hint}".rstrip())
+        inside.update(modules[name].modules())
+    return inside
+
+
+def _plain_form(layer: nn.Module) -> nn.Module:
+    """`layer` without standardization, on the meta device."""
+    if isinstance(layer, _StdConv):
+        return _rebuild(layer, _PLAIN[type(layer)])
+    if layer.padding != "same":
+        return _rebuild(layer, nn.Conv2d)
+    spans = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if all(span == 0 or (stride == 1 and span % 2 == 0) for span, stride in zip(spans, layer.stride, strict=True)):
+        return _rebuild(layer, nn.Conv2d, padding=tuple(span // 2 for span in spans))
+    return _rebuild(layer, SamePadConv2d)
+
+
+def _rebuild(conv: nn.Module, convolution_class: type[nn.Module], **changes: object) -> nn.Module:
+    """A `convolution_class` of the shape of `conv`, on the meta device: it is to take over parameters."""
+    settings = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": conv.kernel_size,
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+        "padding_mode": conv.padding_mode,
+        "device": "meta",
+    }
+    return convolution_class(**settings | changes)

@@ -1,0 +1,61 @@
+"""torchvision's residual networks (He et al. 2015, arXiv 1512.03385) with a choice of stem."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from runner.layers.stem import stem_named
+
+
+def _resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: list[int],
+    num_classes: int,
+    stem: str,
+    zero_init_residual: bool,
+) -> ResNet:
+    chosen = stem_named(stem)
+    model = ResNet(block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
+    if stem != "imagenet":
+        model.conv1 = nn.Conv2d(
+            3,
+            model.conv1.out_channels,
+            kernel_size=chosen.kernel_size,
+            stride=chosen.stride,
+            padding=chosen.kernel_size // 2,
+            bias=False,
+        )
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model
+
+
+def resnet18(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+    """ResNet-18: torchvision's model and state-dict keys.
+
+    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2; torchvision's), "strided" (3x3 stride 2, no pool) or
+    "small" (3x3 stride 1, no pool). `zero_init_residual` starts the last batch norm of each branch at weight 0.
+    Convolutions are drawn from N(0, 2 / fan-out), whichever the stem. ValueError for another stem.
+    """
+    return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, stem, zero_init_residual)
+
+
+def resnet34(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+    """ResNet-34; see `resnet18`."""
+    return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, stem, zero_init_residual)
+
+
+def resnet50(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+    """ResNet-50, with the stride in the 3x3 convolution as torchvision has it; see `resnet18`."""
+    return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, stem, zero_init_residual)
+
+
+def resnet101(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+    """ResNet-101; see `resnet50`."""
+    return _resnet(Bottleneck, [3, 4, 23, 3], num_classes, stem, zero_init_residual)
+
+
+def resnet152(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+    """ResNet-152; see `resnet50`."""
+    return _resnet(Bottleneck, [3, 8, 36, 3], num_classes, stem, zero_init_residual)

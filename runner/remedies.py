@@ -1,0 +1,113 @@
+"""From an override that Hydra cannot compose to a message with the key, the value and the remedy.
+
+Hydra's own messages propose `+key=value`, which silently adds a setting that nothing reads; and they do not say
+which of several overrides is at fault. This module looks at the overrides one by one instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Sweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from runner.config import CONF, METHOD_GROUPS, SettingError, did_you_mean
+
+
+def explain(overrides: Sequence[str], error: Exception, conf_folders: Sequence[Path] = (CONF,)) -> SettingError:
+    """What is wrong with `overrides`, which Hydra refused with `error`."""
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            return SettingError(f"{text}: this is not of the form KEY=VALUE; quote brackets and spaces: 'KEY=[A,B]'.")
+        fault = _fault(override, overrides, conf_folders)
+        if fault:
+            return SettingError(f"{text}: {fault}")
+    return SettingError(str(error.__cause__ or error).strip().splitlines()[0])
+
+
+def _fault(override: Override, overrides: Sequence[str], conf_folders: Sequence[Path]) -> str | None:
+    key = override.key_or_group
+    groups = {folder.name: folder for conf in conf_folders for folder in conf.iterdir() if any(folder.glob("*.yaml"))}
+    if key.startswith("hydra"):
+        return None
+    if key in groups:
+        return _option_fault(key, override, conf_folders)
+    if override.is_add() or override.is_delete():
+        return None
+    node, _, rest = key.partition(".")
+    chosen = dict(_chosen(overrides))
+    for group in METHOD_GROUPS:
+        if (groups[group] / f"{node}.yaml").is_file() and node not in chosen.get(group, ()):
+            return f"{node} is not part of this run; add {group}={node}."
+    known = _keys(chosen, conf_folders)
+    if key not in known:
+        siblings = [name for name in known if name.startswith(f"{node}.")]
+        if rest and siblings:
+            names = [name.removeprefix(f"{node}.") for name in siblings]
+            listed = f"Settings of {node}: {', '.join(names)}."
+            return f"there is no such setting. {did_you_mean(rest, names) or listed}"
+        top = sorted({name.partition(".")[0] for name in known} | set(groups))
+        return f"there is no such setting. {did_you_mean(node, top) or 'See python -m runner --cfg job.'}"
+    if override.is_sweep_override():
+        return "several values make a sweep; add -m, or write a list as [a,b]."
+    return None
+
+
+def _option_fault(group: str, override: Override, conf_folders: Sequence[Path]) -> str | None:
+    options = sorted(file.stem for conf in conf_folders for file in (conf / group).glob("*.yaml"))
+    listed = f"Options: {', '.join(options)}."
+    for option in _options(override):
+        if not isinstance(option, str):
+            return f"name one of the group's options. {listed}"
+        if option not in options:
+            return f"{group} has no option {option}. {did_you_mean(option, options)} {listed}".replace("  ", " ")
+    if isinstance(override.value(), list) and group not in METHOD_GROUPS:
+        return f"{group} takes one option, not a list. {listed}"
+    if override.is_sweep_override():
+        return f"several options make a sweep; add -m, or write a list: '{group}=[a,b]'."
+    return None
+
+
+def _options(override: Override) -> Iterator[object]:
+    """Every option that an override of a group names: alone, in a list, in a sweep."""
+    value = override.value()
+    for choice in value.list if isinstance(value, Sweep) and hasattr(value, "list") else [value]:
+        yield from choice if isinstance(choice, list) else [choice]
+
+
+def _chosen(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """For each group its chosen options: the defaults, then what the overrides say."""
+    for default in OmegaConf.load(CONF / "config.yaml").defaults:
+        for group, option in default.items() if isinstance(default, DictConfig) else ():
+            yield group, list(option) if isinstance(option, ListConfig) else [option]
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            continue
+        yield override.key_or_group, [option for option in _options(override) if isinstance(option, str)]
+
+
+def _keys(chosen: dict[str, list[str]], conf_folders: Sequence[Path]) -> list[str]:
+    """Every key that a run with the chosen options has, as in `train.epochs`."""
+    tree = OmegaConf.load(CONF / "config.yaml")
+    keys = [key for node in tree if node not in ("defaults", "hydra") for key in _paths(str(node), tree[node])]
+    for group, options in chosen.items():
+        for file in (conf / group / f"{option}.yaml" for conf in conf_folders for option in options):
+            if file.is_file():
+                nodes = OmegaConf.load(file)
+                keys += _paths("", nodes) if group in METHOD_GROUPS else _paths(group, nodes)
+    return keys
+
+
+def _paths(prefix: str, node: object) -> list[str]:
+    if not isinstance(node, DictConfig):
+        return [prefix]
+    return [prefix] * bool(prefix) + [
+        path for key in node for path in _paths(f"{prefix}.{key}" if prefix else str(key), node._get_node(key))
+    ]

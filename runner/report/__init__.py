@@ -1,0 +1,1 @@
+"""From run folders to tables; reads files only, needs no torch."""

@@ -1,0 +1,108 @@
+"""Replacing modules inside a model, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import nn
+
+Matches: TypeAlias = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool]
+
+# The hooks that belong to a place in the model. Hooks on the state dict belong to the layer that goes.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def replace_modules(model: nn.Module, matches: Matches, make: Callable[[nn.Module], nn.Module]) -> int:
+    """Put `make(module)` in the place of every module that `matches`, and return how many modules were replaced.
+
+    `matches` is a type or several (then a module's own class must be one of them: a subclass may compute something
+    else) or a predicate. A module that stands under several names is made anew once, is shared still and counts once.
+    What lies inside a matching module is left to `make`.
+
+    The new module takes over what `carry_over` lists, so Parameter objects stay the same ones and an optimizer made
+    before goes on training them; `make` may therefore build its module on the meta device, as long as every
+    parameter and buffer of it has its like in the old one. A new module that contains the old one is only put into
+    place: the old module keeps what it has.
+
+    Raises ValueError if the model itself matches: a module can only be replaced inside a parent.
+    """
+    is_match = predicate(matches)
+    if is_match(model):
+        raise ValueError(
+            f"the model itself is a {type(model).__name__}, and a module can only be replaced inside a parent: "
+            f"wrap it, e.g. nn.Sequential(model)"
+        )
+    replacements: dict[nn.Module, nn.Module] = {}
+    for parent, name, old in _places(model, is_match):
+        if old not in replacements:
+            new = make(old)
+            if all(inner is not old for inner in new.modules()):
+                carry_over(old, new)
+            replacements[old] = new
+        parent._modules[name] = replacements[old]
+    return len(replacements)
+
+
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Give `new` the parameters and buffers of `old` that both have by name, its training flag and its hooks.
+
+    They are handed over as the objects they are, so device, dtype, `requires_grad` and `.grad` stay, and the handle
+    of a hook still removes it. A parameter or buffer that `old` has as None becomes None.
+    """
+    for name in new._parameters.keys() & old._parameters.keys():
+        new._parameters[name] = old._parameters[name]
+    for name in new._buffers.keys() & old._buffers.keys():
+        new._buffers[name] = old._buffers[name]
+    for hooks in _HOOKS:
+        setattr(new, hooks, getattr(old, hooks))
+    new.train(old.training)
+
+
+def refuse_modules(model: nn.Module, matches: Matches, reason: str) -> None:
+    """Raise a ValueError with the name and the class of the first module that `matches`, followed by `reason`."""
+    is_match = predicate(matches)
+    for name, module in model.named_modules():
+        if is_match(module):
+            raise ValueError(f"{name or 'the model'} is a {type(module).__name__}: {reason}")
+
+
+def nothing_to_change(model: nn.Module, sought: str) -> ValueError:
+    """The error of a method that finds nothing to change in `model`; `sought` says what it looked for."""
+    return ValueError(f"nothing to change: looked for {sought} in a {type(model).__name__} and found none")
+
+
+def predicate(matches: Matches) -> Callable[[nn.Module], bool]:
+    """`matches` as a function of a module."""
+    if isinstance(matches, type):
+        return lambda module: type(module) is matches
+    if isinstance(matches, tuple):
+        return lambda module: type(module) in matches
+    return matches
+
+
+def _places(model: nn.Module, is_match: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Every (parent, name, module) at which a matching module stands."""
+    places = []
+    seen = {model}
+    parents = [model]
+    while parents:
+        parent = parents.pop(0)
+        for name, child in parent._modules.items():
+            if child is None:
+                continue
+            if is_match(child):
+                places.append((parent, name, child))
+            elif child not in seen:
+                seen.add(child)
+                parents.append(child)
+    return places

@@ -1,0 +1,131 @@
+"""Sweeps (`-m`): the folder's name, every job's settings checked before the first starts, the table at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config import CONF, SettingError, one_option_each, validate
+
+_jobs_planned = 1  # in the process that started the sweep; elsewhere a job does not know how many there are
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep: its folder's name, its place in the sweep, its overrides."""
+
+    name: str
+    number: int
+    total: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+
+def name_sweep(arguments: Sequence[str]) -> list[str]:
+    """The command line's arguments with a `sweep.name` for a sweep that has none: the swept keys and the time.
+
+    The flag -m goes to the front: Hydra takes no override behind a flag that stands between overrides.
+    """
+    overrides = [word for word in arguments if word not in ("-m", "--multirun")]
+    if len(overrides) == len(arguments):
+        return list(arguments)
+    if any(word.startswith("sweep.name=") for word in arguments):
+        return ["-m", *overrides]
+    parser = OverridesParser.create()
+    swept = []
+    for word in overrides:
+        try:
+            override = parser.parse_override(word) if "=" in word else None
+        except HydraException:
+            continue  # its message comes when Hydra composes
+        if override is not None and override.is_sweep_override():
+            swept.append(override.key_or_group.rpartition(".")[2])
+    name = "-".join([*swept[:4], time.strftime("%Y%m%d-%H%M%S")])
+    return ["-m", *overrides, f"sweep.name={name}"]
+
+
+def job_of(hydra: DictConfig) -> Job | None:
+    """The job that Hydra runs now, or None for a single run."""
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    overrides = tuple(hydra.overrides.task)
+    return Job(
+        job_name(overrides), hydra.job.num + 1, max(_jobs_planned, hydra.job.num + 1), Path(hydra.sweep.dir), overrides
+    )
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """A folder name that says the overrides: `norm=ghost_batchnorm,ghost_batchnorm.ghost_batch_size=16`."""
+    spoken = [word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))]
+    name = re.sub(r"[^A-Za-z0-9._,=+-]+", "_", ",".join(spoken).replace("[", "").replace("]", "")) or "job"
+    if len(name) > 120:
+        name = f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name.lstrip("._")
+
+
+def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
+    """The folders with configuration groups: this package's and those that the command line added."""
+    sources = (hydra or HydraConfig.get()).runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    return [CONF, *(folder for folder in folders if folder != CONF and folder.is_dir())]
+
+
+class SweepCallback(Callback):
+    """Hydra's hooks around a sweep."""
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Compose, validate and build (without memory or data) every job; a wrong one ends the sweep at once."""
+        global _jobs_planned
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+        jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+        _jobs_planned = len(jobs)
+        folders = conf_folders(config.hydra)
+        try:
+            configs = []
+            for job in jobs:
+                try:
+                    composed = loader.load_sweep_config(config, list(job))
+                    one_option_each(composed.hydra.runtime.choices)
+                    configs.append(validate(composed, folders))
+                except (HydraException, OmegaConfBaseException) as error:
+                    from runner.remedies import explain
+
+                    raise explain(job, error, folders) from None
+            from runner import experiment  # imports torch
+
+            for checked in configs:
+                experiment.check(checked)
+        except SettingError as error:
+            from runner.__main__ import refuse
+
+            refuse(error)
+
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        """Show the table; the exit code is 1 if a job failed."""
+        if show_table(Path(config.hydra.sweep.dir)):
+            raise SystemExit(1)
+
+
+def show_table(folder: Path) -> bool:
+    """Print the table of a sweep's jobs and write it as results.csv; returns whether a job failed."""
+    from runner.report.sweep_table import print_sweep, read_jobs, write_results_csv
+
+    jobs = read_jobs(folder)
+    write_results_csv(jobs, folder / "results.csv")
+    print_sweep(jobs, title=f"Sweep {folder}")
+    return any(job.status == "failed" for job in jobs)

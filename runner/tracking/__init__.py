@@ -1,0 +1,1 @@
+"""What a run says about itself: the metrics file, W&B, the console and its provenance."""

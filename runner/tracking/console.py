@@ -1,0 +1,285 @@
+"""What a run shows on the terminal; plain lines where there is none."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+WIDEST = 100  # a panel or bar wider than this is hard to read
+REFRESH_SECONDS = 0.25
+PLAIN_PROGRESS_SECONDS = 30
+STATUS_STYLES = {
+    "completed": "bold green",
+    "diverged": "bold magenta",
+    "interrupted": "bold yellow",
+    "failed": "bold red",
+}
+MESSAGE_STYLES = {"note": "bold cyan", "warning": "bold yellow", "error": "bold red"}
+SCORES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
+EPOCH_COLUMNS = (  # headings and widths, 78 characters with the mark of the best epoch
+    ("epoch", 8),
+    ("loss", 9),
+    ("{score}", 10),
+    ("loss", 11),
+    ("{score}", 10),
+    ("lr", 10),
+    ("images/s", 10),
+    ("time", 8),
+)
+
+Rows = Sequence[tuple[str, str]]
+
+
+class RunConsole:
+    """Shows one run: `start`, then `progress` and `epoch` by turns, then `finish`; `message` at any time.
+
+    On a terminal: a panel, a live display of two bars, one aligned row an epoch. Elsewhere (`is_plain`): one line of
+    ASCII an event, never wrapped. `quiet` shows errors only.
+
+    The live display is drawn in the caller's thread, at most four times a second: a thread of its own could hold
+    the console's lock at the moment a data loader forks its workers.
+    """
+
+    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(file=stream)
+        self.quiet = quiet
+        self.plain = is_plain(self.console)
+        self._job: tuple[int, int] | None = None
+        self._live: Live | None = None
+        self._header_shown = False
+        self._began: tuple[float, int] | None = None
+        self._last_drawn = -math.inf
+
+    def start(self, title: str, rows: Rows, *, job: tuple[int, int] | None = None) -> None:
+        """Show what is about to run as labelled rows; `job=(2, 6)` says that it is the second of six of a sweep."""
+        self._job = job
+        self._header_shown, self._began, self._last_drawn = False, None, -math.inf
+        if self.quiet:
+            return
+        position = f"job {job[0]}/{job[1]}" if job else ""
+        if self.plain:
+            self._line(f"{position}: {title}" if job else title)
+            self._plain_rows(rows)
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, value in rows:
+            grid.add_row(Text(label), Text(value))
+        heading = Text.assemble((title, "bold"), (f"  {position}" if job else "", "cyan"))
+        self.console.print()
+        self.console.print(Panel(grid, title=heading, title_align="left", border_style="dim", width=self._width()))
+
+    def progress(
+        self,
+        step: int,
+        total_steps: int,
+        epoch: int,
+        epochs: int,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        lr: float | None = None,
+        images_per_second: float | None = None,
+        *,
+        score: str = "accuracy",
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        """Move the live display; call it whenever metrics were read from the device, however often.
+
+        `step` optimizer steps of `total_steps` are done, `epoch` (from 1) of `epochs` is running; `accuracy` is a
+        share of 1, of the kind that `score` names. `steps_per_epoch` is total_steps / epochs if not given.
+        """
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, step)
+            if self.plain:
+                self._last_drawn = now
+        if self.quiet or now - self._last_drawn < (PLAIN_PROGRESS_SECONDS if self.plain else REFRESH_SECONDS):
+            return
+        self._last_drawn = now
+        steps_per_epoch = steps_per_epoch or math.ceil(total_steps / epochs)
+        epoch_share = min(max((step - (epoch - 1) * steps_per_epoch) / steps_per_epoch, 0.0), 1.0)
+        since, first_step = self._began
+        pace = (now - since) / (step - first_step) if step > first_step else math.nan
+        left = f"{format_duration(pace * (total_steps - step))} left"
+        quality = f"loss {format_number(loss)}  {SCORES.get(score, score)} {format_share(accuracy)}"
+        speed = f"lr {format_lr(lr)}  {format_number(images_per_second, 0)} images/s  {left}"
+        if self.plain:
+            self._line(f"step {step}/{total_steps}  epoch {epoch}/{epochs}  {quality}  {speed}")
+            return
+        total = f"job {self._job[0]}/{self._job[1]}" if self._job else "total"
+        self._draw(
+            [(f"epoch {epoch}/{epochs}", epoch_share, quality), (total, step / max(total_steps, 1), speed)],
+        )
+
+    def epoch(self, row: Mapping[str, object]) -> None:
+        """Add one epoch to the table.
+
+        `row` holds `epoch`, `epochs`, and as far as there are any: `train` and `validation` (metrics with `loss`
+        and `accuracy` or `mean_iou`, shares of 1), `lr`, `images_per_second`, `seconds` and `best` (True if no
+        epoch before was better on the validation split).
+        """
+        if self.quiet:
+            return
+        train, validation = row.get("train") or {}, row.get("validation") or {}
+        score = next((name for name in SCORES if name in validation or name in train), "accuracy")
+        best = bool(row.get("best"))
+        speed = format_number(row.get("images_per_second"), 0)
+        seconds = format_duration(row.get("seconds"))
+        if self.plain:
+            word = {"accuracy": "acc", "mean_iou": "mIoU"}[score]
+            losses = [
+                f"{name} loss {format_number(metrics.get('loss'))} {word} {format_share(metrics.get(score))}"
+                for name, metrics in (("train", train), ("val", validation))
+                if metrics
+            ]
+            end = [f"lr {format_lr(row.get('lr'))}", f"{speed} images/s", f"time {seconds}"] + ["best"] * best
+            self._line("  ".join([f"epoch {row['epoch']}/{row['epochs']}", *losses, *end]))
+            return
+        if not self._header_shown:
+            self._header_shown = True
+            self._epoch_header(score)
+        cells = [
+            f"{row['epoch']}/{row['epochs']}",
+            format_number(train.get("loss")),
+            format_share(train.get(score)),
+            format_number(validation.get("loss")),
+            format_share(validation.get(score)),
+            format_lr(row.get("lr")),
+            speed,
+            seconds,
+        ]
+        line = Text()
+        for position, (cell, (_, width)) in enumerate(zip(cells, EPOCH_COLUMNS, strict=True)):
+            line.append(cell.rjust(width), style="bold green" if best and position == 4 else "")
+            if position == 4:
+                line.append(" *" if best else "  ", style="bold green")
+        self.console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+
+    def message(self, text: str, kind: str = "note") -> None:
+        """Say something besides: a note, a warning or an error."""
+        assert kind in MESSAGE_STYLES, kind
+        if self.quiet and kind != "error":
+            return
+        if self.plain:
+            self._line(f"{kind}: {text}")
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style=MESSAGE_STYLES[kind], no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(kind, Text(text))
+        self.console.print(Padding(grid, (0, 1)), width=self._width())
+
+    def finish(self, status: str, rows: Rows) -> None:
+        """Close the live display and show how the run ended. A value may have several lines; none is ever wrapped,
+        so that paths and commands can be copied."""
+        self.stop()
+        if self.quiet:
+            return
+        if self.plain:
+            self._line(f"status: {status}")
+            self._plain_rows(rows)
+            return
+        style = STATUS_STYLES.get(status, "bold")
+        self.console.print()
+        self.console.print(Rule(Text(status, style=style), style="dim", align="left"), width=self._width())
+        column = max((len(label) for label, _ in rows), default=0) + 3
+        for label, value in rows:
+            for number, line in enumerate(value.splitlines() or [""]):
+                name = f" {label if number == 0 else ''}".ljust(column)
+                self.console.print(Text.assemble((name, "dim"), line), soft_wrap=True)
+        self.console.print()
+
+    def stop(self) -> None:
+        """Take the live display off the screen; what was printed stays. Harmless without one."""
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def _width(self) -> int:
+        return min(self.console.width, WIDEST)
+
+    def _line(self, text: str) -> None:
+        """One event, one line, in ASCII: `text` with its line ends and other characters escaped where need be."""
+        text = " ".join(text.split("\n")).encode("ascii", "backslashreplace").decode()
+        self.console.print(Text(text), soft_wrap=True)
+        self.console.file.flush()
+
+    def _plain_rows(self, rows: Rows) -> None:
+        for label, value in rows:
+            for line in value.splitlines() or [""]:
+                self._line(f"  {label}: {line}")
+
+    def _draw(self, bars: Sequence[tuple[str, float, str]]) -> None:
+        """Redraw the live display: a label, a bar and a text on each line."""
+        width = self._width() - 3  # the terminal's ^C must not start a new line, which would leave the bars behind
+        labels, texts = max(len(label) for label, _, _ in bars), max(len(text) for _, _, text in bars)
+        room = width - labels - texts - 10
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for label, share, text in bars:
+            bar = [ProgressBar(1.0, share, width=min(room, 40))] if room >= 8 else []
+            percent = f"{math.floor(100 * share):3d} %"
+            grid.add_row(Text(f" {label}", no_wrap=True), *bar, Text(percent, "cyan"), Text(f" {text}", no_wrap=True))
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(grid, refresh=True)
+
+    def _epoch_header(self, score: str) -> None:
+        words = [name.format(score=SCORES[score]).rjust(width) for name, width in EPOCH_COLUMNS]
+        line = "".join(words[:5]) + "  " + "".join(words[5:])
+        groups = "train".rjust(27) + "validation".rjust(21)
+        self.console.print()
+        for text in (groups, line):
+            self.console.print(Text(text, style="dim"), no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def is_plain(console: Console) -> bool:
+    """Whether the output is a file or a pipe, or a terminal without cursor movements or box characters."""
+    return not console.is_terminal or console.is_dumb_terminal or not console.encoding.startswith("utf")
+
+
+def format_count(count: float) -> str:
+    """A large number in three figures: 11.2 M."""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(count) >= 0.9995 * size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"
+
+
+def format_number(number: float | None, digits: int = 3) -> str:
+    """A number of changing size in at most eight characters, "-" for none."""
+    if number is None:
+        return "-"
+    if not math.isfinite(number) or number == 0 or 10.0**-digits <= abs(number) < 1e4:
+        return f"{number:.{digits}f}"
+    return f"{number:.0f}" if abs(number) >= 1e4 and digits == 0 else f"{number:.1e}"
+
+
+def format_lr(lr: float | None) -> str:
+    return "-" if lr is None else f"{lr:.3g}"
+
+
+def format_share(share: float | None) -> str:
+    """A share of 1 as a percentage, "-" for none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-:--"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

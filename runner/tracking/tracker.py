@@ -1,0 +1,64 @@
+"""The one thing the training loop speaks to: metrics file, W&B and console together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from runner.tracking.console import Rows, RunConsole
+from runner.tracking.metrics_log import MetricsLog
+from runner.tracking.wandb_run import WandbRun
+
+EXIT_CODES = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}
+
+
+class Tracker:
+    """Bundles a run's metrics file, W&B run and console.
+
+    Use it as a context manager: however the block ends, the live display is taken down and the W&B run is closed,
+    with exit code 0 only if `finish` was called with a status that is a result.
+    """
+
+    def __init__(self, *, metrics: MetricsLog, wandb: WandbRun, console: RunConsole) -> None:
+        self.metrics = metrics
+        self.wandb = wandb
+        self.console = console
+
+    def start(self, title: str, rows: Rows, *, job: tuple[int, int] | None = None) -> None:
+        """Show what is about to run; see RunConsole.start."""
+        self.console.start(title, rows, job=job)
+
+    def log(self, row: Mapping[str, object]) -> None:
+        """Write one row of metrics: to the metrics file first, then to W&B."""
+        self.metrics.write(row)
+        self.wandb.log(row)
+
+    def progress(self, *args, **kwargs) -> None:
+        """Move the live display; see RunConsole.progress."""
+        self.console.progress(*args, **kwargs)
+
+    def epoch(self, row: Mapping[str, object]) -> None:
+        """Show one epoch's row; see RunConsole.epoch."""
+        self.console.epoch(row)
+
+    def message(self, text: str, kind: str = "note") -> None:
+        """Say something besides: a note, a warning or an error."""
+        self.console.message(text, kind)
+
+    def finish(self, status: str, rows: Rows, *, summary: Mapping[str, object] | None = None) -> None:
+        """Close the W&B run with `summary`, then show how the run ended and how to look at it in W&B."""
+        self.wandb.summary({**(summary or {}), "status": status})
+        self.wandb.finish(EXIT_CODES[status])
+        look = self.wandb.how_to_look()
+        self.console.finish(status, [*rows, ("W&B", "\n".join(look))] if look else rows)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.console.stop()
+        finally:
+            self.wandb.finish(EXIT_CODES["interrupted" if kind is KeyboardInterrupt else "failed"])

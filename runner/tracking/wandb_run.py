@@ -1,0 +1,171 @@
+"""One W&B run, which mirrors the metrics file and may fail without harm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.limits import check
+
+INIT_TIMEOUT_SECONDS = 15
+FINISH_TIMEOUT_SECONDS = 60
+LONGEST_TAG = 64
+BEST = {"accuracy": "max", "mean_iou": "max", "loss": "min"}
+
+
+def new_run_id(name: str) -> str:
+    """A W&B id that can be read and is unique in its project: `name` without what W&B forbids, and a random end.
+
+    A resumed run must be given the id it had before, so keep it with the run.
+    """
+    return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('-')[:96]}-{secrets.token_hex(3)}"
+
+
+class WandbRun:
+    """A W&B run in `folder`/wandb.
+
+    `mode` is offline, online or disabled. Online without an API key asks nothing: the run is offline then. Online
+    without a network waits for `INIT_TIMEOUT_SECONDS` and goes on offline. `disabled` does not import wandb.
+
+    Whatever fails in W&B (import, disk, network, its service process) is told once, by `report(text)`; from then on
+    W&B is off, `mode` is "disabled", and every call does nothing.
+
+    Metrics are named `<split>/<metric>` and drawn over `step`, which is W&B's own step as well: a resumed run
+    (the same `run_id`) goes on where it was, and steps that W&B had already seen are not drawn twice.
+    W&B gets the resolved `config` as a plain dictionary; neither console output, code, git state nor host name.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "offline",
+        folder: str | os.PathLike[str],
+        run_id: str,
+        project: str,
+        report: Callable[[str], None],
+        name: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        config: Mapping[str, object] | None = None,
+        job_type: str | None = None,
+    ) -> None:
+        check("wandb", mode=mode)
+        self.mode = mode
+        self.folder = Path(folder)
+        self.url: str | None = None
+        self.run_folder: Path | None = None
+        self._run: Any = None
+        self._report = report
+        identity = {
+            "id": run_id,
+            "project": project,
+            "name": name,
+            "entity": entity,
+            "group": group,
+            "tags": [tag[:LONGEST_TAG] for tag in tags if tag],
+            "config": dict(config or {}),
+            "job_type": job_type,
+        }
+        if mode == "online":
+            self._attempt("be reached", self._start, identity, otherwise="offline")
+        if self.mode == "offline":
+            self._attempt("start", self._start, identity)
+
+    def log(self, row: Mapping[str, object]) -> None:
+        """Mirror one row of the metrics file."""
+        if self._run is not None:
+            point = {"step": row["step"], "epoch": row["epoch"]}
+            for key, value in row.items():
+                if key not in ("step", "epoch", "split"):
+                    point[f"{row['split']}/{key}"] = value
+            self._attempt("log", self._run.log, point, step=row["step"])
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        """Add to the run's summary."""
+        if self._run is not None:
+            self._attempt("write its summary", self._run.summary.update, dict(values))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the run; online it waits for `FINISH_TIMEOUT_SECONDS` at most. Later calls do nothing."""
+        if self._run is not None:
+            self._attempt("finish", self._run.finish, exit_code=exit_code)
+            self._run = None
+
+    def how_to_look(self) -> list[str]:
+        """The address of an online run, or the commands that show an offline run and send it to W&B."""
+        if self.run_folder is None:
+            return []
+        if self.url:
+            return [self.url]
+        program = "wandb" if shutil.which("wandb") else _shortened(Path(sys.executable).with_name("wandb"))
+        return [f"{program} leet {_shortened(self.run_folder.parent)}", f"{program} sync {_shortened(self.run_folder)}"]
+
+    def _start(self, identity: Mapping[str, object]) -> None:
+        (self.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else W&B would write to the system's /tmp
+
+        import wandb
+
+        quiet = {"silent": True, "quiet": True, "console": "off"}
+        wandb.setup(settings=wandb.Settings(mode=self.mode, **quiet))
+        if self.mode == "online" and not wandb.login(prompt=False, verify=False):
+            self.mode = "offline"
+            self._report("W&B: no API key found, so this run is recorded offline. `wandb login` stores a key.")
+            return
+        run = wandb.init(
+            mode=self.mode,
+            dir=str(self.folder),
+            resume="allow",
+            reinit="finish_previous",
+            save_code=False,
+            settings=wandb.Settings(
+                **quiet,
+                disable_git=True,
+                disable_code=True,
+                host="",
+                init_timeout=INIT_TIMEOUT_SECONDS,
+                finish_timeout=FINISH_TIMEOUT_SECONDS,
+                finish_timeout_raises=True,
+            ),
+            **identity,
+        )
+        run.define_metric("step", hidden=True)
+        for split in ("train", "validation", "test", "steps"):
+            run.define_metric(f"{split}/*", step_metric="step")
+        for metric, best in BEST.items():
+            run.define_metric(f"validation/{metric}", step_metric="step", summary=best)
+        self._run = run
+        self.url = run.url if self.mode == "online" else None
+        self.run_folder = Path(run.settings.sync_dir)
+
+    def _attempt(self, action: str, call: Callable[..., object], *args: object, otherwise="disabled", **kwargs) -> None:
+        """The one place that keeps a failure of W&B from the training run; W&B's errors have no base in common."""
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            self._run = None
+            self.mode = otherwise
+            reason = (str(error).strip() or "no reason given").splitlines()[0][:160]
+            then = "goes on offline" if otherwise == "offline" else "goes on without it; metrics.jsonl is complete"
+            self._report(f"W&B could not {action} ({type(error).__name__}: {reason}). The run {then}.")
+            self._leave()
+
+    def _leave(self) -> None:
+        """Let go of W&B's service; a dead one would print a traceback at exit and take later runs along."""
+        wandb = sys.modules.get("wandb")
+        if wandb is not None:
+            with contextlib.suppress(Exception):
+                wandb.teardown(exit_code=1)
+
+
+def _shortened(path: Path) -> str:
+    """`path` relative to the working directory if it lies in it."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

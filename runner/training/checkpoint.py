@@ -1,0 +1,41 @@
+"""Checkpoints: written whole or not at all, read without running any code that they hold."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from runner.run_folder import write_atomically
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write tensors, numbers, strings and containers of them, atomically."""
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Read a checkpoint with `weights_only=True`. Raises ValueError if there is none or it is damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such checkpoint.")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: this checkpoint is damaged ({reason}).") from None
+
+
+def random_state(device: torch.device) -> dict:
+    """The state of torch's global generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict, device: torch.device) -> None:
+    """Take up what `random_state` gave."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

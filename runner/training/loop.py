@@ -1,0 +1,248 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from runner.data.batches import EvaluationBatches, TrainBatches
+from runner.methods.method import Method
+from runner.schedules import Share, make_schedule
+from runner.tracking.tracker import Tracker
+from runner.training.checkpoint import random_state, restore_random_state, save_checkpoint
+from runner.training.evaluation import evaluate
+from runner.training.interruption import Interruption
+from runner.training.precision import Precision
+from runner.training.sums import Sums, means
+
+
+@dataclass
+class Progress:
+    """How far a run has come: `step` optimizer steps in all, `batch` of them in the epoch `epoch` (counted from 0)."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    train_seconds: float = 0.0
+    trained_images: int = 0
+    best: dict = field(default_factory=dict)  # best.pt's validation metrics and its epoch (counted from 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop is to do, and where its checkpoints go."""
+
+    epochs: int
+    total_steps: int
+    accumulation_steps: int
+    log_every_steps: int
+    checkpoint_every_steps: int | None
+    last: Path
+    best: Path
+    about: dict  # what a reader of a checkpoint needs to know besides, as plain values
+
+
+class Diverged(Exception):
+    """The training loss is no longer finite: a result, not a fault."""
+
+
+class Interrupted(Exception):
+    """A signal asked the loop to end; a checkpoint has been written."""
+
+
+class Trainer:
+    """Trains a model to the end of its plan, from wherever the checkpoint left off."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        share: Share,
+        methods: Mapping[str, Method],
+        train_batches: TrainBatches,
+        validation_batches: EvaluationBatches,
+        *,
+        plan: Plan,
+        precision: Precision,
+        tracker: Tracker,
+        checkpoint: dict | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.methods = methods
+        self.train_batches = train_batches
+        self.validation_batches = validation_batches
+        self.plan = plan
+        self.precision = precision
+        self.tracker = tracker
+        self.loss_options = {key: value for method in methods.values() for key, value in method.loss_options().items()}
+        self.sums = Sums(precision.device)
+        self.progress = Progress()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.schedule = make_schedule(optimizer, share, step=self.progress.step)
+        self.lr = self.schedule.get_last_lr()[0]
+
+    def train(self) -> None:
+        """Train; after every epoch evaluate on the validation split and write last.pt, and best.pt if it is best.
+
+        Raises Diverged; and Interrupted, after writing last.pt, when SIGINT or SIGTERM came.
+        """
+        with Interruption() as interruption:
+            while self.progress.epoch < self.plan.epochs and self.progress.step < self.plan.total_steps:
+                self._train_epoch(interruption)
+                self._finish_epoch()
+                if interruption.requested:
+                    raise Interrupted
+
+    def _train_epoch(self, interruption: Interruption) -> None:
+        progress, plan = self.progress, self.plan
+        self.model.train()
+        # a CPU computes at once, so that reading costs nothing; a GPU would be waited for
+        read_every = 1 if self.precision.device.type == "cpu" else plan.log_every_steps
+        logged, clock = self.sums.read(), time.perf_counter()
+        for images, targets in self.train_batches.epoch(progress.epoch, progress.batch):
+            self._step(images, targets)
+            progress.batch += 1
+            progress.step += 1
+            progress.trained_images += len(targets)
+            ended = progress.batch == len(self.train_batches) or progress.step == plan.total_steps
+            if progress.step % read_every == 0 or ended:
+                totals = self.sums.read()
+                progress.train_seconds += time.perf_counter() - clock
+                clock = time.perf_counter()
+                self._report(means(totals, logged), window=int(totals["steps"] - logged["steps"]))
+                if progress.step % plan.log_every_steps == 0:
+                    logged = totals
+            if ended:
+                break
+            due = plan.checkpoint_every_steps is not None and progress.step % plan.checkpoint_every_steps == 0
+            if due or interruption.requested:
+                self._save_last()
+            if interruption.requested:
+                raise Interrupted
+
+    def _step(self, images: Tensor, targets: Tensor) -> None:
+        """One optimizer step over all micro-batches of a batch."""
+        scaler, parts = self.precision.scaler, self.plan.accumulation_steps
+        for method in self.methods.values():
+            method.on_step(self.progress.step / self.plan.total_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part_images, part_targets in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            with self.precision.autocast():
+                logits = self.model(part_images)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, part_targets, **self.loss_options)
+            scaler.scale(loss / parts).backward()
+            self.sums.add(loss.detach(), logits.detach(), part_targets)
+        scaler.unscale_(self.optimizer)
+        metrics: dict[str, Tensor] = {}
+        for name, method in self.methods.items():
+            metrics |= {f"{name}/{key}": value for key, value in method.transform_gradients(self.model).items()}
+        self.sums.add_step(metrics)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.lr = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+
+    def _report(self, metrics: dict[str, float], window: int) -> None:
+        """Show, and at times log, the means over the last `window` steps; raise Diverged if they are not finite."""
+        progress, plan = self.progress, self.plan
+        speed = progress.trained_images / progress.train_seconds
+        if not math.isfinite(metrics["loss"]):
+            first, last = progress.step - window + 1, progress.step
+            when = f"at step {last}" if first == last else f"between steps {first} and {last}"
+            raise Diverged(f"the training loss became {metrics['loss']} {when}, at a learning rate of {self.lr:.3g}")
+        self.tracker.progress(
+            step=progress.step,
+            total_steps=plan.total_steps,
+            epoch=progress.epoch + 1,
+            epochs=plan.epochs,
+            loss=metrics["loss"],
+            accuracy=metrics["accuracy"],
+            lr=self.lr,
+            images_per_second=speed,
+            steps_per_epoch=len(self.train_batches),
+        )
+        if progress.step % plan.log_every_steps == 0:
+            row = {"step": progress.step, "epoch": progress.epoch + 1, "split": "steps"}
+            self.tracker.log({**row, **metrics, "lr": self.lr, "images_per_second": speed})
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, keep the checkpoints and show the epoch's row."""
+        progress = self.progress
+        started = time.perf_counter()
+        trained = means(self.sums.read())
+        for method in self.methods.values():
+            method.before_evaluation(self.model)
+        validation = evaluate(self.model, self.validation_batches, self.precision)
+        seconds = time.perf_counter() - started
+        speed = progress.trained_images / progress.train_seconds
+        place = {"step": progress.step, "epoch": progress.epoch + 1}
+        if progress.batch == len(self.train_batches):  # else `max_steps` ended it, and a resumed run may finish it
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            self.sums.clear()
+        self.tracker.log({**place, "split": "train", **trained, "lr": self.lr, "images_per_second": speed})
+        self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
+        is_best = not progress.best or _rank(validation) > _rank(progress.best)
+        if is_best:
+            progress.best = {**validation, "epoch": place["epoch"]}
+            save_checkpoint(self.plan.best, {**self._model_state(), **place, "metrics": validation})
+        self._save_last()
+        self.tracker.epoch(
+            {
+                "epoch": place["epoch"],
+                "epochs": self.plan.epochs,
+                "train": trained,
+                "validation": validation,
+                "lr": self.lr,
+                "images_per_second": speed,
+                "seconds": progress.train_seconds,
+                "best": is_best,
+            }
+        )
+
+    def _save_last(self) -> None:
+        save_checkpoint(
+            self.plan.last,
+            {
+                **self._model_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.precision.scaler.state_dict(),
+                "sums": self.sums.state_dict(),
+                "random": random_state(self.precision.device),
+                "progress": asdict(self.progress),
+            },
+        )
+
+    def _model_state(self) -> dict:
+        """What it takes to evaluate the model: a method's state may say how (the drop rates of a warm-up)."""
+        return {
+            "model": self.model.state_dict(),
+            "methods": {name: method.state_dict() for name, method in self.methods.items()},
+            "about": self.plan.about,
+        }
+
+    def _restore(self, checkpoint: dict) -> None:
+        """Take up a last.pt. Learning rate, momentum and the like are this run's own settings, not the checkpoint's."""
+        self.model.load_state_dict(checkpoint["model"])
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": settings})
+        self.precision.scaler.load_state_dict(checkpoint["scaler"])
+        for name, method in self.methods.items():
+            method.load_state_dict(checkpoint["methods"].get(name, {}))
+        self.sums.load_state_dict(checkpoint["sums"])
+        self.progress = Progress(**checkpoint["progress"])
+        restore_random_state(checkpoint["random"], self.precision.device)
+
+
+def _rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+    """Higher accuracy is better; of equal ones the lower loss."""
+    return metrics["accuracy"], -metrics["loss"]

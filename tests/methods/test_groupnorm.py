@@ -1,0 +1,128 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from runner.methods.ghost_batchnorm import GhostBatchNorm2d
+from runner.methods.groupnorm import GroupNorm, apply_group_norm
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def reference(x, groups, weight, bias, eps):
+    """Group norm by its formula."""
+    flat = x.double().reshape(len(x), groups, -1)
+    mean = flat.mean(2, keepdim=True)
+    var = (flat - mean).square().mean(2, keepdim=True)
+    out = ((flat - mean) / (var + eps).sqrt()).view_as(x)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return (out * weight.double().view(shape) + bias.double().view(shape)).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d(8, eps=0.01), (4, 8)),
+        (nn.BatchNorm1d(8, eps=0.01), (4, 8, 5)),
+        (nn.BatchNorm2d(8, eps=0.01), (4, 8, 3, 5)),
+        (nn.BatchNorm3d(8, eps=0.01), (4, 8, 2, 3, 2)),
+        (nn.SyncBatchNorm(8, eps=0.01), (4, 8, 3, 5)),
+        (GhostBatchNorm2d(8, eps=0.01, ghost_batch_size=2), (4, 8, 3, 5)),
+    ],
+)
+def test_every_kind_becomes_the_group_norm_of_the_formula(norm, shape):
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    model = nn.Sequential(norm)
+    assert apply_group_norm(model, num_groups=4) == 1
+    assert type(model[0]) is nn.GroupNorm
+    assert model[0].weight is norm.weight
+    assert model[0].bias is norm.bias
+    assert model[0].eps == 0.01
+    x = torch.randn(shape)
+    torch.testing.assert_close(model(x), reference(x, 4, norm.weight, norm.bias, 0.01), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_stay_and_buffers_vanish_from_a_torchvision_model():
+    model = torchvision.models.resnet18(num_classes=4)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert apply_group_norm(model, num_groups=8) == 20
+    assert list(dict(model.named_parameters())) == list(parameters)
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+    assert not list(model.buffers())
+    before = model.bn1.weight.detach().clone()
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.bn1.weight)
+    plain = torchvision.models.resnet18(num_classes=4)
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing
+    assert all(key.rpartition(".")[2].startswith(("running_", "num_batches")) for key in unexpected)
+
+
+def test_without_affine_and_on_the_meta_device():
+    model = nn.Sequential(nn.BatchNorm2d(4, affine=False))
+    apply_group_norm(model, num_groups=2)
+    assert model[0].weight is None
+    assert not model[0].affine
+    with torch.device("meta"):
+        model = torchvision.models.resnet18()
+    assert apply_group_norm(model) == 20
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_shared_layer_is_counted_once():
+    shared = nn.BatchNorm2d(4)
+    model = nn.Sequential(shared, nn.Sequential(shared))
+    assert apply_group_norm(model, num_groups=2) == 1
+    assert model[0] is model[1][0]
+
+
+def test_applied_again_it_changes_nothing_and_says_so_for_other_groups():
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    apply_group_norm(model, num_groups=2)
+    layer = model[0]
+    assert apply_group_norm(model, num_groups=2) == 0
+    assert model[0] is layer
+    with pytest.raises(ValueError, match="nothing to change"):
+        apply_group_norm(model, num_groups=4)
+
+
+def test_features_that_the_groups_do_not_divide_leave_the_model_alone():
+    model = nn.Sequential(nn.BatchNorm2d(32), nn.Sequential(nn.BatchNorm2d(48)))
+    with pytest.raises(ValueError, match=r"num_groups=32 .* 48 features of 1\.0; .* 1, 2, 3, 4, 6, 8, 12, 16, 24, 48$"):
+        apply_group_norm(model)
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 3)), "nothing to change: looked for batch norm"),
+        (nn.BatchNorm2d(32), "itself is a BatchNorm2d"),
+        (nn.Sequential(nn.BatchNorm2d(32), NormWithActivation(32)), "1 is a NormWithActivation"),
+        (nn.Sequential(nn.BatchNorm2d(32), nn.LazyBatchNorm2d()), "1 is a LazyBatchNorm2d"),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused_before_anything_changes(model, message):
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        apply_group_norm(model)
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_the_method_applies_its_settings():
+    model = nn.Sequential(nn.BatchNorm2d(8))
+    assert GroupNorm.order == 10
+    assert GroupNorm(num_groups=4).apply(model, torch.randn(2, 8, 4, 4)) == 1
+    assert model[0].num_groups == 4
+    with pytest.raises(ValueError, match=r"groupnorm\.num_groups=0"):
+        GroupNorm(num_groups=0)

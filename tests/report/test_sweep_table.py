@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from runner.report.sweep_table import best_job, print_sweep, read_jobs, write_results_csv
+
+COMMON = ["norm=agc", "model=nf_resnet50"]
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """A folder of a sweep and a function that adds a job to it."""
+    for key in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.chdir(tmp_path)
+
+    def add(changes: list[str], accuracy: float | None = None, **summary: object):
+        folder = tmp_path / "sweep" / ",".join(changes)
+        folder.mkdir(parents=True)
+        content = {
+            "status": "completed",
+            "metrics": {"accuracy": 0.9, "loss": 0.3} if accuracy else {},
+            "best": {"accuracy": accuracy, "loss": 0.25, "epoch": 3} if accuracy else {},
+            "throughput": {"images_per_second": 812.4},
+            "error": None,
+            "overrides": [*COMMON, *changes],
+            **summary,
+        }
+        (folder / "summary.json").write_text(json.dumps(content))
+        return folder
+
+    return add
+
+
+def on_terminal(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=True)
+
+
+def lines(console: Console) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).split("\n")
+
+
+def six_jobs(sweep) -> None:
+    sweep(["agc.clip=0.005", "train.global_batch_size=256"], 0.92)
+    sweep(["agc.clip=0.005", "train.global_batch_size=1024"], 0.93)
+    sweep(["agc.clip=0.01", "train.global_batch_size=256"], 0.95)
+    sweep(["agc.clip=0.01", "train.global_batch_size=1024"], 0.99, status="diverged", error="loss nan at step 120")
+    sweep(
+        ["agc.clip=0.02", "train.global_batch_size=256"],
+        status="failed",
+        error="\nCUDA out of memory\nmore" + "x" * 999,
+    )
+    Path("sweep/agc.clip=0.1").mkdir()
+    Path("sweep/agc.clip=0.1/metrics.jsonl").touch()
+
+
+def test_jobs_are_read_in_natural_order_and_other_folders_left_out(sweep):
+    for size in (128, 16, 32):
+        sweep([f"ghost_batchnorm.ghost_batch_size={size}"], 0.9)
+    Path("sweep/figures").mkdir()
+    Path("sweep/results.csv").touch()
+    jobs = read_jobs("sweep")
+    assert [job.folder.name.rpartition("=")[2] for job in jobs] == ["16", "32", "128"]
+    [job] = {(j.status, j.score, j.best, j.best_loss, j.best_epoch, j.final, j.final_loss) for j in jobs}
+    assert job == ("completed", "accuracy", 0.9, 0.25, 3, 0.9, 0.3)
+    assert {job.images_per_second for job in jobs} == {812.4}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no summary.json"),
+        ("", "cannot be read"),
+        ('{"status": "comp', "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        ("[1]", "no status"),
+        ('{"metrics": {}}', "no status"),
+    ],
+)
+def test_an_unreadable_job_is_listed_with_the_reason(sweep, content, reason):
+    folder = sweep(["a=1"], 0.9)
+    (folder / "config.yaml").write_text("")
+    (folder / "summary.json").unlink()
+    if content is not None:
+        (folder / "summary.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    sweep(["a=2"], 0.8)
+    jobs = read_jobs("sweep")
+    assert [job.status for job in jobs] == ["unreadable", "completed"]
+    assert reason in jobs[0].error
+    console = on_terminal()
+    print_sweep(jobs, console=console)
+    assert any(line.startswith("unreadable  sweep/a=1") for line in lines(console))
+
+
+def test_odd_values_in_a_summary_count_as_missing(sweep):
+    sweep(["a=1"], best={"accuracy": float("nan"), "loss": "low"}, metrics=[1], throughput=None, overrides="x", error=7)
+    [job] = read_jobs("sweep")
+    assert (job.best, job.best_loss, job.final, job.images_per_second) == (None, None, None, None)
+    assert (job.overrides, job.error) == ((), "7")
+
+
+def test_the_best_is_a_completed_one_by_validation_then_loss_then_order(sweep):
+    six_jobs(sweep)
+    jobs = read_jobs("sweep")
+    assert best_job(jobs).overrides[2:] == ("agc.clip=0.01", "train.global_batch_size=256")  # not the diverged 0.99
+    assert best_job([]) is None
+    assert best_job([job for job in jobs if job.status != "completed"]) is None
+    for number, loss in enumerate((0.3, 0.2, 0.2)):
+        sweep([f"z={number}"], 0.97, best={"accuracy": 0.97, "loss": loss, "epoch": 1})
+    assert best_job(read_jobs("sweep")).folder.name == "z=1"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_on_a_terminal(sweep, width):
+    six_jobs(sweep)
+    console = on_terminal(width)
+    print_sweep(read_jobs("sweep"), title="Sweep [agc] :bug:", console=console)
+    text = lines(console)
+    end = next(number for number, line in enumerate(text) if line.startswith("diverged "))
+    assert max(cell_len(line) for line in text[:end]) <= 80
+    table = [line for line in text[:end] if line.strip()]
+    assert table[0].strip() == "Sweep [agc] :bug:"
+    first = next(number for number, line in enumerate(table) if "clip=0.005" in line)
+    assert table[first].split() == ["clip=0.005", "completed", "92.0", "%", "90.0", "%", "812"]
+    assert table[first + 1].split() == ["global_batch_size=256"]
+    [best] = [line.split() for line in table if line.strip().startswith("*") and "best on" not in line]
+    assert best == ["*", "clip=0.01", "completed", "95.0", "%", "90.0", "%", "812"]
+    [diverged] = [line.split() for line in table if "diverged" in line]
+    assert diverged == ["clip=0.01", "diverged", "-", "-", "812"]
+    [failed] = [line.split() for line in table if "failed" in line]
+    assert failed == ["clip=0.02", "failed", "-", "-", "812"]
+    notes = [line.strip() for line in table[-3:]]
+    assert notes == [
+        "varied: agc.clip, train.global_batch_size",
+        "in common: norm=agc model=nf_resnet50",
+        "* best on the validation split",
+    ]
+    assert text[end : end + 2] == [
+        "diverged  sweep/agc.clip=0.01,train.global_batch_size=1024",
+        "          loss nan at step 120",
+    ]
+    assert text[end + 2 : end + 4] == [
+        "failed  sweep/agc.clip=0.02,train.global_batch_size=256",
+        "        CUDA out of memory",
+    ]
+    assert text[end + 4].startswith("unreadable  sweep/agc.clip=0.1")
+
+
+def test_keys_that_end_alike_are_not_shortened(sweep):
+    for a in (1, 2):
+        sweep([f"train.eps={a}", f"agc.eps={a}", f"optimizer.lr={a}"], 0.9)
+    console = on_terminal()
+    print_sweep(read_jobs("sweep"), console=console)
+    text = "\n".join(lines(console))
+    assert "train.eps=2" in text
+    assert "agc.eps=2" in text
+    assert re.search(r"\n +lr=2 ", text)
+
+
+def test_one_job_shows_all_its_overrides(sweep):
+    sweep(["agc.clip=0.01"], 0.9)
+    console = on_terminal()
+    print_sweep(read_jobs("sweep"), console=console)
+    text = "\n".join(lines(console))
+    assert all(word in text for word in ("norm=agc", "model=nf_resnet50", "clip=0.01"))
+    assert "in common" not in text
+
+
+def test_segmentation(sweep):
+    sweep(["a=1"], 0.5, metrics={"mean_iou": 0.44, "loss": 1.0}, best={"mean_iou": 0.45, "loss": 1.0, "epoch": 2})
+    console = on_terminal()
+    print_sweep(read_jobs("sweep"), console=console)
+    text = "\n".join(lines(console))
+    assert "mean IoU" in text
+    assert "45.0 %" in text
+    assert "44.0 %" in text
+
+
+def test_plain_lines_where_there_is_no_terminal(sweep):
+    six_jobs(sweep)
+    console = Console(file=io.StringIO())
+    print_sweep(read_jobs("sweep"), title="Sweep [agc] :bug:", console=console)
+    text = console.file.getvalue()
+    assert text.isascii()
+    assert "\x1b" not in text
+    rows = [line for line in text.splitlines() if line.strip()]
+    assert rows[0].strip() == "Sweep [agc] :bug:"
+    assert re.split(r"\s{2,}", rows[1].strip()) == [
+        "overrides",
+        "status",
+        "best val. accuracy",
+        "test accuracy",
+        "images/s",
+    ]
+    assert rows[2].split() == [
+        "agc.clip=0.005",
+        "train.global_batch_size=256",
+        "completed",
+        "92.0",
+        "%",
+        "90.0",
+        "%",
+        "812",
+    ]
+    assert [row.startswith("*") for row in rows[2:8]] == [False, False, True, False, False, False]
+    assert rows[8] == "in common: norm=agc model=nf_resnet50"
+    assert rows[9] == "diverged  sweep/agc.clip=0.01,train.global_batch_size=1024: loss nan at step 120"
+    assert len(rows) == 12
+
+
+def test_no_jobs(tmp_path):
+    console = on_terminal()
+    assert read_jobs(tmp_path) == []
+    print_sweep([], console=console)
+    assert "overrides" in console.file.getvalue()
+
+
+def test_results_csv_has_full_precision_and_a_column_for_each_key(sweep):
+    six_jobs(sweep)
+    sweep(["agc.clip=0.3", "seed=1"], 1 / 3, error="two\nlines, and a comma")
+    write_results_csv(read_jobs("sweep"), "sweep/results.csv")
+    with open("sweep/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    row = rows[-1]
+    assert (row["norm"], row["agc.clip"], row["seed"], row["train.global_batch_size"]) == ("agc", "0.3", "1", "")
+    assert float(row["best_validation_accuracy"]) == 1 / 3
+    assert (row["test_accuracy"], row["best_epoch"], row["status"]) == ("0.9", "3", "completed")
+    assert row["error"] == "two\nlines, and a comma"
+    assert row["job"] == "agc.clip=0.3,seed=1"
+    unreadable = next(row for row in rows if row["status"] == "unreadable")
+    assert unreadable["norm"] == unreadable["test_accuracy"] == ""
+
+
+def test_results_csv_is_replaced_as_a_whole(sweep, monkeypatch):
+    sweep(["a=1"], 0.9)
+    Path("sweep/results.csv").write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_results_csv(read_jobs("sweep"), "sweep/results.csv")
+    assert Path("sweep/results.csv").read_text() == "old"
+    assert sorted(os.listdir("sweep")) == ["a=1", "results.csv"]
