@@ -41,7 +41,7 @@ def _load_data(settings: tuple[tuple[str, object], ...]) -> Data:
 def choose_stem(node: DictConfig, data: Data) -> None:
     """Put the stem that suits the images in the place of `model.stem=auto`."""
     if node.stem == "auto":
-        node.stem = stem_for(data.image_size, data.native_size)
+        node.stem = stem_for(data.image_size)
 
 
 def build_model(node: DictConfig, *, num_classes: int) -> nn.Module:

@@ -12,15 +12,19 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of numbers; `None` leaves an end open to infinity, `above` and `below` exclude their end."""
+    """An interval of numbers; `None` leaves an end open to infinity, `above` and `below` exclude their end.
+
+    `whole` takes whole numbers only.
+    """
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    whole: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return (
             value == value  # a NaN lies in no interval
@@ -33,7 +37,7 @@ class Range:
     def __str__(self) -> str:
         low = f"[{self.at_least}" if self.at_least is not None else f"({'-inf' if self.above is None else self.above}"
         high = f"{self.at_most}]" if self.at_most is not None else f"{'inf' if self.below is None else self.below})"
-        return f"it must lie in {low}, {high}"
+        return f"it must {'be a whole number' if self.whole else 'lie'} in {low}, {high}"
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,14 @@ class OneOf:
 
 POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(at_least=0)
-COUNT = Range(at_least=1)
+COUNT = Range(at_least=1, whole=True)
+COUNT_OR_NONE = Range(at_least=0, whole=True)
 
 LIMITS: dict[str, dict[str, Range | OneOf]] = {
     "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
     "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
     "groupnorm": {"num_groups": COUNT},
-    "weight_standardization": {"n_last_layers_ignore": NOT_NEGATIVE, "eps": NOT_NEGATIVE},
+    "weight_standardization": {"n_last_layers_ignore": COUNT_OR_NONE, "eps": NOT_NEGATIVE},
     "stochastic_depth": {
         "drop_rate": Range(at_least=0, below=1),
         "drop_warmup": Range(at_least=0, at_most=1),
@@ -67,7 +72,7 @@ LIMITS: dict[str, dict[str, Range | OneOf]] = {
     },
     "label_smoothing": {"smoothing": Range(at_least=0, below=1)},
     "model": {
-        "stem": OneOf(("auto", "imagenet", "strided", "small")),
+        "stem": OneOf(("auto", "imagenet", "strided", "small", "wide")),
         "alpha": POSITIVE,
         "dropout": Range(at_least=0, below=1),
         "activation": OneOf(("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")),
@@ -86,10 +91,10 @@ LIMITS: dict[str, dict[str, Range | OneOf]] = {
         "gamma": Range(above=0, at_most=1),
     },
     "dataset": {
-        "image_size": Range(at_least=8),
-        "crop_padding": NOT_NEGATIVE,
-        "num_classes": Range(at_least=2),
-        "num_images": Range(at_least=8),
+        "image_size": Range(at_least=8, whole=True),
+        "crop_padding": COUNT_OR_NONE,
+        "num_classes": Range(at_least=2, whole=True),
+        "num_images": Range(at_least=8, whole=True),
     },
     "train": {
         "epochs": COUNT,

@@ -10,7 +10,7 @@ from runner.data.splits import Data, Split, make_data, stratified_share
 TEST_SHARE = 0.2
 
 
-def digits(*, image_size: int = 16, crop_padding: int = 0, flip: bool = False, validation: float | str = 0.1) -> Data:
+def digits(*, image_size: int = 12, crop_padding: int = 0, flip: bool = False, validation: float | str = 0.1) -> Data:
     """The digits enlarged to `image_size` pixels (bilinear), as three equal channels, in fixed stratified splits.
 
     360 test images; of the other 1,437 a share `validation` for choosing the best checkpoint.
@@ -32,5 +32,4 @@ def digits(*, image_size: int = 16, crop_padding: int = 0, flip: bool = False, v
         validation=validation,
         crop_padding=crop_padding,
         flip=flip,
-        native_size=8,
     )

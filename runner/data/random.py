@@ -27,5 +27,4 @@ def random(*, num_images: int = 512, image_size: int = 32, num_classes: int = 10
         crop_padding=0,
         flip=False,
         validation_source="train",
-        native_size=image_size,
     )

@@ -37,7 +37,6 @@ class Data:
     crop_padding: int
     flip: bool
     validation_source: str
-    native_size: int  # the side in pixels before any enlargement
 
     @property
     def image_size(self) -> int:
@@ -54,13 +53,11 @@ def make_data(
     validation: float | str,
     crop_padding: int = 0,
     flip: bool = False,
-    native_size: int | None = None,
 ) -> Data:
     """Split the published training set and measure the mean and standard deviation of what is left of it.
 
     `validation` is the share of the training set that is set apart, stratified by class and always the same one,
-    or "test": the whole training set is trained on and the test split stands in for the validation split. `native_size`
-    is the side of the images before they were enlarged, if they were.
+    or "test": the whole training set is trained on and the test split stands in for the validation split.
     """
     if validation == "test":
         held_out, source = test, "test"
@@ -71,8 +68,7 @@ def make_data(
         held_out, train, source = train.part(held_out_indices), train.part(left.nonzero().squeeze(1)), "train"
     pixels = train.images.double() / (255 if train.images.dtype == torch.uint8 else 1)
     mean, std = pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3), correction=0).float()
-    native_size = native_size or train.images.shape[-1]
-    return Data(name, num_classes, train, held_out, test, mean, std, crop_padding, flip, source, native_size)
+    return Data(name, num_classes, train, held_out, test, mean, std, crop_padding, flip, source)
 
 
 def stratified_share(targets: Tensor, share: float) -> Tensor:

@@ -23,21 +23,23 @@ STEMS = {
     "imagenet": Stem(kernel_size=7, stride=2, pool=True),  # reduces by 4
     "strided": Stem(kernel_size=3, stride=2, pool=False),  # reduces by 2
     "small": Stem(kernel_size=3, stride=1, pool=False),  # keeps the size, as the CIFAR ResNets do
+    "wide": Stem(kernel_size=7, stride=1, pool=False),  # keeps the size too
 }
 
 
-def stem_for(image_size: int, native_size: int | None = None) -> str:
+def stem_for(image_size: int) -> str:
     """The stem that suits square images of `image_size` pixels.
 
-    From 128 px "imagenet", from 48 px "strided", below it "small", so that the last stage (which comes after three
-    more reductions by 2) still sees at least 3x3 positions down to 24 px. Images that were enlarged at least twofold,
-    from `native_size` pixels, get "strided" below 48 px too: a stride of 2 loses no detail that they have.
+    From 128 px "imagenet", from 48 px "strided", from 24 px "small", so that the last stage, which comes after three
+    more reductions by 2, still sees at least 3x3 positions. Below it "wide": the shortcuts of an NF-ResNet keep every
+    eighth position only, and while its skip gains are near 0 the classifier sees just the windows around those.
     """
     check("dataset", image_size=image_size)
     if image_size >= 128:
         return "imagenet"
-    enlarged = native_size is not None and image_size >= 2 * native_size
-    return "strided" if image_size >= 48 or enlarged else "small"
+    if image_size >= 48:
+        return "strided"
+    return "small" if image_size >= 24 else "wide"
 
 
 def stem_named(name: str) -> Stem:

@@ -1,0 +1,59 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from runner.__main__ import main
+from runner.config import CONF, validate
+
+TINY = ("dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8")
+TINY += ("wandb.mode=disabled", "train.device=cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
+    """`runner(...)` runs the command line in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["runner", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(end.value.code or 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def tiny(runner: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """`tiny(...)` runs the command line on a few random images of 8x8."""
+    return lambda *arguments: runner(*TINY, *arguments)
+
+
+@pytest.fixture
+def composed() -> Callable[..., DictConfig]:
+    """`composed(...)` is the validated configuration of these overrides."""
+
+    def call(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return validate(compose("config", overrides=list(overrides)))
+
+    return call

@@ -1,0 +1,108 @@
+"""The schema, and the rules between fields. A wrong setting is refused with its key, its value and a remedy."""
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from runner import config as config_module
+from runner.config import CONF, OPTION_TYPES, SettingError, method_nodes
+
+
+def options(group):
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "dataset", "norm", "regularization"])
+def test_every_option_composes_and_validates(composed, group):
+    for option in options(group):
+        config = composed(f"{group}={option}")
+        if group in OPTION_TYPES:
+            assert config[group].name == option
+        else:
+            assert option in method_nodes(config)
+
+
+def test_the_defaults_are_those_of_the_yaml_files(composed):
+    config = composed()
+    raw = OmegaConf.load(CONF / "config.yaml")
+    assert OmegaConf.to_container(config.train) == OmegaConf.to_container(raw.train)
+    assert list(method_nodes(config)) == ["batchnorm"]
+
+
+def test_several_methods_each_with_its_own_node(composed):
+    config = composed(
+        "norm=[ghost_batchnorm,weight_standardization,agc]", "regularization=[stochastic_depth]", "agc.clip=0.02"
+    )
+    assert set(method_nodes(config)) == {"ghost_batchnorm", "weight_standardization", "agc", "stochastic_depth"}
+    assert config.agc.clip == 0.02
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.epochs=abc"], "train.epochs=abc: it must be a whole number."),
+        (["train.epochs=1.5"], "train.epochs=1.5: it must be a whole number."),
+        (["train.epochs=null"], "train.epochs=null: it must be a whole number."),
+        (["train.epochs=0"], "train.epochs=0: it must be a whole number in [1, inf)."),
+        (["train.max_steps=x"], "train.max_steps=x: it must be a whole number, or null."),
+        (["train.channels_last=3"], "train.channels_last=3: it must be true or false, or null."),
+        (["optimizer.lr=true"], "optimizer.lr=True: it must be a number."),
+        (["optimizer.lr=nan"], "optimizer.lr=nan: it must lie in (0, inf)."),
+        (["wandb.tags=a"], "wandb.tags=a: it must be a list, as in [a,b]."),
+        (["wandb.mode=onlin"], "wandb.mode=onlin: it must be one of offline, online, disabled. Did you mean online?"),
+        (["norm=agc", "agc.clip=abc"], "agc.clip=abc: it must be a number."),
+        (["norm=agc", "agc.clip=0"], "agc.clip=0.0: it must lie in (0, inf)."),
+        (["norm=agc", "agc.exclude=fc"], "agc.exclude=fc: it must be a list, as in [a,b]."),
+        (["norm=agc", "agc=3"], "agc=3: this is a group of settings, not a value; set agc.KEY=VALUE."),
+        (["+agc.clip=1"], "agc.clip: agc is not part of this run; add norm=agc."),
+        (["+foo=1"], "foo=1: there is no such setting."),
+        (["+trian.epochs=1"], "trian=...: there is no such setting. Did you mean train?"),
+        (["+train.epoch=2"], "train.epoch=2: there is no such setting. Did you mean epochs?"),
+        (["~train.epochs"], "train.epochs: this setting is missing; it needs a value."),
+        (["~train"], "train: this setting is missing; it needs a value."),
+        (["train=3"], "train=3: this is a group of settings, not a value; set train.KEY=VALUE."),
+        (
+            ["regularization=stochastic_depth", "stochastic_depth.drop_rate=1"],
+            "stochastic_depth.drop_rate=1.0: it must",
+        ),
+        (["regularization=stochastic_depth", "stochastic_depth.drop_rate=-0.1"], "it must lie in [0, 1)."),
+        (["norm=[none,groupnorm]"], "norm=[none,groupnorm]: a model has one of these"),
+        (["norm=[batchnorm,ghost_batchnorm]"], "a model has one of these"),
+        (["norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=65"], "larger than the batch on a device, 64"),
+        (
+            ["norm=ghost_batchnorm", "train.accumulation_steps=4"],
+            "ghost_batchnorm.ghost_batch_size=32: larger than the batch on a device, 16",
+        ),
+        (["train.accumulation_steps=3"], "train.accumulation_steps=3 micro-batches must divide it."),
+        (["optimizer.momentum=0"], "set optimizer.nesterov=false."),
+        (["schedule=multistep", "schedule.milestones=[0.7,0.5]"], "they must rise"),
+        (["dataset.validation=2.0"], "it must be a share in (0, 1), or the word test."),
+        (["dataset.validation=tset"], "it must be a share in (0, 1), or the word test."),
+        (["name=../elsewhere"], "it names a folder"),
+        (["norm=agc", "agc._target_=os.getcwd"], "a method must come from runner.methods."),
+        (["model.name=resnet17"], "model.name=resnet17: choose an option of the group instead"),
+    ],
+)
+def test_a_wrong_setting_is_refused(composed, overrides, message):
+    with pytest.raises(SettingError) as refusal:
+        composed(*overrides)
+    assert message in str(refusal.value)
+
+
+def test_a_ghost_batch_as_large_as_the_batch_is_fine(composed):
+    assert composed("norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=64")
+    assert composed("norm=ghost_batchnorm", "train.accumulation_steps=2")
+
+
+def test_validation_on_the_test_split_is_a_choice(composed):
+    assert composed("dataset.validation=test").dataset.validation == "test"
+
+
+def test_a_list_of_models_is_refused():
+    with pytest.raises(SettingError, match=r"model=\[...\]: this group takes one option"):
+        config_module.one_option_each({"optimizer": "sgd", "schedule": "cosine", "dataset": "digits"})
+
+
+def test_an_unknown_override_does_not_compose(composed):
+    with pytest.raises(HydraException):
+        composed("train.epoch=3")

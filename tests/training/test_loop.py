@@ -1,0 +1,224 @@
+"""The training loop: one step against plain torch, resume bit for bit, divergence, interruption, precision."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from runner import load_run
+from runner.data.batches import TrainBatches
+from runner.data.random import random
+from runner.experiment import Trainer
+from runner.models import resnet18
+from runner.tracking.metrics_log import MetricsLog
+from runner.training.checkpoint import load_checkpoint
+from runner.training.precision import Precision, choose_device
+from runner.training.sums import Sums, means
+
+# every kind of state there is: momentum, running statistics, a generator, a warm-up, dropout
+STATEFUL = (
+    "model=nf_resnet26",
+    "model.dropout=0.2",
+    "norm=agc",
+    "regularization=[stochastic_depth,label_smoothing]",
+    "stochastic_depth.drop_rate=0.5",
+    "stochastic_depth.drop_warmup=0.8",
+    "train.epochs=3",
+    "train.log_every_steps=2",
+)
+
+
+def last(folder):
+    return load_checkpoint(folder / "checkpoints" / "last.pt")
+
+
+def assert_same(a, b):
+    """Equal bit for bit, all the way down."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key not in ("train_seconds", "wandb_id"):
+                assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def rows(folder):
+    timings = ("images_per_second", "seconds")
+    return [
+        {key: value for key, value in row.items() if key not in timings}
+        for row in MetricsLog.read(folder / "metrics.jsonl")
+    ]
+
+
+def test_training_is_what_a_bare_loop_in_torch_does(tiny, tmp_path):
+    assert tiny("train.epochs=2", "optimizer.lr=0.02", "seed=3", "schedule=constant", "name=run").code == 0
+    torch.manual_seed(3)
+    model = resnet18(num_classes=10, stem="small").train()
+    weights = [p for n, p in model.named_parameters() if p.ndim > 1]
+    others = [p for n, p in model.named_parameters() if p.ndim == 1]
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": 5e-4}, {"params": others}], lr=0.02, momentum=0.9, nesterov=True
+    )
+    batches = TrainBatches(random(num_images=32, image_size=8), batch_size=8, seed=3, device=torch.device("cpu"))
+    for step in range(8):
+        images, targets = list(batches.epoch(step // 4))[step % 4]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * min((step + 1) / 4, 1)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    trained = last(tmp_path / "outputs/runs/run")["model"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_batch(tiny, tmp_path):
+    """Without batch norm the gradient of a batch is the mean over its micro-batches."""
+    for name, parts in (("whole", 1), ("parts", 4)):
+        steps = ("train.epochs=1", "train.max_steps=2", f"train.accumulation_steps={parts}", f"name={name}")
+        assert tiny("model=nf_resnet26", "norm=agc", *steps).code == 0
+    whole, parts = (last(tmp_path / "outputs/runs" / name) for name in ("whole", "parts"))
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(parts["model"][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stop_after_step", [4, 6])
+def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(tiny, tmp_path, monkeypatch, stop_after_step):
+    """Stopped at the end of an epoch (4) and within one (6)."""
+    assert tiny(*STATEFUL, "name=whole").code == 0
+
+    step = Trainer._step
+
+    def stopping(trainer, *args):
+        step(trainer, *args)
+        if trainer.progress.step + 1 == stop_after_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopping)
+        stopped = tiny(*STATEFUL, "name=parts")
+    folder = tmp_path / "outputs/runs/parts"
+    assert stopped.code == 130
+    assert "python -m runner resume=outputs/runs/parts" in stopped.out
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert last(folder)["progress"]["step"] == stop_after_step
+
+    torch.manual_seed(123)  # whatever the process did in between
+    assert tiny("resume=outputs/runs/parts").code == 0
+    whole = tmp_path / "outputs/runs/whole"
+    assert_same(last(folder), last(whole))
+    assert_same(rows(folder), rows(whole))
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, whole)]
+    assert summaries[0]["metrics"] == summaries[1]["metrics"]
+    assert summaries[0]["status"] == "completed"
+
+
+def test_resume_takes_overrides_of_its_own(tiny, tmp_path):
+    longer = ("schedule=constant", "optimizer.lr=0.01")
+    assert tiny(*longer, "train.epochs=1", "name=run").code == 0
+    assert tiny(*longer, "train.epochs=3", "name=whole").code == 0
+    assert tiny("resume=outputs/runs/run", "train.epochs=3").code == 0
+    folder = tmp_path / "outputs/runs/run"
+    assert_same(last(folder), last(tmp_path / "outputs/runs/whole"))
+    assert [row["epoch"] for row in rows(folder) if row["split"] == "train"] == [1, 2, 3]
+    assert "train.epochs=3" in (folder / "overrides.yaml").read_text()
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
+    outcome = tiny("norm=none", "optimizer.lr=1e9", "schedule.warmup_epochs=0", "train.epochs=2", "name=run")
+    summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())
+    assert outcome.code == 0
+    assert summary["status"] == "diverged"
+    assert "the training loss became" in summary["error"]
+    assert "at a learning rate of" in summary["error"]
+    assert summary["metrics"] == {"accuracy": None, "loss": None}
+    assert "diverged" in outcome.out
+
+
+def test_a_failure_is_told_and_kept(tiny, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("the device fell off")
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    outcome = tiny("name=run")
+    folder = tmp_path / "outputs/runs/run"
+    assert outcome.code == 1
+    assert "the device fell off" in outcome.out
+    assert "the device fell off" in (folder / "error.txt").read_text()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+
+
+def test_load_run_brings_the_best_model_back(tiny, tmp_path):
+    methods = ("norm=[ghost_batchnorm,weight_standardization]", "ghost_batchnorm.ghost_batch_size=4")
+    assert tiny(*methods, "regularization=stochastic_depth", "train.epochs=2", "name=run").code == 0
+    folder = tmp_path / "outputs/runs/run"
+    model, config = load_run(folder)
+    assert not model.training
+    assert config.ghost_batchnorm.ghost_batch_size == 4
+    assert config.model.stem == "small"
+    data = random(num_images=32, image_size=8)
+    with torch.no_grad():
+        logits = model(data.test.images)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert F.cross_entropy(logits, data.test.targets).item() == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
+    assert (logits.argmax(1) == data.test.targets).float().mean().item() == summary["metrics"]["accuracy"]
+    with pytest.raises(ValueError, match="no run lies there"):
+        load_run(tmp_path)
+
+
+def test_bf16_trains_on_a_cpu_with_float32_weights(tiny, tmp_path):
+    assert tiny("train.precision=bf16", "train.max_steps=2", "name=run").code == 0
+    assert all(v.dtype in (torch.float32, torch.int64) for v in last(tmp_path / "outputs/runs/run")["model"].values())
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match=r"train\.precision=fp16: half precision needs a GPU"):
+        Precision("fp16", torch.device("cpu"))
+    assert Precision("auto", torch.device("cpu")).name == "fp32"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"train\.device=cuda: torch sees no GPU"):
+            choose_device("cuda")
+
+
+def test_sums_are_means_over_images_and_steps():
+    sums = Sums(torch.device("cpu"))
+    sums.add(torch.tensor(2.0), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    sums.add_step({"agc/clipped_share": torch.tensor(0.5)})
+    first = sums.read()
+    sums.add(torch.tensor(5.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    sums.add_step({"agc/clipped_share": torch.tensor(0.1)})
+    assert means(sums.read()) == pytest.approx({"loss": 3.0, "accuracy": 2 / 3, "agc/clipped_share": 0.3})
+    assert means(sums.read(), first) == pytest.approx({"loss": 5.0, "accuracy": 1.0, "agc/clipped_share": 0.1})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16"])
+def test_a_gpu_trains_without_waiting_in_a_step(runner, tmp_path, monkeypatch, precision):
+    step = Trainer._step
+
+    def watched(trainer, *args):
+        torch.cuda.set_sync_debug_mode("error" if trainer.progress.step else "default")  # the first step may set up
+        try:
+            step(trainer, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    small = ("dataset=random", "dataset.num_images=64", "train.global_batch_size=16", "train.epochs=1", "name=run")
+    methods = ("norm=[ghost_batchnorm,weight_standardization,agc]", "ghost_batchnorm.ghost_batch_size=8")
+    outcome = runner(
+        *small, *methods, "regularization=[stochastic_depth,label_smoothing]", f"train.precision={precision}"
+    )
+    assert outcome.code == 0, outcome.out
