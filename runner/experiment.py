@@ -201,7 +201,13 @@ def _prepare(
         checkpoint_every_steps=train.checkpoint_every_steps,
         last=folder.checkpoint("last"),
         best=folder.checkpoint("best"),
-        about={"wandb_id": wandb_id, "num_classes": data.num_classes, "image_size": data.image_size},
+        about={
+            "wandb_id": wandb_id,
+            "num_classes": data.num_classes,
+            "image_size": data.image_size,
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+        },
     )
     share = build.build_schedule(config.schedule, total_steps=plan.total_steps, steps_per_epoch=len(batches))
     validation = EvaluationBatches(data.validation, data, batch_size=EVALUATION_BATCH_SIZE, **placing)

@@ -7,26 +7,12 @@ import pytest
 import yaml
 
 from runner.config import SettingError
-from runner.run_folder import RunFolder, earlier_overrides, write_atomically
+from runner.run_folder import RunFolder, earlier_overrides
 
 
 def test_a_taken_name_gets_a_number(tmp_path):
     names = [RunFolder.create(tmp_path, "run").path.name for _ in range(3)]
     assert names == ["run", "run-2", "run-3"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"half of the n")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_summary_is_strict_json(tmp_path):
@@ -42,6 +28,12 @@ def test_a_resumed_run_starts_from_its_folders_overrides(tmp_path):
     resume = f"resume={tmp_path}"
     assert earlier_overrides([resume]) == ["norm=agc", "agc.clip=0.1", "train.epochs=3", resume]
     assert earlier_overrides([resume, "train.epochs=9"]) == ["norm=agc", "agc.clip=0.1", resume, "train.epochs=9"]
+    assert earlier_overrides([resume, "norm=batchnorm", "agc=x"]) == [
+        "train.epochs=3",
+        resume,
+        "norm=batchnorm",
+        "agc=x",
+    ]
     assert earlier_overrides(["norm=agc"]) == ["norm=agc"]
     with pytest.raises(SettingError, match="one run goes on, not a sweep"):
         earlier_overrides([resume, "-m"])

@@ -76,9 +76,8 @@ class EvaluationBatches(_Batches):
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Crop each image (B, C, H, W), padded by `padding` zeros, at its offset (2, B) in 0..2*padding; mirror where asked.
-
-    Zero is the mean of normalized images. One gather for the whole batch.
+    """Crop each image (B, C, H, W), padded by `padding` zeros, at its offset (2, B) in 0..2*padding, and mirror it
+    where `flips` (B,) says so. Zero is the mean of normalized images. One gather for the whole batch.
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runner.files import write_atomically
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
-from runner.tracking.metrics_log import write_atomically
 
 UNREADABLE = "unreadable"
 LONGEST_ERROR = 160

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from runner.files import finite, write_atomically
 
 SPLITS = ("train", "validation", "test", "steps")
 
@@ -33,15 +34,20 @@ class MetricsLog:
         """Append one row."""
         assert {"step", "epoch", "split"} <= row.keys(), f"not a row of metrics: {row}"
         assert row["split"] in SPLITS, f"unknown split: {row}"
-        line = json.dumps(_finite(row), allow_nan=False) + "\n"
+        line = json.dumps(finite(row), allow_nan=False) + "\n"
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line)
 
     def cut_back(self, step: int) -> None:
-        """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic."""
+        """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic.
+
+        The test split is evaluated after the last checkpoint, so its row goes too.
+        """
         if self.path.exists():
             lines, _ = _lines(self.path)
-            write_atomically(self.path, "".join(line for line in lines if json.loads(line)["step"] <= step))
+            rows = [(line, json.loads(line)) for line in lines]
+            kept = [line for line, row in rows if row["step"] <= step and row["split"] != "test"]
+            write_atomically(self.path, "".join(kept))
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> list[dict]:
@@ -55,20 +61,6 @@ class MetricsLog:
         return rows
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` so that `path` holds either its old content or all of the new: temporary file, fsync, rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _lines(path: Path) -> tuple[list[str], bool]:
     """The complete lines of a file, each with its line end, and whether a last one without an end was left out.
 
@@ -76,14 +68,3 @@ def _lines(path: Path) -> tuple[list[str], bool]:
     """
     *complete, last = path.read_bytes().split(b"\n")
     return [line.decode() + "\n" for line in complete if line.strip()], bool(last)
-
-
-def _finite(value: object) -> object:
-    """`value` with each NaN or infinity in it replaced by None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return value

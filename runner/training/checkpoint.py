@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from runner.run_folder import write_atomically
+from runner.files import write_atomically
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:

@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.tracking.metrics_log import MetricsLog, write_atomically
+from runner.tracking.metrics_log import MetricsLog
 
 
 def row(step: int, **metrics: object) -> dict:
@@ -101,19 +100,3 @@ def test_a_cut_that_fails_halfway_leaves_the_old_file_and_nothing_else(log, monk
         log.cut_back(1)
     assert log.path.read_bytes() == before
     assert os.listdir(log.path.parent) == ["metrics.jsonl"]
-
-
-def test_an_atomic_write_is_complete_before_it_takes_the_name(tmp_path, monkeypatch):
-    path = tmp_path / "results.csv"
-    path.write_text("old")
-    events, replace = [], os.replace
-    monkeypatch.setattr(os, "fsync", lambda _: events.append("fsync"))
-
-    def watched(source: os.PathLike, target: os.PathLike) -> None:
-        events.append((path.read_text(), Path(source).read_text()))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", watched)
-    write_atomically(path, "new")
-    assert events == ["fsync", ("old", "new")]
-    assert path.read_text() == "new"

@@ -1,0 +1,46 @@
+"""Files that are written whole or not at all, and numbers as strict JSON takes them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | Callable[[IO[bytes]], object]) -> None:
+    """Write `path` so that it holds either what it held before or all of the new content.
+
+    `content` is the text, or a function that writes to the binary file it is given. It goes to a temporary file in
+    the same folder, which is brought to the disk and then renamed; a failure leaves nothing of it behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def finite(value: object) -> object:
+    """`value` with every NaN and infinity in it replaced by None: JSON has no word for them, strict readers fail."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

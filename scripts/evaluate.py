@@ -1,0 +1,77 @@
+"""Evaluate a run's checkpoint: `python scripts/evaluate.py outputs/runs/NAME [--split validation] [dataset=...]`.
+
+Prints the accuracy and the loss. Overrides of the data set put another one in the place of the run's own; it must
+have the same number of classes. Exit code 2 for a wrong setting, with a short message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from runner.config import CONF, SettingError, validate
+from runner.remedies import explain
+from runner.run_folder import RunFolder, earlier_overrides
+
+
+def main() -> None:
+    """Read the arguments, evaluate, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n")[1])
+    parser.add_argument("folder", type=Path, help="a run's folder")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best: chosen on validation")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("overrides", nargs="*", help="as for the runner: dataset=..., train.device=cpu")
+    arguments = parser.parse_intermixed_args()
+    try:
+        print(evaluate_run(arguments.folder, arguments.checkpoint, arguments.split, arguments.overrides))
+    except ValueError as error:
+        print(f"Wrong setting. {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]) -> str:
+    """The line to print."""
+    words = earlier_overrides([f"resume={folder}", *overrides])
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = validate(compose("config", overrides=words))
+    except HydraException as error:
+        raise explain(words, error) from None
+
+    import torch
+
+    from runner.build import build_data
+    from runner.data.batches import EvaluationBatches
+    from runner.experiment import EVALUATION_BATCH_SIZE, load_run
+    from runner.training.checkpoint import load_checkpoint
+    from runner.training.evaluation import evaluate
+    from runner.training.precision import Precision, choose_device
+
+    model, _ = load_run(folder, checkpoint)
+    trained = load_checkpoint(RunFolder(folder).checkpoint(checkpoint))["about"]
+    # the images are normalized as those were that the model was trained on
+    data = replace(build_data(config.dataset), mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
+    if data.num_classes != trained["num_classes"]:
+        raise SettingError(
+            f"dataset={data.name}: it has {data.num_classes} classes, the model was trained for "
+            f"{trained['num_classes']}."
+        )
+    precision = Precision(config.train.precision, choose_device(config.train.device))
+    model.to(precision.device)
+    batches = EvaluationBatches(
+        getattr(data, split), data, batch_size=EVALUATION_BATCH_SIZE, device=precision.device, channels_last=False
+    )
+    metrics = evaluate(model, batches, precision)
+    return (
+        f"{data.name} {split}, {len(batches.targets):,} images, {checkpoint}.pt: "
+        f"accuracy {100 * metrics['accuracy']:.2f} %, loss {metrics['loss']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""scripts/evaluate.py."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        script.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_a_checkpoint_gives_the_numbers_of_the_summary(tiny, tmp_path, evaluate):
+    assert tiny("train.epochs=2", "name=run").code == 0
+    folder = tmp_path / "outputs/runs/run"
+    summary = json.loads((folder / "summary.json").read_text())
+    for split, checkpoint, expected in (
+        ("test", "best", summary["metrics"]),
+        ("test", "last", summary["last"]),
+        ("validation", "best", summary["best"]),
+    ):
+        line = evaluate(str(folder), "--split", split, "--checkpoint", checkpoint)
+        assert f"random {split}, 8 images, {checkpoint}.pt" in line
+        assert f"accuracy {100 * expected['accuracy']:.2f} %, loss {expected['loss']:.4f}" in line
+
+
+def test_another_data_set_and_wrong_settings(tiny, tmp_path, evaluate, capsys):
+    assert tiny("train.max_steps=1", "name=run").code == 0
+    folder = str(tmp_path / "outputs/runs/run")
+    assert "digits validation, 143 images" in evaluate(folder, "--split", "validation", "dataset=digits")
+    for arguments, message in (
+        ([folder, "dataset.num_classes=7"], "it has 7 classes, the model was trained for 10"),
+        ([str(tmp_path)], "no run lies there"),
+        ([folder, "datset=digits"], "Did you mean dataset?"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            evaluate(*arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
