@@ -57,7 +57,8 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if statuses:
             raise  # a fault of ours, not of the settings
-        refuse(explain([word for word in sys.argv[1:] if not word.startswith("-")], error))
+        overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+        refuse(explain(overrides, error, sweeping="-m" in sys.argv))
     raise SystemExit(FAILED if "failed" in statuses else DONE)
 
 

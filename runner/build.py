@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner import optim, schedules
-from runner.config import SettingError, method_nodes
+from runner.config import CONF, METHOD_GROUPS, SettingError, method_nodes
 from runner.data.cifar import cifar
 from runner.data.digits import digits
 from runner.data.random import random
@@ -64,8 +64,24 @@ def build_methods(config: DictConfig) -> dict[str, Method]:
 
 
 def apply_methods(methods: dict[str, Method], model: nn.Module, example_input: Tensor, seed: int) -> dict[str, int]:
-    """Apply each method to the model; returns how many modules each has changed."""
-    return {name: method.apply(model, example_input, seed) for name, method in methods.items()}
+    """Apply each method to the model; returns how many modules each has changed.
+
+    ValueError, with the choice of the method, where it does not suit the model.
+    """
+    counts = {}
+    for name, method in methods.items():
+        try:
+            counts[name] = method.apply(model, example_input, seed)
+        except ValueError as error:
+            if str(error).startswith(f"{name}."):  # it names one of the method's settings already
+                raise
+            raise ValueError(f"{_choice(name)}: {error}. Choose a method that suits the model.") from None
+    return counts
+
+
+def _choice(method: str) -> str:
+    """How the command line chose a method, as in `norm=agc`."""
+    return "=".join([*(group for group in METHOD_GROUPS if (CONF / group / f"{method}.yaml").is_file()), method])
 
 
 def build_optimizer(node: DictConfig, model: nn.Module) -> Optimizer:
@@ -101,7 +117,7 @@ def build_meta(config: DictConfig, data: Data) -> tuple[nn.Module, dict[str, Met
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model.eval()(example_input)
     except ValueError as error:
-        raise SettingError(str(error)) from None
+        raise SettingError(f"{error} (model={config.model.name})") from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingError(

@@ -1,23 +1,24 @@
-"""The schema of a configuration and the rules between its fields. Needs no torch.
+"""The check of a configuration: types, ranges, and the rules between fields. Needs no torch.
 
 `validate` takes what Hydra composed and returns it typed, or raises a `SettingError` whose message names the key,
-the value and the remedy. The defaults stand in conf/ alone; the classes here say which keys there are and of
-which type. A method's node is typed by the defaults of its own YAML file, so a new method needs no line here.
+the value and the remedy. A method's node is typed by the defaults of its own YAML file, so a new method needs no
+line here or in runner.schema.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ConfigTypeError, ValidationError
 
 from runner import limits
 from runner.limits import did_you_mean
+from runner.schema import OPTION_TYPES, TOP_LEVEL, Root
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -29,153 +30,6 @@ METHOD_PACKAGES = ("runner.methods.",)
 
 class SettingError(ValueError):
     """A wrong setting: the message names the key, the value and the remedy. Ends a program with exit code 2."""
-
-
-@dataclass
-class ResNet:
-    name: str
-    stem: str
-    zero_init_residual: bool
-
-
-@dataclass
-class NFResNet:
-    name: str
-    stem: str
-    alpha: float
-    activation: str
-    dropout: float
-
-
-@dataclass
-class SGD:
-    name: str
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    decay_norm_and_bias: bool
-
-
-@dataclass
-class AdamW:
-    name: str
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decay_norm_and_bias: bool
-
-
-@dataclass
-class Cosine:
-    name: str
-    warmup_epochs: float
-    final_lr_share: float
-
-
-@dataclass
-class MultiStep:
-    name: str
-    warmup_epochs: float
-    milestones: list[float]
-    gamma: float
-
-
-@dataclass
-class Constant:
-    name: str
-    warmup_epochs: float
-
-
-@dataclass
-class Digits:
-    name: str
-    image_size: int
-    crop_padding: int
-    flip: bool
-    validation: Union[float, str]
-
-
-@dataclass
-class Cifar:
-    name: str
-    root: str
-    download: bool
-    image_size: int
-    crop_padding: int
-    flip: bool
-    validation: Union[float, str]
-
-
-@dataclass
-class RandomImages:
-    name: str
-    num_images: int
-    image_size: int
-    num_classes: int
-
-
-@dataclass
-class Train:
-    epochs: int
-    max_steps: Optional[int]
-    global_batch_size: int
-    accumulation_steps: int
-    precision: str
-    channels_last: Optional[bool]
-    compile: bool
-    device: str
-    deterministic: bool
-    log_every_steps: int
-    checkpoint_every_steps: Optional[int]
-
-
-@dataclass
-class Wandb:
-    mode: str
-    project: str
-    entity: Optional[str]
-    group: Optional[str]
-    tags: list[str]
-
-
-@dataclass
-class Paths:
-    outputs: str
-
-
-@dataclass
-class Sweep:
-    name: Optional[str]
-
-
-@dataclass
-class Root:
-    """The top level. A node typed `Any` here has a type of its own for each option, found by its name."""
-
-    name: Optional[str]
-    seed: int
-    resume: Optional[str]
-    train: Train
-    wandb: Wandb
-    paths: Paths
-    sweep: Sweep
-    model: Any
-    optimizer: Any
-    schedule: Any
-    dataset: Any
-
-
-# for each group, the type of its options: the first whose pattern is the option's name
-OPTION_TYPES: dict[str, dict[str, type]] = {
-    "model": {r"resnet\d+": ResNet, r"nf_resnet\d+": NFResNet},
-    "optimizer": {"sgd": SGD, "adamw": AdamW},
-    "schedule": {"cosine": Cosine, "multistep": MultiStep, "constant": Constant},
-    "dataset": {"digits": Digits, r"cifar\d+": Cifar, "random": RandomImages},
-}
-TOP_LEVEL = tuple(field.name for field in fields(Root))
 
 
 def method_nodes(config: DictConfig) -> dict[str, DictConfig]:

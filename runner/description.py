@@ -31,7 +31,8 @@ def opening_rows(
     size = f"{format_count(num_params)} parameters, {format_count(multiply_adds)} multiply-adds an image"
     rows = [("model", f"{config.model.name}, {config.model.stem} stem; {size}")]
     for name, method in methods.items():
-        settings = [f"{key}={value}" for key, value in method_nodes(config)[name].items() if key != "_target_"]
+        node = method_nodes(config)[name]
+        settings = [f"{key}={value}" for key, value in node.items() if key != "_target_" and value not in (None, [])]
         changed = [f"{counts[name]} {method.counted}"] if counts[name] else []
         rows.append((name, "; ".join([*changed, *([", ".join(settings)] if settings else [])])))
     train, optimizer, schedule = config.train, config.optimizer, config.schedule
@@ -48,10 +49,10 @@ def opening_rows(
         ),
         (
             "training",
-            f"{train.epochs} epochs{f', at most {train.max_steps} steps' if train.max_steps else ''}, batch "
+            f"{_epochs(train.epochs)}{f', at most {train.max_steps} steps' if train.max_steps else ''}, batch "
             f"{train.global_batch_size}{_parts(train.accumulation_steps)}; {optimizer.name}, lr "
             f"{format_lr(optimizer.lr)}, weight decay {format_lr(optimizer.weight_decay)}; {schedule.name} schedule, "
-            f"{format_lr(schedule.warmup_epochs)} epochs of warm-up",
+            f"{_epochs(schedule.warmup_epochs)} of warm-up",
         ),
         ("device", _device(precision)),
         ("folder", str(folder)),
@@ -100,6 +101,10 @@ def flat(summary: Mapping) -> dict:
         **{f"throughput/{key}": value for key, value in (summary.get("throughput") or {}).items()},
         **{f"model/{key}": value for key, value in summary["model"].items()},
     }
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
 def _parts(accumulation_steps: int) -> str:

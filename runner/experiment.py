@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import traceback
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
                 summary |= {"status": "diverged", "error": str(reason)}
             except (Interrupted, KeyboardInterrupt):
                 summary["status"] = "interrupted"
-                rows.append(("go on with", f"python -m runner resume={folder.path}"))
+                rows.append(("go on with", f"python -m runner {shlex.quote(f'resume={folder.path}')}"))
             summary["best"] = trainer.progress.best
             summary["throughput"] = _throughput(trainer, time.perf_counter() - started)
         except Exception as error:  # the boundary of a run: recorded, shown, and told to the caller by the status

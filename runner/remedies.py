@@ -17,33 +17,38 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from runner.config import CONF, METHOD_GROUPS, SettingError, did_you_mean
 
 
-def explain(overrides: Sequence[str], error: Exception, conf_folders: Sequence[Path] = (CONF,)) -> SettingError:
-    """What is wrong with `overrides`, which Hydra refused with `error`."""
+def explain(
+    overrides: Sequence[str], error: Exception, conf_folders: Sequence[Path] = (CONF,), *, sweeping: bool = False
+) -> SettingError:
+    """What is wrong with `overrides`, which Hydra refused with `error`; `sweeping` if -m allows several values."""
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
             return SettingError(f"{text}: this is not of the form KEY=VALUE; quote brackets and spaces: 'KEY=[A,B]'.")
-        fault = _fault(override, overrides, conf_folders)
+        fault = _fault(override, overrides, conf_folders, sweeping)
         if fault:
             return SettingError(f"{text}: {fault}")
     return SettingError(str(error.__cause__ or error).strip().splitlines()[0])
 
 
-def _fault(override: Override, overrides: Sequence[str], conf_folders: Sequence[Path]) -> str | None:
+def _fault(override: Override, overrides: Sequence[str], conf_folders: Sequence[Path], sweeping: bool) -> str | None:
     key = override.key_or_group
     groups = {folder.name: folder for conf in conf_folders for folder in conf.iterdir() if any(folder.glob("*.yaml"))}
     if key.startswith("hydra"):
         return None
     if key in groups:
-        return _option_fault(key, override, conf_folders)
+        return _option_fault(key, override, conf_folders, sweeping)
     if override.is_add() or override.is_delete():
         return None
     node, _, rest = key.partition(".")
     chosen = dict(_chosen(overrides))
     for group in METHOD_GROUPS:
-        if (groups[group] / f"{node}.yaml").is_file() and node not in chosen.get(group, ()):
-            return f"{node} is not part of this run; add {group}={node}."
+        if (groups[group] / f"{node}.yaml").is_file():
+            if node not in chosen.get(group, ()):
+                return f"{node} is not part of this run; add {group}={node}."
+            if sweeping and any(_is_swept(text, group) for text in overrides):
+                return f"{node} cannot be set while {group} itself is swept; make a sweep for each {group}."
     known = _keys(chosen, conf_folders)
     if key not in known:
         siblings = [name for name in known if name.startswith(f"{node}.")]
@@ -53,12 +58,19 @@ def _fault(override: Override, overrides: Sequence[str], conf_folders: Sequence[
             return f"there is no such setting. {did_you_mean(rest, names) or listed}"
         top = sorted({name.partition(".")[0] for name in known} | set(groups))
         return f"there is no such setting. {did_you_mean(node, top) or 'See python -m runner --cfg job.'}"
-    if override.is_sweep_override():
+    if override.is_sweep_override() and not sweeping:
         return "several values make a sweep; add -m, or write a list as [a,b]."
     return None
 
 
-def _option_fault(group: str, override: Override, conf_folders: Sequence[Path]) -> str | None:
+def _is_swept(text: str, group: str) -> bool:
+    try:
+        return text.startswith(f"{group}=") and OverridesParser.create().parse_override(text).is_sweep_override()
+    except HydraException:
+        return False  # told when its turn comes
+
+
+def _option_fault(group: str, override: Override, conf_folders: Sequence[Path], sweeping: bool) -> str | None:
     options = sorted(file.stem for conf in conf_folders for file in (conf / group).glob("*.yaml"))
     listed = f"Options: {', '.join(options)}."
     for option in _options(override):
@@ -68,7 +80,7 @@ def _option_fault(group: str, override: Override, conf_folders: Sequence[Path]) 
             return f"{group} has no option {option}. {did_you_mean(option, options)} {listed}".replace("  ", " ")
     if isinstance(override.value(), list) and group not in METHOD_GROUPS:
         return f"{group} takes one option, not a list. {listed}"
-    if override.is_sweep_override():
+    if override.is_sweep_override() and not sweeping:
         return f"several options make a sweep; add -m, or write a list: '{group}=[a,b]'."
     return None
 

@@ -63,7 +63,7 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     An earlier override gives way to a new one of the same key, and to another option of its group: a new
     `dataset=random` takes the place of `dataset=digits` and of `dataset.image_size=16`.
     """
-    resume = [word.removeprefix("resume=") for word in arguments if word.startswith("resume=")]
+    resume = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
     if not resume or resume[-1] in ("", "null"):
         return list(arguments)
     folder = RunFolder(Path(resume[-1]))
@@ -71,6 +71,8 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
         raise SettingError(f"resume={resume[-1]}: no run lies there ({folder.overrides.name} is missing).")
     if any(word in ("-m", "--multirun") for word in arguments):
         raise SettingError(f"resume={resume[-1]}: one run goes on, not a sweep; leave out -m.")
+    # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
+    arguments = [f"resume='{resume[-1]}'" if word.startswith("resume=") else word for word in arguments]
     new = {_key(word) for word in arguments}
     earlier = yaml.safe_load(folder.overrides.read_text())
     return [*(word for word in earlier if new.isdisjoint((_key(word), _key(word).partition(".")[0]))), *arguments]

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, SettingError, one_option_each, validate
 
+LONGEST_NAME = 120
 _jobs_planned = 1  # in the process that started the sweep; elsewhere a job does not know how many there are
 
 
@@ -71,10 +72,17 @@ def job_of(hydra: DictConfig) -> Job | None:
 def job_name(overrides: Sequence[str]) -> str:
     """A folder name that says the overrides: `norm=ghost_batchnorm,ghost_batchnorm.ghost_batch_size=16`."""
     spoken = [word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))]
-    name = re.sub(r"[^A-Za-z0-9._,=+-]+", "_", ",".join(spoken).replace("[", "").replace("]", "")) or "job"
-    if len(name) > 120:
-        name = f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name.lstrip("._")
+    whole = _as_name(spoken) or "job"
+    if len(whole) <= LONGEST_NAME:
+        return whole
+    while len(spoken) > 1 and len(_as_name(spoken)) > LONGEST_NAME - 9:
+        del spoken[0]
+    return f"{_as_name(spoken)[: LONGEST_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def _as_name(overrides: Sequence[str]) -> str:
+    name = ",".join(overrides).replace("[", "").replace("]", "")
+    return re.sub(r"[^A-Za-z0-9._,=+-]+", "_", name).lstrip("._")
 
 
 def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
@@ -116,16 +124,14 @@ class SweepCallback(Callback):
             refuse(error)
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Show the table; the exit code is 1 if a job failed."""
-        if show_table(Path(config.hydra.sweep.dir)):
-            raise SystemExit(1)
+        """Show the table."""
+        show_table(Path(config.hydra.sweep.dir))
 
 
-def show_table(folder: Path) -> bool:
-    """Print the table of a sweep's jobs and write it as results.csv; returns whether a job failed."""
+def show_table(folder: Path) -> None:
+    """Print the table of a sweep's jobs and write it as results.csv."""
     from runner.report.sweep_table import print_sweep, read_jobs, write_results_csv
 
     jobs = read_jobs(folder)
     write_results_csv(jobs, folder / "results.csv")
     print_sweep(jobs, title=f"Sweep {folder}")
-    return any(job.status == "failed" for job in jobs)

@@ -5,7 +5,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from runner import config as config_module
-from runner.config import CONF, OPTION_TYPES, SettingError, method_nodes
+from runner.config import CONF, SettingError, method_nodes
+from runner.schema import OPTION_TYPES
 
 
 def options(group):

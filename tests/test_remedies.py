@@ -33,5 +33,17 @@ def test_the_override_at_fault_is_named_with_a_remedy(overrides, message):
     assert message in str(explain(overrides, Exception("Hydra's words")))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["norm=agc,batchnorm", "agc.clip=0.1"], "agc.clip=0.1: agc cannot be set while norm itself is swept"),
+        (["norm=agc,foo"], "norm has no option foo."),
+        (["train.epochs=1,2", "train.epoch=3"], "train.epoch=3: there is no such setting. Did you mean epochs?"),
+    ],
+)
+def test_in_a_sweep_several_values_are_no_fault(overrides, message):
+    assert message in str(explain(overrides, Exception("Hydra's words"), sweeping=True))
+
+
 def test_without_a_known_fault_the_first_line_of_the_cause_is_given():
     assert str(explain(["seed=1"], Exception("first line\nsecond"))) == "first line"

@@ -26,8 +26,15 @@ def test_a_resumed_run_starts_from_its_folders_overrides(tmp_path):
     folder = RunFolder(tmp_path)
     folder.overrides.write_text(yaml.safe_dump(["norm=agc", "agc.clip=0.1", "train.epochs=3"]))
     resume = f"resume={tmp_path}"
-    assert earlier_overrides([resume]) == ["norm=agc", "agc.clip=0.1", "train.epochs=3", resume]
-    assert earlier_overrides([resume, "train.epochs=9"]) == ["norm=agc", "agc.clip=0.1", resume, "train.epochs=9"]
+    quoted = f"resume='{tmp_path}'"  # a job's folder has commas in its name, which make a sweep elsewhere
+    assert earlier_overrides([resume]) == ["norm=agc", "agc.clip=0.1", "train.epochs=3", quoted]
+    assert earlier_overrides([resume, "train.epochs=9"]) == ["norm=agc", "agc.clip=0.1", quoted, "train.epochs=9"]
+    assert earlier_overrides([resume, "norm=batchnorm", "agc=x"]) == [
+        "train.epochs=3",
+        quoted,
+        "norm=batchnorm",
+        "agc=x",
+    ]
     assert earlier_overrides([resume, "norm=batchnorm", "agc=x"]) == [
         "train.epochs=3",
         resume,

@@ -63,7 +63,16 @@ def test_zero_init_residual(name, last_norm):
 
 @pytest.mark.parametrize(
     ("image_size", "stem"),
-    [(8, "small"), (32, "small"), (47, "small"), (48, "strided"), (127, "strided"), (128, "imagenet")],
+    [
+        (8, "wide"),
+        (23, "wide"),
+        (24, "small"),
+        (32, "small"),
+        (47, "small"),
+        (48, "strided"),
+        (127, "strided"),
+        (128, "imagenet"),
+    ],
 )
 def test_stem_for_image_size(image_size, stem):
     assert stem_for(image_size) == stem

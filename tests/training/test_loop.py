@@ -63,7 +63,7 @@ def rows(folder):
 def test_training_is_what_a_bare_loop_in_torch_does(tiny, tmp_path):
     assert tiny("train.epochs=2", "optimizer.lr=0.02", "seed=3", "schedule=constant", "name=run").code == 0
     torch.manual_seed(3)
-    model = resnet18(num_classes=10, stem="small").train()
+    model = resnet18(num_classes=10, stem="wide").train()
     weights = [p for n, p in model.named_parameters() if p.ndim > 1]
     others = [p for n, p in model.named_parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
@@ -166,7 +166,7 @@ def test_load_run_brings_the_best_model_back(tiny, tmp_path):
     model, config = load_run(folder)
     assert not model.training
     assert config.ghost_batchnorm.ghost_batch_size == 4
-    assert config.model.stem == "small"
+    assert config.model.stem == "wide"
     data = random(num_images=32, image_size=8)
     with torch.no_grad():
         logits = model(data.test.images)

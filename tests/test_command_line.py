@@ -1,0 +1,157 @@
+"""The command line as a user meets it: help without torch, wrong settings refused in a few lines, completion."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner.config import CONF
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
+# the program where torch cannot be imported: whatever needs it ends in a traceback
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from runner.__main__ import main; main()"
+
+
+def without_torch(folder, *arguments):
+    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def assert_refused(code, out, err, folder, *parts):
+    """A short message on stderr with all of `parts`, exit code 2, nothing written."""
+    assert code == 2, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.startswith("Wrong setting. ")
+    assert len(err.strip().splitlines()) <= 3
+    for part in parts:
+        assert part in err
+    assert list(folder.iterdir()) == []
+
+
+def test_help_lists_groups_options_and_commands_without_torch(tmp_path):
+    done = without_torch(tmp_path, "--help")
+    assert done.returncode == 0, done.stderr
+    for group in GROUPS:
+        options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        assert f"{group}: {', '.join(options)}" in done.stdout
+    assert done.stdout.count("python -m runner") >= 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_in_the_help_compose(composed):
+    """Every command that the help shows, but the sweep and the placeholder of a run's name."""
+    from omegaconf import OmegaConf
+
+    template = OmegaConf.load(CONF / "config.yaml").hydra.help.template
+    commands = [line.split("  ")[0] for line in map(str.strip, template.splitlines()) if line.startswith("python -m")]
+    plain = [command.removeprefix("python -m runner").split() for command in commands]
+    plain = [words for words in plain if "-m" not in words and not any("NAME" in word for word in words)]
+    assert len(plain) >= 3
+    for words in plain:
+        assert composed(*(word.strip("'") for word in words))
+
+
+def test_cfg_job_shows_the_settings_without_torch(tmp_path):
+    done = without_torch(tmp_path, "--cfg", "job", "norm=agc", "agc.clip=0.25")
+    assert done.returncode == 0, done.stderr
+    assert "clip: 0.25" in done.stdout
+    assert "global_batch_size: 64" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["trian.epochs=3"], ["trian.epochs=3", "Did you mean train?"]),
+        (["train.epoch=3"], ["train.epoch=3", "Did you mean epochs?"]),
+        (["norm=agx"], ["norm=agx", "Did you mean agc?", "weight_standardization"]),
+        (["norm=[agc,foo]"], ["norm=[agc,foo]", "foo", "Options: agc, batchnorm"]),
+        (["train.epochs=abc"], ["train.epochs=abc", "a whole number"]),
+        (["agc.clip=0.1"], ["agc.clip=0.1", "add norm=agc"]),
+        (["norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=65"], ["ghost_batch_size=65", "at most 64"]),
+        (
+            ["norm=ghost_batchnorm", "train.accumulation_steps=4", "ghost_batchnorm.ghost_batch_size=17"],
+            ["ghost_batchnorm.ghost_batch_size=17", "train.accumulation_steps=4", "Choose at most 16"],
+        ),
+        (["regularization=stochastic_depth", "stochastic_depth.drop_rate=1"], ["drop_rate=1", "[0, 1)"]),
+        (["resume=nowhere"], ["resume=nowhere", "no run lies there"]),
+        (["-m", "norm=agc", "agc.clip=0.1,0"], ["agc.clip=0", "(0, inf)"]),
+        (["-m", "batchnorm._target_=x", "norm=[agc"], ["norm=[agc", "not of the form KEY=VALUE"]),
+        (["norm=agc", "-m", "agc.clip=0.1,0.2", "train.epoch=3"], ["train.epoch=3", "Did you mean epochs?"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_without_torch(tmp_path, arguments, parts):
+    done = without_torch(tmp_path, *arguments)
+    assert_refused(done.returncode, done.stdout, done.stderr, tmp_path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["model=nf_resnet26", "norm=ghost_batchnorm"], ["norm=ghost_batchnorm", "nf_resnet26"]),
+        (["model=nf_resnet26", "norm=groupnorm"], ["norm=groupnorm", "nf_resnet26"]),
+        (
+            ["dataset=cifar10", "dataset.download=false"],
+            ["dataset.root=data", "dataset.download", "cifar-10-batches-py"],
+        ),
+        (["train.precision=fp16", "train.device=cpu"], ["train.precision=fp16", "GPU"]),
+        (["train.global_batch_size=5000"], ["train.global_batch_size=5000"]),
+    ],
+)
+def test_what_only_the_model_or_the_data_shows_is_refused(runner, tmp_path, arguments, parts):
+    outcome = runner(*arguments)
+    assert_refused(outcome.code, outcome.out, outcome.err, tmp_path, *parts)
+    if "dataset=cifar10" in arguments:
+        assert str(tmp_path / "data") in outcome.err  # where the files belong
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused(runner, tmp_path):
+    outcome = runner("train.device=cuda")
+    assert_refused(outcome.code, outcome.out, outcome.err, tmp_path, "train.device=cuda", "train.device=cpu")
+
+
+def test_a_ghost_batch_that_fills_a_micro_batch_runs(tiny):
+    methods = ("norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=4", "train.accumulation_steps=2")
+    assert tiny(*methods, "train.max_steps=1").code == 0
+    outcome = tiny(*methods, "ghost_batchnorm.ghost_batch_size=5", "train.max_steps=1")
+    assert outcome.code == 2
+    assert "Choose at most 4" in outcome.err
+
+
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = tiny("paths.outputs=file")
+    assert outcome.code == 2
+    assert "paths.outputs=file" in outcome.err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("norm=", ["norm=agc", "norm=ghost_batchnorm", "norm=weight_standardization"]),
+        ("model=nf", ["model=nf_resnet26", "model=nf_resnet50", "model=nf_resnet101"]),
+        ("norm=agc agc.c", ["agc.clip="]),
+    ],
+)
+def test_the_shell_completes_options_and_keys(tmp_path, typed, offered):
+    """As the function does that `runner -sc install=bash` gives to the shell."""
+    program = Path(sys.executable).with_name("runner")
+    line = f"runner {typed}"
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = subprocess.run([program, "-sc", "query=bash"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(offered) <= set(done.stdout.split())
+    assert all(word.startswith(typed.split()[-1]) for word in done.stdout.split())
+
+
+def test_the_completion_is_installed_by_a_shell_function(tmp_path):
+    program = Path(sys.executable).with_name("runner")
+    done = subprocess.run([program, "-sc", "install=bash"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "complete -o nospace" in done.stdout
+    assert done.stdout.strip().endswith("runner")
