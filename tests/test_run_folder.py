@@ -35,12 +35,6 @@ def test_a_resumed_run_starts_from_its_folders_overrides(tmp_path):
         "norm=batchnorm",
         "agc=x",
     ]
-    assert earlier_overrides([resume, "norm=batchnorm", "agc=x"]) == [
-        "train.epochs=3",
-        resume,
-        "norm=batchnorm",
-        "agc=x",
-    ]
     assert earlier_overrides(["norm=agc"]) == ["norm=agc"]
     with pytest.raises(SettingError, match="one run goes on, not a sweep"):
         earlier_overrides([resume, "-m"])

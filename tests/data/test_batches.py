@@ -1,0 +1,86 @@
+"""Batches: every sample once, the same ones for the same seed, crops and flips as written out by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from runner.data.batches import EvaluationBatches, TrainBatches, crop_and_flip
+from runner.data.random import random
+from runner.data.splits import Split, make_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data():
+    return random(num_images=50, image_size=8)
+
+
+def batches(data, **options):
+    return TrainBatches(data, batch_size=8, device=CPU, **{"seed": 0, **options})
+
+
+def test_an_epoch_shows_no_image_twice_and_shuffles_anew(data):
+    first = torch.cat([images for images, _ in batches(data).epoch(0)])
+    second = torch.cat([images for images, _ in batches(data).epoch(1)])
+    assert len(batches(data)) == 6
+    assert len(first) == 48
+    assert len(first.flatten(1).unique(dim=0)) == 48
+    assert not torch.equal(first, second)
+
+
+def test_images_keep_their_labels(data):
+    lookup = {tuple(image.flatten()[:5].tolist()): target for image, target in zip(*dataclasses.astuple(data.train))}
+    for images, targets in batches(data).epoch(3):
+        for image, target in zip(images, targets, strict=True):
+            assert lookup[tuple(image.flatten()[:5].tolist())] == target
+
+
+def test_an_epoch_begun_in_the_middle_goes_on_alike(data):
+    augmented = dataclasses.replace(data, crop_padding=2, flip=True)
+    whole = list(batches(augmented).epoch(2))
+    rest = list(batches(augmented).epoch(2, start=4))
+    assert len(rest) == 2
+    for (images, targets), (expected, expected_targets) in zip(rest, whole[4:], strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(targets, expected_targets)
+
+
+def test_another_seed_gives_another_order(data):
+    one, other = (torch.cat([t for _, t in batches(data, seed=seed).epoch(0)]) for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def test_crops_and_flips_are_slices_of_the_padded_image():
+    images = torch.randn(6, 3, 5, 7)
+    offsets = torch.tensor([[0, 1, 2, 3, 4, 2], [4, 3, 2, 1, 0, 2]])
+    flips = torch.tensor([True, False, True, False, True, False])
+    found = crop_and_flip(images, offsets, flips, padding=2)
+    padded = F.pad(images, (2, 2, 2, 2))
+    for i in range(6):
+        row, column = offsets[:, i].tolist()
+        crop = padded[i, :, row : row + 5, column : column + 7]
+        assert torch.equal(found[i], crop.flip(2) if flips[i] else crop)
+
+
+def test_bytes_are_normalized():
+    images = torch.randint(256, (20, 3, 4, 4), dtype=torch.uint8)
+    split = Split(images, torch.arange(20) % 2)
+    data = make_data("bytes", split, split, num_classes=2, validation="test")
+    (found, _), *_ = EvaluationBatches(split, data, batch_size=20, device=CPU, channels_last=True)
+    scaled = images.double() / 255
+    mean, std = scaled.mean((0, 2, 3), keepdim=True), scaled.std((0, 2, 3), keepdim=True, correction=0)
+    torch.testing.assert_close(found.double(), (scaled - mean) / std, rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_evaluation_sees_every_sample_once_in_order(data):
+    seen = [targets for _, targets in EvaluationBatches(data.test, data, batch_size=5, device=CPU, channels_last=False)]
+    assert torch.equal(torch.cat(seen), data.test.targets)
+
+
+def test_a_batch_larger_than_the_split_is_refused(data):
+    with pytest.raises(ValueError, match=r"train.global_batch_size=51: larger than the training split, 50 images"):
+        TrainBatches(data, batch_size=51, seed=0, device=CPU)
