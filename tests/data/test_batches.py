@@ -32,7 +32,8 @@ def test_an_epoch_shows_no_image_twice_and_shuffles_anew(data):
 
 
 def test_images_keep_their_labels(data):
-    lookup = {tuple(image.flatten()[:5].tolist()): target for image, target in zip(*dataclasses.astuple(data.train))}
+    pairs = zip(data.train.images, data.train.targets, strict=True)
+    lookup = {tuple(image.flatten()[:5].tolist()): target for image, target in pairs}
     for images, targets in batches(data).epoch(3):
         for image, target in zip(images, targets, strict=True):
             assert lookup[tuple(image.flatten()[:5].tolist())] == target

@@ -72,5 +72,5 @@ def test_a_damaged_file_is_not_read(cifar10_files):
 
 
 def test_another_image_size_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="dataset.image_size=64: the images of cifar10 are 32 pixels wide"):
+    with pytest.raises(ValueError, match=r"dataset\.image_size=64: the images of cifar10 are 32 pixels wide"):
         cifar("cifar10", root=str(tmp_path), image_size=64)
