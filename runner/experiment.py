@@ -38,9 +38,9 @@ class Checked:
 
     data: Data
     precision: Precision
-    num_params: int
+    model: torch.nn.Module  # on torch's meta device, without memory, with its methods applied; a run makes its own
     multiply_adds: int
-    methods: dict[str, Method]  # applied to a model without memory; a run makes its own
+    methods: dict[str, Method]
     counts: dict[str, int]
 
 
@@ -57,7 +57,7 @@ def check(config: DictConfig) -> Checked:
         TrainBatches(data, batch_size=config.train.global_batch_size, seed=config.seed, device=torch.device("cpu"))
     except ValueError as error:
         raise SettingError(str(error)) from None
-    return Checked(data, precision, sum(p.numel() for p in model.parameters()), multiply_adds, methods, counts)
+    return Checked(data, precision, model, multiply_adds, methods, counts)
 
 
 def run(config: DictConfig, overrides: list[str], command: list[str], job: Job | None = None) -> str:
@@ -67,7 +67,8 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
     error shown, in the folder's error.txt and in its summary.
     """
     checked = check(config)
-    folder, checkpoint = _open_folder(config, job, checked.precision.device)
+    folder, checkpoint = _open_folder(config, job, checked)
+    folder.error.unlink(missing_ok=True)
     folder.write_settings(OmegaConf.to_container(config), overrides)
     metrics = MetricsLog(folder.metrics)
     metrics.cut_back(checkpoint["progress"]["step"] if checkpoint else -1)
@@ -78,7 +79,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
         "status": "failed",
         "metrics": {"accuracy": None, "loss": None},
         "best": {},
-        "model": {"name": config.model.name, "num_params": checked.num_params, "multiply_adds": checked.multiply_adds},
+        "model": {"name": config.model.name, "num_params": _size(checked), "multiply_adds": checked.multiply_adds},
         "methods": checked.counts,
         "data": sizes(checked.data),
         "overrides": [word for word in overrides if not word.startswith("sweep.")],
@@ -142,7 +143,7 @@ def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint
         checked.data,
         checked.methods,
         checked.counts,
-        num_params=checked.num_params,
+        num_params=_size(checked),
         multiply_adds=checked.multiply_adds,
         precision=checked.precision,
         folder=folder.path,
@@ -150,15 +151,23 @@ def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint
     )
 
 
-def _open_folder(config: DictConfig, job: Job | None, device: torch.device) -> tuple[RunFolder, dict | None]:
-    """A new folder, or the one to resume with its last checkpoint."""
+def _size(checked: Checked) -> int:
+    return sum(parameter.numel() for parameter in checked.model.parameters())
+
+
+def _open_folder(config: DictConfig, job: Job | None, checked: Checked) -> tuple[RunFolder, dict | None]:
+    """A new folder, or the one to resume with its last checkpoint, which must fit."""
     if config.resume is not None:
         folder = RunFolder(Path(config.resume))
         last = folder.checkpoint("last")
+        if not last.is_file():  # stopped before the first checkpoint
+            return folder, None
         try:
-            return folder, load_checkpoint(last, device) if last.is_file() else None
+            checkpoint = load_checkpoint(last, checked.precision.device)
+            _check_fit(checkpoint, checked.model, config.optimizer.name)
         except ValueError as error:
             raise SettingError(f"resume={config.resume}: {error}") from None
+        return folder, checkpoint
     try:
         if job is not None:
             return RunFolder.create(job.folder, job.name), None
@@ -166,6 +175,24 @@ def _open_folder(config: DictConfig, job: Job | None, device: torch.device) -> t
         return RunFolder.create(Path(config.paths.outputs) / "runs", name), None
     except OSError as error:
         raise SettingError(f"paths.outputs={config.paths.outputs}: no folder can be made there ({error}).") from None
+
+
+def _check_fit(checkpoint: dict, model: torch.nn.Module, optimizer: str) -> None:
+    """Raise a ValueError if the checkpoint is of another model or optimizer than this run's."""
+    saved, own = (
+        {name: value.shape for name, value in state.items()} for state in (checkpoint["model"], model.state_dict())
+    )
+    different = [name for name in sorted(saved.keys() | own.keys()) if saved.get(name) != own.get(name)]
+    if different:
+        raise ValueError(
+            f"{len(different)} tensors of its checkpoint, {different[0]} the first, are not those of this model with "
+            "these methods. Leave out the overrides that change the model."
+        )
+    if checkpoint["about"]["optimizer"] != optimizer:
+        raise ValueError(
+            f"its checkpoint holds the state of {checkpoint['about']['optimizer']}, not of optimizer={optimizer}. "
+            "Leave out the override, or start a run of its own."
+        )
 
 
 def _prepare(
@@ -208,6 +235,7 @@ def _prepare(
             "image_size": data.image_size,
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
+            "optimizer": config.optimizer.name,
         },
     )
     share = build.build_schedule(config.schedule, total_steps=plan.total_steps, steps_per_epoch=len(batches))

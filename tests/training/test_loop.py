@@ -135,6 +135,33 @@ def test_resume_takes_overrides_of_its_own(tiny, tmp_path):
     assert len(list(folder.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("norm=none", "tensors of its checkpoint, bn1.bias the first, are not those of this model"),
+        ("model=nf_resnet26", "are not those of this model"),
+        ("optimizer=adamw", "holds the state of sgd, not of optimizer=adamw"),
+    ],
+)
+def test_an_override_that_does_not_fit_the_checkpoint_changes_nothing(tiny, tmp_path, override, message):
+    assert tiny("train.max_steps=1", "name=run").code == 0
+    folder = tmp_path / "outputs/runs/run"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    outcome = tiny("resume=outputs/runs/run", override)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    assert tiny("train.max_steps=1", "name=run").code == 0
+    path = tmp_path / "outputs/runs/run/checkpoints/last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    outcome = tiny("resume=outputs/runs/run")
+    assert outcome.code == 2
+    assert "last.pt: this checkpoint is damaged" in outcome.err
+
+
 def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
     outcome = tiny("norm=none", "optimizer.lr=1e9", "schedule.warmup_epochs=0", "train.epochs=2", "name=run")
     summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())
