@@ -131,6 +131,7 @@ def test_resume_takes_overrides_of_its_own(tiny, tmp_path):
     folder = tmp_path / "outputs/runs/run"
     assert_same(last(folder), last(tmp_path / "outputs/runs/whole"))
     assert [row["epoch"] for row in rows(folder) if row["split"] == "train"] == [1, 2, 3]
+    assert [row["step"] for row in rows(folder) if row["split"] == "test"] == [12]
     assert "train.epochs=3" in (folder / "overrides.yaml").read_text()
     assert len(list(folder.parent.iterdir())) == 2
 
