@@ -107,6 +107,8 @@ def _method_type(name: str, node: Any, conf_folders: Sequence[Path]) -> type:
     """The type of a method's node, read off the defaults of its YAML file."""
     files = (folder / group / f"{name}.yaml" for folder in conf_folders for group in METHOD_GROUPS)
     file = next((file for file in files if file.is_file()), None)
+    if name in METHOD_GROUPS:
+        raise SettingError(f"{name}: the first line of an option's YAML file must be # @package _global_.")
     if file is None:
         value = _shown(node) if not isinstance(node, DictConfig) else "..."
         raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())

@@ -56,6 +56,7 @@ def test_several_methods_each_with_its_own_node(composed):
         (["norm=agc", "agc.exclude=fc"], "agc.exclude=fc: it must be a list, as in [a,b]."),
         (["norm=agc", "agc=3"], "agc=3: this is a group of settings, not a value; set agc.KEY=VALUE."),
         (["+agc.clip=1"], "agc.clip: agc is not part of this run; add norm=agc."),
+        (["+norm.agc.clip=1"], "norm: the first line of an option's YAML file must be # @package _global_."),
         (["+foo=1"], "foo=1: there is no such setting."),
         (["+trian.epochs=1"], "trian=...: there is no such setting. Did you mean train?"),
         (["+train.epoch=2"], "train.epoch=2: there is no such setting. Did you mean epochs?"),
