@@ -24,7 +24,7 @@ from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.provenance import provenance
 from runner.tracking.tracker import Tracker
 from runner.tracking.wandb_run import WandbRun, new_run_id
-from runner.training.checkpoint import load_checkpoint
+from runner.training.checkpoint import load_checkpoint, restore_model
 from runner.training.evaluation import evaluate
 from runner.training.loop import Diverged, Interrupted, Plan, Trainer
 from runner.training.precision import Precision, choose_device
@@ -131,9 +131,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> tuple[torch.nn.Mod
     example_input = torch.zeros(2, 3, about["image_size"], about["image_size"])
     methods = build.build_methods(config)
     build.apply_methods(methods, model, example_input, config.seed)
-    model.load_state_dict(saved["model"])
-    for name, method in methods.items():
-        method.load_state_dict(saved["methods"][name])
+    restore_model(saved, model, methods)
     return model.eval(), config
 
 
@@ -268,10 +266,7 @@ def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracke
         data.test, data, batch_size=EVALUATION_BATCH_SIZE, device=precision.device, channels_last=channels_last
     )
     last = evaluate(trainer.model, batches, precision)
-    best = load_checkpoint(folder.checkpoint("best"), precision.device)
-    trainer.model.load_state_dict(best["model"])
-    for name, method in trainer.methods.items():
-        method.load_state_dict(best["methods"][name])
+    restore_model(load_checkpoint(folder.checkpoint("best"), precision.device), trainer.model, trainer.methods)
     metrics = evaluate(trainer.model, batches, precision)
     progress = trainer.progress
     tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **metrics})

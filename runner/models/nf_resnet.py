@@ -168,8 +168,8 @@ def nf_resnet26(
 ) -> NFResNet:
     """NF-ResNet-26 (depths 1, 2, 4, 1).
 
-    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2), "strided" (3x3 stride 2, no pool) or "small"
-    (3x3 stride 1, no pool). `alpha`: growth of the standard deviation per block. `activation`: a key of
+    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2), "strided" (3x3 stride 2), "small" (3x3) or "wide"
+    (7x7), the last three without a pool. `alpha`: growth of the standard deviation per block. `activation`: a key of
     `runner.layers.activation.GAMMAS`. `se`: squeeze-and-excitation in each block. `dropout`: rate before the
     classifier. ValueError for a setting out of its range.
     """

@@ -34,8 +34,9 @@ def _resnet(
 def resnet18(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
     """ResNet-18: torchvision's model and state-dict keys.
 
-    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2; torchvision's), "strided" (3x3 stride 2, no pool) or
-    "small" (3x3 stride 1, no pool). `zero_init_residual` starts the last batch norm of each branch at weight 0.
+    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2; torchvision's), "strided" (3x3 stride 2), "small" (3x3)
+    or "wide" (7x7), the last three without a pool. `zero_init_residual` starts the last batch norm of each branch at
+    weight 0.
     Convolutions are drawn from N(0, 2 / fan-out), whichever the stem. ValueError for another stem.
     """
     return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, stem, zero_init_residual)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from runner.files import write_atomically
+from runner.methods.method import Method
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -24,6 +27,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path}: this checkpoint is damaged ({reason}).") from None
+
+
+def restore_model(checkpoint: Mapping, model: nn.Module, methods: Mapping[str, Method]) -> None:
+    """Load the model's tensors and the state of its methods, which may say how it is evaluated."""
+    model.load_state_dict(checkpoint["model"])
+    for name, method in methods.items():
+        method.load_state_dict(checkpoint["methods"].get(name, {}))
 
 
 def random_state(device: torch.device) -> dict:

@@ -16,7 +16,7 @@ from runner.data.batches import EvaluationBatches, TrainBatches
 from runner.methods.method import Method
 from runner.schedules import Share, make_schedule
 from runner.tracking.tracker import Tracker
-from runner.training.checkpoint import random_state, restore_random_state, save_checkpoint
+from runner.training.checkpoint import random_state, restore_model, restore_random_state, save_checkpoint
 from runner.training.evaluation import evaluate
 from runner.training.interruption import Interruption
 from runner.training.precision import Precision
@@ -232,12 +232,10 @@ class Trainer:
 
     def _restore(self, checkpoint: dict) -> None:
         """Take up a last.pt. Learning rate, momentum and the like are this run's own settings, not the checkpoint's."""
-        self.model.load_state_dict(checkpoint["model"])
+        restore_model(checkpoint, self.model, self.methods)
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": settings})
         self.precision.scaler.load_state_dict(checkpoint["scaler"])
-        for name, method in self.methods.items():
-            method.load_state_dict(checkpoint["methods"].get(name, {}))
         self.sums.load_state_dict(checkpoint["sums"])
         self.progress = Progress(**checkpoint["progress"])
         restore_random_state(checkpoint["random"], self.precision.device)
