@@ -19,7 +19,8 @@ from runner.overrides import as_typed, prepare_overrides
 from runner.remedies import explain, refuse
 from runner.run_folder import earlier_overrides
 from runner.settings import SettingError
-from runner.sweep import conf_folders, job_of, name_sweep, show_table
+from runner.study import with_axes
+from runner.sweep import conf_folders, finish_sweep, job_of, name_sweep
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # a wrong setting is 2, see runner.remedies
 
@@ -50,12 +51,13 @@ def main() -> None:
             refuse(error)
         if statuses[-1] == "interrupted":
             if planned:
-                show_table(planned.folder)
+                finish_sweep(planned.folder)
             raise SystemExit(INTERRUPTED)  # out of a sweep too: its other jobs are not started
         return statuses[-1]
 
     try:
-        sys.argv[1:] = name_sweep(prepare_overrides(add_search_path(earlier_overrides(arguments))))
+        words = prepare_overrides(with_axes(add_search_path(earlier_overrides(arguments))))
+        sys.argv[1:] = name_sweep(words, typed=arguments)
         job()
     except SettingError as error:
         refuse(error)

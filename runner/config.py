@@ -20,7 +20,7 @@ from runner.combinations import check_combinations, choose_portions
 from runner.limits import did_you_mean
 from runner.option_types import OPTION_TYPES
 from runner.probe_types import PROBE_TYPES
-from runner.schema import TOP_LEVEL, Root
+from runner.schema import TOP_LEVEL, Root, Study
 from runner.settings import SettingError, assign, check_entries, shown, typed_node
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -56,7 +56,7 @@ def one_option_each(choices: Mapping[str, object]) -> None:
 
     `choices` are `hydra.runtime.choices`, which lack a group of which a list was chosen.
     """
-    for group in (*OPTION_TYPES, "experiment"):
+    for group in (*OPTION_TYPES, "experiment", "case", "sweep"):
         if group not in choices:
             raise SettingError(f"{group}=[...]: this group takes one option, not a list; add -m for a sweep.")
 
@@ -75,6 +75,8 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Dict
     if isinstance(methods, str):
         conf_folders = [*conf_folders, methods_folder(methods)]
     typed = OmegaConf.structured(Root)
+    if isinstance(config.get("sweep"), DictConfig):
+        config.sweep = {"name": typed_node("sweep", Study, config.sweep).name}
     for key, kind in get_type_hints(Root).items():
         kind = schema.get(key, kind)
         if key not in config:

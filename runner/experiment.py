@@ -13,10 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner import build
 from runner.checked import Checked, check
-from runner.config import validate, with_defaults
+from runner.chosen_methods import conf_folders_of
+from runner.config import METHOD_GROUPS, validate, with_defaults
 from runner.data.dataset import DataFault
 from runner.description import closing_rows, flat, idle, opening_rows, sizes
 from runner.job import Job
+from runner.overrides import method_group
 from runner.preparation import prepare
 from runner.resume import new_folder, open_folder
 from runner.run_folder import RunFolder
@@ -24,7 +26,7 @@ from runner.tracking.console import Rows, RunConsole
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.provenance import provenance
 from runner.tracking.tracker import Tracker
-from runner.tracking.wandb_run import WandbRun, new_run_id
+from runner.tracking.wandb_run import WandbRun, new_run_id, override_columns
 from runner.training.checkpoint import load_checkpoint, restore_model
 from runner.training.evaluation import evaluate
 from runner.training.loop import Trainer
@@ -58,7 +60,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
         "wandb_id": wandb_id,
         "error": None,
     }
-    wandb = _wandb_run(config, checked.chosen, folder, wandb_id, job, console)
+    wandb = _wandb_run(config, checked.chosen, overrides, folder, wandb_id, console)
     with Tracker(metrics=metrics, wandb=wandb, console=console) as tracker:
         position = (job.number, job.total) if job else None
         on_test = checked.data.validation_source == "test"
@@ -74,7 +76,8 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
             try:
                 trainer = prepare(config, checked, folder, checkpoint, wandb_id, tracker)
                 trainer.train()
-                summary |= _test(trainer, checked, folder, tracker)
+                if trainer.total_steps > 0:
+                    summary |= _test(trainer, checked, folder, tracker)
                 summary["status"] = "completed"
             except Diverged as reason:
                 summary |= {"status": "diverged", "error": str(reason)}
@@ -180,9 +183,14 @@ def _throughput(trainer: Trainer, seconds: float) -> dict:
 
 
 def _wandb_run(
-    config: DictConfig, methods: list[str], folder: RunFolder, run_id: str, job: Job | None, console: RunConsole
+    config: DictConfig, methods: list[str], overrides: list[str], folder: RunFolder, run_id: str, console: RunConsole
 ) -> WandbRun:
-    settings = config.wandb
+    """The run's mirror in W&B; a run of a sweep is in the sweep's group, also where it is resumed by itself."""
+    settings, sweep, folders = config.wandb, config.sweep.name, conf_folders_of(config)
+    chosen = {
+        group: "+".join(name for name in methods if method_group(name, folders) == group) or "-"
+        for group in METHOD_GROUPS
+    }
     return WandbRun(
         mode=settings.mode,
         folder=config.paths.outputs,
@@ -190,8 +198,9 @@ def _wandb_run(
         project=settings.project,
         name=folder.path.name,
         entity=settings.entity,
-        group=settings.group or (job.folder.name if job else None),
+        group=settings.group or sweep,
         tags=[*settings.tags, config.model.name, config.dataset.name, *methods],
-        config={**OmegaConf.to_container(config), "methods": methods},
+        config={**OmegaConf.to_container(config), "methods": methods, **chosen, **override_columns(overrides)},
+        job_type="sweep" if sweep else "run",
         report=lambda text: console.message(text, "warning"),
     )

@@ -1,9 +1,10 @@
 """Records of whole runs, `experiment=NAME`: what of one is left where the command line chooses otherwise.
 
-A record chooses options and gives them values. Where an override chooses another option of a group, the record's values
-were meant for its own: `experiment=cifar10/resnet56 schedule=constant` must not keep a final_lr_share, nor
-`experiment=cifar10/resnet56 optimizer=adamw` a rate that was SGD's. They give way to the option's own values, unless
-both options have the same settings: `model=resnet110` keeps what the record says of resnet56.
+A record chooses options and gives them values, and so does `case=NAME`, which changes a study's experiment. Where an
+override chooses another option of a group, the record's values were meant for its own: `experiment=cifar10/resnet56
+schedule=constant` must not keep a final_lr_share, nor `experiment=cifar10/resnet56 optimizer=adamw` a rate that was
+SGD's. They give way to the option's own values, unless both options have the same settings: `model=resnet110` keeps
+what the record says of resnet56.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config import CONF, METHOD_GROUPS
 from runner.grammar import all_parsed
 from runner.option_types import OPTION_TYPES
-from runner.remedies import EXPERIMENT, chosen_options
+from runner.remedies import CASE, EXPERIMENT, chosen_options
 
 
 def without_replaced(
@@ -25,9 +26,10 @@ def without_replaced(
 ) -> DictConfig:
     """What Hydra composed of `overrides`, without the record's values for options that an override replaces."""
     chosen = chosen_options(overrides, conf_folders)
-    if EXPERIMENT not in chosen:
+    records = [f"{group}={name}" for group in (EXPERIMENT, CASE) for name in chosen.get(group, ())]
+    if not records:
         return composed
-    record = chosen_options([f"{EXPERIMENT}={name}" for name in chosen[EXPERIMENT]], conf_folders)
+    record = chosen_options(records, conf_folders)
     given = [override for override in all_parsed(overrides) if not override.is_delete()]
     config = composed.copy()
     OmegaConf.set_struct(config, False)

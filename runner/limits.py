@@ -83,6 +83,7 @@ LIMITS: dict[str, dict[str, Range | OneOf]] = {
     "precise_batchnorm": {"num_batches": COUNT},
     "model": {
         "stem": OneOf(("auto", "imagenet", "strided", "small", "wide")),
+        "width": POSITIVE,
         "alpha": POSITIVE,
         "output_stride": OneOf((8, 16)),
         "head_channels": COUNT,
@@ -135,7 +136,7 @@ LIMITS: dict[str, dict[str, Range | OneOf]] = {
     },
     "train": {
         "epochs": COUNT,
-        "max_steps": COUNT,
+        "max_steps": COUNT_OR_NONE,
         "global_batch_size": COUNT,
         "accumulation_steps": COUNT,
         "cross_entropy_weight": NOT_NEGATIVE,

@@ -22,6 +22,7 @@ class Model:
 @dataclass
 class ResNet(Model):
     stem: str
+    width: float
     zero_init_residual: bool
 
 
@@ -34,6 +35,7 @@ class CifarResNet(Model):
 @dataclass
 class NFResNet(Model):
     stem: str
+    width: float
     alpha: float
     activation: str
     dropout: float
@@ -150,7 +152,7 @@ class Digits:
 
 
 @dataclass
-class ClutteredDigits:
+class DigitScenes:
     name: str
     crop_padding: int
     flip: bool
@@ -238,8 +240,8 @@ OPTION_TYPES: dict[str, dict[str, type]] = {
         "constant": Constant,
     },
     "dataset": {
-        "digits": Digits,
-        r"cluttered_digits|digit_scenes": ClutteredDigits,
+        r"digits|cluttered_digits": Digits,
+        "digit_scenes": DigitScenes,
         r"cifar\d+": Cifar,
         "image_folder": ImageFolder,
         "imagenet": ImageFolder,

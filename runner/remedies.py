@@ -20,7 +20,7 @@ from runner.limits import did_you_mean
 from runner.settings import A_LIST, A_MAPPING, SettingError
 
 WRONG_SETTING = 2  # the exit code
-EXPERIMENT = "experiment"  # the group whose options are whole runs
+EXPERIMENT, CASE = "experiment", "case"  # the groups whose options are whole runs, and what a study varies in them
 
 
 def explain(
@@ -105,7 +105,7 @@ def _option_fault(group: str, override: Override, conf_folders: Sequence[Path], 
     options = sorted(str(file.with_suffix("")) for file in files)
     listed = f"Options: {', '.join(options)}."
     for option in options_of(override):
-        if option is None and group == EXPERIMENT:
+        if option is None and group in (EXPERIMENT, CASE, "sweep"):
             continue
         if not isinstance(option, str):
             return f"name one of the group's options. {listed}"
@@ -119,11 +119,11 @@ def _option_fault(group: str, override: Override, conf_folders: Sequence[Path], 
 
 
 def chosen_options(overrides: Sequence[str], conf_folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
-    """For each group its chosen options: those of the overrides, else of the experiment, else the defaults."""
+    """For each group its chosen options: those of the overrides, else of the case, of the experiment, the defaults."""
     chosen = _defaults(CONF / "config.yaml")
     named = {override.key_or_group: [*map(str, options_of(override))] for override in all_parsed(overrides)}
-    for experiment in named.get(EXPERIMENT, ()):
-        for file in (folder / EXPERIMENT / f"{experiment}.yaml" for folder in conf_folders):
+    for group in (EXPERIMENT, CASE):
+        for file in (folder / group / f"{record}.yaml" for record in named.get(group, ()) for folder in conf_folders):
             chosen |= _defaults(file) if file.is_file() else {}
     return chosen | named
 

@@ -51,6 +51,19 @@ class Sweep:
 
 
 @dataclass
+class Study(Sweep):
+    """A sweep's node as it is composed; what it says beside the name is about all jobs, and is left out of each."""
+
+    title: Optional[str]
+    source: Optional[str]
+    about: Optional[str]
+    axes: Any
+    measures: list[str]
+    names: Any
+    claims: Any
+
+
+@dataclass
 class Root:
     """The top level. A node typed `Any` here has a type of its own for each option, found by its name."""
 

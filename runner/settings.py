@@ -1,4 +1,4 @@
-"""Settings one by one: given a type, shown as the command line takes them, refused in words."""
+"""Settings one by one: given a type, or refused in words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ConfigTypeError, ValidationError
 
 from runner.limits import did_you_mean
+from runner.setting_text import SettingError, shown
 
 A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"
-
-
-class SettingError(ValueError):
-    """A wrong setting: the message names the key, the value and the remedy. Ends a program with exit code 2."""
 
 
 def typed_node(prefix: str, kind: type, node: Any) -> DictConfig:
@@ -69,22 +66,6 @@ def check_entries(key: str, value: Any, default: Any) -> None:
             kind = "a list of the kind of its default, " + shown(default)
     if not fits:
         raise SettingError(f"{key}={shown(value)}: it must be {kind}.")
-
-
-def shown(value: Any) -> str:
-    """A value as the command line takes it.
-
-    >>> from runner.settings import shown
-    >>> shown([None, True, {"layer4": 0.02}])
-    '[null,true,{layer4:0.02}]'
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (list, tuple, ListConfig)):
-        return f"[{','.join(shown(item) for item in value)}]"
-    if isinstance(value, (dict, DictConfig)):
-        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
-    return str(value)
 
 
 def _type_name(kind: Any) -> str:

@@ -24,25 +24,30 @@ from runner.job import Job, job_name
 from runner.method_folder import search_folders
 from runner.option_types import OPTION_TYPES
 from runner.overrides import as_typed
-from runner.remedies import EXPERIMENT, explain, refuse
+from runner.remedies import CASE, EXPERIMENT, explain, refuse
 from runner.settings import SettingError
+from runner.study import check_study, write_sweep
 
 _jobs_planned = 1  # in the process that started the sweep; elsewhere a job does not know how many there are
+_typed: list[str] = []  # there too: the command line as it was before anything was added
 
 
-def name_sweep(arguments: Sequence[str]) -> list[str]:
-    """The command line's arguments with a `sweep.name` for a sweep that has none: the swept keys and the time.
+def name_sweep(arguments: Sequence[str], typed: Sequence[str] = ()) -> list[str]:
+    """The command line's arguments with a `sweep.name` for a sweep that has none: the study, or the swept keys, and
+    the time. `typed` is the command line as the user wrote it, to be recorded.
 
     The flag -m goes to the front: Hydra takes no override behind a flag that stands between overrides.
     """
+    _typed[:] = typed or arguments
     overrides = [word for word in arguments if word not in ("-m", "--multirun")]
     if len(overrides) == len(arguments):
         return list(arguments)
     if any(word.startswith("sweep.name=") for word in arguments):
         return ["-m", *_put_off(overrides)]
+    studies = [word.partition("=")[2] for word in overrides if word.startswith(f"{EXPERIMENT}=") and not is_swept(word)]
     swept = [parsed(word).key_or_group.rpartition(".")[2] for word in overrides if is_swept(word)]
     overrides = _put_off(overrides)
-    name = "-".join([*swept[:4], time.strftime("%Y%m%d-%H%M%S")])
+    name = "-".join([*(study.replace("/", "-") for study in studies or swept[:4]), time.strftime("%Y%m%d-%H%M%S")])
     return ["-m", *overrides, f"sweep.name={name}"]
 
 
@@ -52,10 +57,11 @@ def _put_off(overrides: Sequence[str]) -> list[str]:
     Hydra composes a sweep once without what is swept, so `agc.clip=0.02` under `norm=[agc],[agc,none]` would find no
     node agc there.
     """
-    swept = [group for group in METHOD_GROUPS if any(is_swept(word, group) for word in overrides)]
+    records = any(is_swept(word, group) for word in overrides for group in (EXPERIMENT, CASE))
+    swept = [group for group in METHOD_GROUPS if records or any(is_swept(word, group) for word in overrides)]
     folders = [folder / group for folder in search_folders(overrides) for group in swept]
     methods = {file.stem for folder in folders for file in folder.glob("*.yaml")}
-    groups = {g for g in OPTION_TYPES if any(is_swept(word, g) or is_swept(word, EXPERIMENT) for word in overrides)}
+    groups = {group for group in OPTION_TYPES if records or any(is_swept(word, group) for word in overrides)}
     return [
         f"{key}=choice({value})" if _belongs(key, methods, groups) and not is_swept(word, key) else word
         for word in overrides
@@ -107,22 +113,30 @@ class SweepCallback(Callback):
                     configs.append(validate(without_replaced(composed, job, folders), folders))
                 except (HydraException, OmegaConfBaseException, SettingError) as error:
                     raise explain(job, error, folders, sweep=list(config.hydra.overrides.task)) from None
+            check_study(config.sweep, jobs)
             from runner.checked import check  # imports torch
 
             for job_config in configs:
                 check(job_config)
         except SettingError as error:
             refuse(error)
+        write_sweep(Path(config.hydra.sweep.dir), config.sweep, [as_typed(job) for job in jobs], _typed)
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Show the table."""
-        show_table(Path(config.hydra.sweep.dir))
+        """Show the table and the verdicts, and write the report."""
+        finish_sweep(Path(config.hydra.sweep.dir))
 
 
-def show_table(folder: Path) -> None:
-    """Print the table of a sweep's jobs and write it as results.csv."""
-    from runner.report.sweep_table import print_sweep, read_jobs, write_results_csv
+def finish_sweep(folder: Path) -> None:
+    """Print the table of a sweep's jobs, and of a study the verdicts; write report and results.csv."""
+    from runner.report.report import write_report
+    from runner.report.runs import read_runs, read_sweep
+    from runner.report.sweep_table import print_sweep
+    from runner.report.verdict_table import print_verdicts
+    from runner.report.verdicts import judge
 
-    jobs = read_jobs(folder)
-    write_results_csv(jobs, folder / "results.csv")
-    print_sweep(jobs, title=f"Sweep {folder}")
+    runs, sweep = read_runs([folder]), read_sweep(folder)
+    print_sweep(runs, title=f"Sweep {folder}")
+    if sweep.claims:
+        print_verdicts(judge(sweep.claims, runs, source=sweep.source))
+    print(f"Report: {write_report(folder, into=folder)}")

@@ -17,7 +17,7 @@ MODULES = {
 READ_CONFIGURATIONS = {
     f"runner.{name}"
     for name in (
-        *("__main__", "config", "experiments", "grammar", "overrides", "remedies", "settings", "sweep"),
+        *("__main__", "config", "experiments", "grammar", "overrides", "remedies", "settings", "study", "sweep"),
         *("build", "checked", "chosen_methods", "description", "experiment", "preparation"),
     )
 }
@@ -79,7 +79,8 @@ def members(*packages):
         ("training", "models report build experiment config sweep run_folder"),
         ("tracking", "models methods training report data build experiment config sweep run_folder"),
         ("report", "models methods training data build experiment config sweep"),
-        ("probes", "models methods layers training tracking report data surgery build experiment config"),
+        ("probes", "models methods layers training tracking report data surgery build experiment config figures"),
+        ("figures", "models methods layers training tracking report data surgery build experiment config probes"),
         ("build", "experiment training tracking report sweep"),
         ("experiment", "__main__ report"),
         ("tensor_files", "models methods training tracking report data surgery build experiment config"),
@@ -126,9 +127,16 @@ def test_reports_need_no_torch_at_all():
     assert not [m for m in members("runner.report") if any(part(name, "torch", "torchvision") for name in imports(m))]
 
 
+def test_figures_are_made_of_measurements_alone():
+    allowed = ("numpy", "matplotlib", "runner.measurement", "runner.figures", *sys.stdlib_module_names)
+    wrong = {m: sorted(name for name in imports(m) if not part(name, *allowed)) for m in members("runner.figures")}
+    assert not {module: names for module, names in wrong.items() if names}
+
+
 def test_what_needs_no_torch_runs_without_it():
     """What the lines above read, Python itself confirms."""
-    light = [m for m in MODULES if part(m, "runner.report", "runner.tracking")]
+    light = [m for m in MODULES if part(m, "runner.report", "runner.tracking", "runner.figures")]
+    light += ["runner.measurement", "runner.probes.learning_curves"]
     light += [f"runner.{name}" for name in ("__main__", "config", "method_folder", "remedies", "sweep", "run_folder")]
     code = f"import sys, importlib; sys.modules['torch'] = None; [importlib.import_module(m) for m in {light}]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

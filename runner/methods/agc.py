@@ -268,9 +268,13 @@ def _classifier_weight(model: nn.Module, required: bool) -> set[int]:
 
 
 def _called(name: str, named: Sequence[tuple[str, Tensor]], setting: str) -> set[int]:
-    """The ids of the parameters called `name`, or inside the module called so."""
+    """The ids of the parameters with this name, whole or its last part, or inside the module with this name."""
     name = str(name)
-    found = {id(parameter) for full, parameter in named if full == name or full.startswith(f"{name}.")}
+    found = {
+        id(parameter)
+        for full, parameter in named
+        if name in (full, full.rpartition(".")[2]) or full.startswith(f"{name}.")
+    }
     if not found:
         names = list(dict.fromkeys(part for full, _ in named for part in accumulate(full.split("."), "{}.{}".format)))
         hint = did_you_mean(name, names) if any(names) else "Names need a model, or (name, tensor) pairs."

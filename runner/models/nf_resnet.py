@@ -62,8 +62,9 @@ class NFResNet(NormalizerFreeNet):
     """A pre-activation ResNet of `NFResBlock`s without normalization layers, after DeepMind's code.
 
     Stem: a 64-channel `ScaledStdConv2d`, then a max-pool if the stem has one; no activation. Four stages `layer1` to
-    `layer4` of widths 256, 512, 1024, 2048, the last three of stride 2; `normalizer_free_stages` says which beta each
-    block has. Head: activation, mean over positions, dropout, `fc` with weights from N(0, 0.01^2).
+    `layer4` of widths 256, 512, 1024, 2048, the last three of stride 2; all these channels times `width`.
+    `normalizer_free_stages` says which beta each block has. Head: activation, mean over positions, dropout, `fc` with
+    weights from N(0, 0.01^2).
     """
 
     def __init__(
@@ -75,19 +76,21 @@ class NFResNet(NormalizerFreeNet):
         activation: str = "relu",
         se: bool = False,
         dropout: float = 0.0,
+        width: float = 1.0,
     ) -> None:
-        check("model", alpha=alpha, activation=activation)
+        check("model", alpha=alpha, activation=activation, width=width)
         chosen = stem_named(stem)
+        stem_width, *widths = (int(channels * width) for channels in (STEM_WIDTH, *WIDTHS))
         layers = nn.Sequential()
-        layers.conv = ScaledStdConv2d(3, STEM_WIDTH, chosen.kernel_size, stride=chosen.stride, padding="same")
+        layers.conv = ScaledStdConv2d(3, stem_width, chosen.kernel_size, stride=chosen.stride, padding="same")
         if chosen.pool:
             layers.pool = MaxPool2dSame(kernel_size=3, stride=2)
         block = partial(NFResBlock, activation=activation, se=se)
         super().__init__(
             layers,
-            normalizer_free_stages(block, depths, WIDTHS, in_channels=STEM_WIDTH, alpha=alpha),
+            normalizer_free_stages(block, depths, widths, in_channels=stem_width, alpha=alpha),
             ScaledActivation(activation),
-            out_channels=WIDTHS[-1],
+            out_channels=widths[-1],
             num_classes=num_classes,
             dropout=dropout,
         )
@@ -100,15 +103,16 @@ def nf_resnet26(
     activation: str = "relu",
     se: bool = False,
     dropout: float = 0.0,
+    width: float = 1.0,
 ) -> NFResNet:
     """NF-ResNet-26 (depths 1, 2, 4, 1).
 
     `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2), "strided" (3x3 stride 2), "small" (3x3) or "wide"
     (7x7), the last three without a pool. `alpha`: growth of the standard deviation per block. `activation`: a key of
     `runner.layers.activation.GAMMAS`. `se`: squeeze-and-excitation in each block. `dropout`: rate before the
-    classifier. ValueError for a setting out of its range.
+    classifier. `width` multiplies all numbers of channels. ValueError for a setting out of its range.
     """
-    return NFResNet((1, 2, 4, 1), num_classes, stem, alpha, activation, se, dropout)
+    return NFResNet((1, 2, 4, 1), num_classes, stem, alpha, activation, se, dropout, width)
 
 
 def nf_resnet50(
@@ -118,9 +122,10 @@ def nf_resnet50(
     activation: str = "relu",
     se: bool = False,
     dropout: float = 0.0,
+    width: float = 1.0,
 ) -> NFResNet:
     """NF-ResNet-50 (depths 3, 4, 6, 3); see `nf_resnet26`."""
-    return NFResNet((3, 4, 6, 3), num_classes, stem, alpha, activation, se, dropout)
+    return NFResNet((3, 4, 6, 3), num_classes, stem, alpha, activation, se, dropout, width)
 
 
 def nf_resnet101(
@@ -130,9 +135,10 @@ def nf_resnet101(
     activation: str = "relu",
     se: bool = False,
     dropout: float = 0.0,
+    width: float = 1.0,
 ) -> NFResNet:
     """NF-ResNet-101 (depths 3, 4, 23, 3); see `nf_resnet26`."""
-    return NFResNet((3, 4, 23, 3), num_classes, stem, alpha, activation, se, dropout)
+    return NFResNet((3, 4, 23, 3), num_classes, stem, alpha, activation, se, dropout, width)
 
 
 def nf_resnet152(
@@ -142,9 +148,10 @@ def nf_resnet152(
     activation: str = "relu",
     se: bool = False,
     dropout: float = 0.0,
+    width: float = 1.0,
 ) -> NFResNet:
     """NF-ResNet-152 (depths 3, 8, 36, 3); see `nf_resnet26`."""
-    return NFResNet((3, 8, 36, 3), num_classes, stem, alpha, activation, se, dropout)
+    return NFResNet((3, 8, 36, 3), num_classes, stem, alpha, activation, se, dropout, width)
 
 
 def nf_resnet200(
@@ -154,6 +161,7 @@ def nf_resnet200(
     activation: str = "relu",
     se: bool = False,
     dropout: float = 0.0,
+    width: float = 1.0,
 ) -> NFResNet:
     """NF-ResNet-200 (depths 3, 24, 36, 3); see `nf_resnet26`."""
-    return NFResNet((3, 24, 36, 3), num_classes, stem, alpha, activation, se, dropout)
+    return NFResNet((3, 24, 36, 3), num_classes, stem, alpha, activation, se, dropout, width)

@@ -6,6 +6,23 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from runner.layers.stem import stem_named
+from runner.limits import check
+
+
+class ScaledResNet(ResNet):
+    """torchvision's ResNet with `width` times its numbers of channels."""
+
+    def __init__(self, width: float, block: type[BasicBlock] | type[Bottleneck], *args, **kwargs) -> None:
+        self.width = width
+        super().__init__(block, *args, **kwargs)
+        self.fc = nn.Linear(int(512 * width) * block.expansion, self.fc.out_features)
+
+    def _make_layer(self, block: type[nn.Module], planes: int, *args, **kwargs) -> nn.Sequential:
+        if planes == 64:  # the first stage: the stem before it was made with torchvision's number of channels
+            self.inplanes = int(64 * self.width)
+            self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(self.inplanes)
+        return super()._make_layer(block, int(planes * self.width), *args, **kwargs)
 
 
 def _resnet(
@@ -14,9 +31,14 @@ def _resnet(
     num_classes: int,
     stem: str,
     zero_init_residual: bool,
+    width: float,
 ) -> ResNet:
+    check("model", width=width)
     chosen = stem_named(stem)
-    model = ResNet(block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
+    if width == 1:
+        model = ResNet(block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
+    else:
+        model = ScaledResNet(width, block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
     if stem != "imagenet":
         model.conv1 = nn.Conv2d(
             3,
@@ -31,32 +53,42 @@ def _resnet(
     return model
 
 
-def resnet18(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+def resnet18(
+    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
+) -> ResNet:
     """ResNet-18: torchvision's model and state-dict keys.
 
     `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2; torchvision's), "strided" (3x3 stride 2), "small" (3x3)
     or "wide" (7x7), the last three without a pool. `zero_init_residual` starts the last batch norm of each branch at
-    weight 0.
-    Convolutions are drawn from N(0, 2 / fan-out), whichever the stem. ValueError for another stem.
+    weight 0. `width` multiplies all numbers of channels.
+    Convolutions are drawn from N(0, 2 / fan-out), whichever the stem. ValueError for another stem or a width below 0.
     """
-    return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, stem, zero_init_residual)
+    return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, stem, zero_init_residual, width)
 
 
-def resnet34(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+def resnet34(
+    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
+) -> ResNet:
     """ResNet-34; see `resnet18`."""
-    return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, stem, zero_init_residual)
+    return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, stem, zero_init_residual, width)
 
 
-def resnet50(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+def resnet50(
+    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
+) -> ResNet:
     """ResNet-50, with the stride in the 3x3 convolution as torchvision has it; see `resnet18`."""
-    return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, stem, zero_init_residual)
+    return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, stem, zero_init_residual, width)
 
 
-def resnet101(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+def resnet101(
+    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
+) -> ResNet:
     """ResNet-101; see `resnet50`."""
-    return _resnet(Bottleneck, [3, 4, 23, 3], num_classes, stem, zero_init_residual)
+    return _resnet(Bottleneck, [3, 4, 23, 3], num_classes, stem, zero_init_residual, width)
 
 
-def resnet152(num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False) -> ResNet:
+def resnet152(
+    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
+) -> ResNet:
     """ResNet-152; see `resnet50`."""
-    return _resnet(Bottleneck, [3, 8, 36, 3], num_classes, stem, zero_init_residual)
+    return _resnet(Bottleneck, [3, 8, 36, 3], num_classes, stem, zero_init_residual, width)

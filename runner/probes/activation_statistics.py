@@ -9,13 +9,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from runner.probes.arms import Arms, labelled, legend_below, line_style, set_y_scale
+from runner.measurement import Measurement
 from runner.probes.gradients import listed
 from runner.probes.layers import layers_by_depth, pick
-from runner.probes.probe import Batch, Measurement
+from runner.probes.probe import Batch
 from runner.probes.untouched import untouched, use_batch_statistics
 
 
@@ -130,24 +129,3 @@ def _pool(moments: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray)
     means, variances = (np.stack(values) for values in zip(*moments, strict=True))
     mean = np.average(means, axis=0, weights=weights)
     return mean, np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=weights))
-
-
-def figure(arms: Arms) -> Figure:
-    """|mean| and std of the channels against depth: the median over models, and what lies between them as a band."""
-    drawn = Figure(figsize=(9, 4), layout="constrained")
-    panels = drawn.subplots(1, 2, sharex=True)
-    shown = {"mean": "mean over channels of |channel mean|", "std": "mean over channels of channel std"}
-    for axes, (name, label) in zip(panels, shown.items(), strict=True):
-        for index, (arm, measurement) in enumerate(labelled(arms)):
-            depth, values = measurement.arrays["depth"], measurement.arrays[name]
-            style = line_style(index) | ({"markersize": 0} if len(depth) > 40 else {})
-            if name == "std":
-                arm = f"{arm}: std {measurement.numbers['slope_log10_std']:+.3f} decades a layer".removeprefix(": ")
-            axes.plot(depth, np.median(values, axis=0), label=arm, **style)
-            axes.fill_between(depth, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0)
-        set_y_scale(axes, [measurement.arrays[name] for _, measurement in labelled(arms)])
-        axes.set(xlabel="convolution, in the order of execution", ylabel=label)
-        axes.grid(alpha=0.3)
-    drawn.suptitle("Activations by depth: channel mean and standard deviation of the convolutions' outputs")
-    legend_below(drawn, panels[1])
-    return drawn

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from runner.probes.arms import Arms, labelled
+from runner.measurement import Measurement
 from runner.probes.gradients import at_least_float32, listed
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
 
 
@@ -63,26 +61,3 @@ def class_gradients(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> M
         "predictions": predictions.numpy(),
     }
     return Measurement(arrays, numbers)
-
-
-def figure(arms: Arms) -> Figure:
-    """Heat maps of B dL/dz, an arm a column: above the first batch, below the average; light is positive."""
-    arms = labelled(arms)
-    drawn = Figure(figsize=(1 + 3.4 * len(arms), 7), layout="constrained")
-    panels = drawn.subplots(2, len(arms), squeeze=False)
-    for name, row in zip(("gradient", "mean_gradient"), panels, strict=True):
-        maps = [measurement.arrays[name] * len(measurement.arrays[name]) for _, measurement in arms]
-        limit = max(np.abs(values[np.isfinite(values)]).max(initial=0) for values in maps) or 1.0
-        for axes, values, (arm, measurement) in zip(row, maps, arms, strict=True):
-            num_batches, share = measurement.numbers["num_batches"], measurement.numbers["most_frequent_share"]
-            if name == "gradient":
-                title = f"{arm}\none batch: {share:.0%} predicted as one class".lstrip()
-            else:
-                title = f"average of {num_batches:.0f} batch{'es' if num_batches > 1 else ''}"
-            image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="cividis", vmin=-limit, vmax=limit)
-            axes.locator_params(axis="x", integer=True)
-            axes.set_title(title, fontsize=9)
-            axes.set(xlabel="class", ylabel="sample of the batch")
-        drawn.colorbar(image, ax=row, label="batch size x dL/dz")
-    drawn.suptitle("Gradient of the loss at the logits")
-    return drawn

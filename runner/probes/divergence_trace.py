@@ -8,18 +8,14 @@ from itertools import cycle, islice
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from runner.measurement import Measurement
 from runner.probes.activation_statistics import channel_moments
-from runner.probes.arms import Arms, labelled, line_style, set_y_scale
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
 from runner.probes.layers import layers_by_depth
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
-
-MOST_LINES = 6
 
 
 def divergence_trace(
@@ -127,38 +123,3 @@ def _rms_growth(mean: np.ndarray, variance: np.ndarray, channels: slice) -> floa
     rms = np.sqrt((mean[:, channels] ** 2 + variance[:, channels]).mean(1))
     with np.errstate(divide="ignore", invalid="ignore"):  # a layer may start at 0
         return float(np.where(np.isfinite(rms), rms, np.inf).max() / rms[0])
-
-
-def figure(arms: Arms) -> Figure:
-    """Channel means (above) and variances (below) by layer; a column an arm, a line a record, dark lines late ones."""
-    arms = labelled(arms)
-    figure = Figure(figsize=(1.5 + 4.5 * len(arms), 6.5), layout="constrained")
-    grid = figure.subplots(2, len(arms), squeeze=False, sharey="row")
-    for column, (label, found) in enumerate(arms):
-        for axes, name in zip(grid[:, column], ("mean", "variance"), strict=True):
-            _draw_records(axes, found, name)
-            set_y_scale(axes, [found.arrays[name] for _, found in arms])
-        after = found.numbers["diverged_after"]
-        verdict = f"loss not finite after {after:g} steps" if math.isfinite(after) else "loss stays finite"
-        grid[0][column].set_title(f"{label}\n{verdict}".lstrip())
-        grid[1][column].set_xlabel("convolution, in the order of execution")
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3, "frameon": False}
-        grid[1][column].legend(title="steps done (loss)", fontsize=8, **below)
-    grid[0][0].set_ylabel("average |channel mean|")
-    grid[1][0].set_ylabel("average channel variance")
-    figure.suptitle("Activations by layer through gradient steps")
-    return figure
-
-
-def _draw_records(axes: Axes, found: Measurement, name: str) -> None:
-    records = np.unique(np.linspace(0, len(found.arrays["progress"]) - 1, MOST_LINES).round().astype(int))
-    values = found.arrays[name]
-    layers = np.arange(1, values.shape[1] + 1)
-    for index, record in enumerate(records):
-        shade = str(0.75 * (1 - index / max(1, len(records) - 1)))
-        done, loss = found.arrays["progress"][record], found.arrays["loss"][record]
-        shown = np.where(np.isfinite(values[record]), values[record], np.nan)
-        style = line_style(index) | {"color": shade, "markevery": max(1, len(layers) // 10)}
-        axes.plot(layers, shown, **style, label=f"{done:.3g} ({loss:.3g})")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)

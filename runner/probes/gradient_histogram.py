@@ -9,13 +9,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
-from runner.probes.arms import COLOURS, Arms, labelled, line_style
+from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import pick
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
 
 
@@ -106,32 +105,3 @@ def hill_index(magnitudes: np.ndarray, tail_share: float) -> float:
     if threshold <= 0 or tail[-1] == threshold:
         return float("nan")
     return float(1 / np.log(tail / threshold).mean())
-
-
-def figure(arms: Arms) -> Figure:
-    """A histogram with log counts for each arm, on its own axis, and beside them all tails on one."""
-    arms = labelled(arms)
-    drawn = Figure(figsize=(3.6 * (len(arms) + 1), 3.8), layout="constrained")
-    *panels, tails = drawn.subplots(1, len(arms) + 1)
-    highest = max(measurement.arrays["counts"].max() for _, measurement in arms)
-    for index, (axes, (arm, measurement)) in enumerate(zip(panels, arms, strict=True)):
-        arrays, numbers = measurement.arrays, measurement.numbers
-        axes.stairs(arrays["counts"], arrays["edges"], fill=True, color=COLOURS[index % len(COLOURS)])
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(0.5, 2 * highest)
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-        axes.locator_params(axis="x", nbins=5)
-        axes.set(xlabel="gradient dL/dw", ylabel="number of weights")
-        summary = f"excess kurtosis {numbers['excess_kurtosis']:.3g}, tail index {numbers['tail_index']:.3g}"
-        axes.set_title("\n".join(filter(None, (arm, summary))), fontsize=9)
-    for index, (arm, measurement) in enumerate(arms):
-        style = line_style(index) | {"markersize": 0}
-        tails.loglog(measurement.arrays["tail_value"], measurement.arrays["tail_probability"], label=arm, **style)
-    tails.set(xlabel="x", ylabel="share of weights with |dL/dw| > x")
-    tails.set_title("tails", fontsize=9)
-    tails.grid(alpha=0.3)
-    if len(arms) > 1:
-        tails.legend(fontsize=8, loc="lower left")
-    layers = dict.fromkeys(measurement.texts["layer"] for _, measurement in arms)
-    drawn.suptitle(f"Gradient of the weight of {', '.join(layers)}: counts and tails")
-    return drawn

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from runner.probes.arms import Arms, labelled, legend_below, line_style
+from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import CONVOLUTIONS, pick
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
 
 
@@ -103,25 +102,3 @@ def _sums(conv: nn.Module, x: Tensor, gradient: Tensor, chunk_size: int) -> tupl
             output = conv._conv_forward(inputs, weight, None)
             total += torch.autograd.grad(output, weight, d)[0]
     return of_abs, signed.abs()
-
-
-def figure(arms: Arms) -> Figure:
-    """a / b of each layer, an arm a line."""
-    drawn = Figure(figsize=(6, 4), layout="constrained")
-    axes = drawn.subplots()
-    for index, (arm, measurement) in enumerate(labelled(arms)):
-        ratio = measurement.arrays["ratio"]
-        axes.plot(ratio, label=arm, **line_style(index) | {"markersize": 7})
-        for place, value in enumerate(ratio):
-            axes.annotate(f"{value:.3g}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center")
-    names = labelled(arms)[0][1].texts["layers"].split("\n")
-    axes.axhline(1, color="grey", lw=1)
-    axes.annotate("all terms of one sign", (1, 1), (-4, 3), ("axes fraction", "data"), "offset points", ha="right")
-    axes.set_yscale("log")
-    axes.set_ylim(0.7, 2 * max(measurement.arrays["ratio"].max() for _, measurement in labelled(arms)))
-    axes.set_xticks(range(len(names)), names)
-    axes.margins(x=0.15)
-    axes.set(xlabel="convolution", ylabel="sum of |terms| / |sum of terms|")
-    axes.set_title("How far the terms of the weights' gradients cancel")
-    legend_below(drawn, axes)
-    return drawn

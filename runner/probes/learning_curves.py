@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from runner.probes.arms import Arms, labelled, line_style
-from runner.probes.probe import Measurement
+from runner.measurement import Measurement
 
-SCORES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
+SCORES = ("accuracy", "mean_iou")
 
 
 def learning_curves(path: str | os.PathLike[str]) -> Measurement:
@@ -87,30 +85,3 @@ def _best(scores: np.ndarray | None, epochs: np.ndarray | None) -> dict[str, flo
 
 def _last(arrays: dict[str, np.ndarray], name: str) -> float:
     return float(arrays[name][-1]) if name in arrays else math.nan
-
-
-def figure(arms: Arms) -> Figure:
-    """Loss and score by epoch, training dashed and validation solid; one colour and marker an arm."""
-    arms = labelled(arms)
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for index, (label, found) in enumerate(arms):
-        for axes, name in ((left, "loss"), (right, found.texts["score"])):
-            for split, linestyle, fill in (("train", "--", "none"), ("validation", "-", "full")):
-                if f"{split}/{name}" not in found.arrays:
-                    continue
-                every = max(1, len(found.arrays[f"{split}/epoch"]) // 12)
-                style = line_style(index) | {"linestyle": linestyle, "fillstyle": fill, "markevery": every}
-                text = f"{label} {split}".lstrip()
-                axes.plot(found.arrays[f"{split}/epoch"], found.arrays[f"{split}/{name}"], **style, label=text)
-    kinds = dict.fromkeys(SCORES.get(found.texts["score"], "score") for _, found in arms)
-    score = " or ".join(kinds)
-    left.set(xlabel="epoch", ylabel="loss (nats for cross-entropy)", title="Loss")
-    right.set(xlabel="epoch", ylabel=f"{score} (share of 1)", title=score[:1].upper() + score[1:])
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    if left.lines:
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    return figure

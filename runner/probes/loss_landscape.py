@@ -6,12 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
-from runner.probes.arms import Arms, labelled, line_style
+from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
 
 
@@ -91,29 +90,3 @@ def _improving_range(step_sizes: np.ndarray, relative: np.ndarray) -> tuple[floa
         return np.nan, np.nan
     longest = np.argmax(ends - starts)
     return step_sizes[starts[longest]], step_sizes[ends[longest] - 1]
-
-
-def figure(arms: Arms) -> Figure:
-    """Relative loss against step size, both on log scales; one line a batch, one style an arm."""
-    arms = labelled(arms)
-    lowest = min(float(np.nanmin(found.arrays["relative_loss"], initial=1.0)) for _, found in arms)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    top = 3e3
-    axes.axhline(1, color="0.4", linewidth=0.8)
-    for index, (label, found) in enumerate(arms):
-        steps = found.arrays["step_size"]
-        for row, relative in enumerate(found.arrays["relative_loss"]):
-            shown = np.minimum(relative, 10 * top)  # a line that leaves the axes, where an infinity would end it
-            name = label if row == 0 else None
-            every = (index * 2, max(1, len(steps) // 10))
-            axes.plot(steps, shown, **line_style(index), label=name, markevery=every, linewidth=1.4)
-    axes.set(xscale="log", yscale="log", ylim=(max(lowest, 1e-3) * 0.8, top))
-    axes.set_xlim(min(f.arrays["step_size"][0] for _, f in arms), max(f.arrays["step_size"][-1] for _, f in arms))
-    axes.set_xlabel("step size along the gradient (learning rate)")
-    axes.set_ylabel("loss after the step / loss before")
-    axes.set_title("Which gradient steps improve the loss (below 1)")
-    axes.grid(alpha=0.3)
-    if any(label for label, _ in arms):
-        axes.legend(loc="upper left")
-    return figure

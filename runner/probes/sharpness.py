@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from runner.probes.arms import Arms, labelled, line_style
+from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed, trained_parameters
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
 
 Product = Callable[[list[Tensor]], list[Tensor]]
@@ -131,25 +130,3 @@ def _dot(left: list[Tensor], right: list[Tensor]) -> float:
 
 def _norm(vector: list[Tensor]) -> float:
     return torch.stack(torch._foreach_norm(vector)).double().norm().item()
-
-
-def figure(arms: Arms) -> Figure:
-    """How the power iteration settled: the estimate by iteration, one line an arm, and its last value."""
-    arms = labelled(arms)
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (label, found) in enumerate(arms):
-        estimates = found.arrays["estimate"]
-        ending = "" if found.numbers["converged"] else ", not converged"
-        name = f"{label}: {found.numbers['largest_eigenvalue']:.3g}{ending}".removeprefix(": ")
-        axes.plot(range(1, len(estimates) + 1), estimates, **line_style(index), label=name)
-    if all((found.arrays["estimate"] > 0).all() for _, found in arms):
-        axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    modes = " and ".join(sorted({found.texts["mode"] for _, found in arms}))
-    axes.set_xlabel("Hessian-vector products")
-    axes.set_ylabel("estimate of the eigenvalue")
-    axes.set_title(f"Sharpness: largest Hessian eigenvalue ({modes} mode)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure

@@ -10,21 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from runner.measurement import Measurement
 from runner.probes.activation_statistics import channel_moments
-from runner.probes.arms import Arms, labelled, legend_below, line_style, set_y_scale
 from runner.probes.gradients import listed
 from runner.probes.layers import SHORTCUTS
-from runner.probes.probe import Batch, Measurement
+from runner.probes.probe import Batch
 from runner.probes.untouched import untouched, use_batch_statistics
-
-PANELS = {
-    "avg_sq_mean": "average squared channel mean",
-    "avg_var": "average channel variance",
-    "res_avg_var": "variance of the residual branch",
-}
 
 
 def signal_propagation(
@@ -54,7 +47,7 @@ def signal_propagation(
     shortcut is not the identity. They hold for images of independent values with variance 1; a standardized filter
     takes out what neighbouring positions of smooth images have in common, so that these stay below from the stem on.
     Numbers: `final_avg_var`; with expected values also `largest_factor_off`, the largest factor between measured and
-    expected `avg_var`. Text `places`: "stem" and the names of the blocks, a line each.
+    expected `avg_var` of a block. Text `places`: "stem" and the names of the blocks, a line each.
 
     ValueError for a model without residual blocks, and for a gain where there are none to set.
     """
@@ -75,7 +68,7 @@ def signal_propagation(
     numbers = {"final_avg_var": float(arrays["avg_var"][-1])}
     if np.isfinite(arrays["expected_avg_var"]).any():
         off = np.abs(np.log(arrays["avg_var"] / arrays["expected_avg_var"]))
-        numbers["largest_factor_off"] = float(np.exp(np.nanmax(off)))
+        numbers["largest_factor_off"] = float(np.exp(np.nanmax(off[1:])))  # a pool in the stem takes variance away
     return Measurement(arrays, numbers, {"places": "\n".join(["stem", *recorder.names])})
 
 
@@ -174,24 +167,3 @@ def _set_gains(model: nn.Module, gain: float) -> None:
         raise ValueError(f"skipinit_gain={gain}: a {type(model).__name__} has no skip gains. Leave it at null.")
     for parameter in gains:
         parameter.fill_(gain)
-
-
-def figure(arms: Arms) -> Figure:
-    """The three measures against the block, an arm a line; crosses are what is expected of normalizer-free nets."""
-    drawn = Figure(figsize=(12, 4), layout="constrained")
-    panels = drawn.subplots(1, 3, sharex=True)
-    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
-        measured = [measurement.arrays[name] for _, measurement in labelled(arms)]
-        for index, ((arm, _), values) in enumerate(zip(labelled(arms), measured, strict=True)):
-            axes.plot(values, label=arm or "measured", **line_style(index))
-        expected = [measurement.arrays.get(f"expected_{name}", np.full(1, np.nan)) for _, measurement in labelled(arms)]
-        distinct = {values.tobytes(): values for values in expected if np.isfinite(values).any()}
-        for values in distinct.values():
-            axes.plot(values, label="expected of a normalizer-free net", color="grey", ls="none", marker="x")
-        set_y_scale(axes, [*measured, *expected])
-        axes.set(xlabel="residual block (0: after the stem)", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    drawn.suptitle("Signal propagation: activations after the stem and each residual block")
-    legend_below(drawn, panels[1])
-    return drawn

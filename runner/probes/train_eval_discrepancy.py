@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner.probes.arms import COLOURS, Arms, labelled, line_style
+from runner.measurement import Measurement
 from runner.probes.gradients import at_least_float32, listed
-from runner.probes.probe import Batch, Loss, Measurement
+from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched
 
 
@@ -85,36 +84,3 @@ def _measure_distances(model: nn.Module) -> dict[str, list[float]]:
             std = (module.running_var.double() + module.eps).sqrt()
             module.register_forward_pre_hook(noting(name, mean, std), with_kwargs=True)
     return found
-
-
-def figure(arms: Arms) -> Figure:
-    """The two losses of each arm side by side, and the distance of the means by layer."""
-    arms = labelled(arms)
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rows = np.arange(len(arms))
-    for offset, kind, colour, hatch in ((-0.2, "batch", COLOURS[0], ""), (0.2, "running", COLOURS[6], "///")):
-        losses = [found.numbers[f"loss_{kind}_statistics"] for _, found in arms]
-        left.barh(rows + offset, losses, 0.38, color=colour, hatch=hatch, edgecolor="black", label=f"{kind} statistics")
-    changed = [f"{found.numbers['changed_predictions']:.1%} of predictions change" for _, found in arms]
-    labels = [f"{label}\n({text})" if label else f"({text})" for (label, _), text in zip(arms, changed, strict=True)]
-    left.set_yticks(rows, labels, fontsize=8)
-    left.invert_yaxis()
-    left.set_xlabel("mean loss")
-    left.set_title("Loss of the same batches")
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2, "frameon": False}
-    left.legend(**below)
-    for index, (label, found) in enumerate(arms):
-        distance = found.arrays["distance"].mean(0)
-        if len(distance) == 0:
-            continue
-        right.plot(range(1, len(distance) + 1), distance, **line_style(index), label=label)
-    right.set_ylim(bottom=0)
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.set_xlabel("batch norm layer, in the order of execution")
-    right.set_ylabel("rms distance / running std")
-    right.set_title("Batch means from running means")
-    right.grid(alpha=0.3)
-    if right.get_legend_handles_labels()[1]:
-        right.legend(**below)
-    return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -17,7 +18,9 @@ from runner.limits import check
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60
 LONGEST_TAG = 64
+MOST_BINS = 512  # of a histogram; W&B refuses more
 BEST = {"accuracy": "max", "mean_iou": "max", "loss": "min"}
+NOT_COLUMNS = ("name", "resume", "sweep", "wandb", "paths")  # say where a run lies, not what it is
 
 
 def new_run_id(name: str) -> str:
@@ -26,6 +29,47 @@ def new_run_id(name: str) -> str:
     A resumed run must be given the id it had before, so keep it with the run.
     """
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('-')[:96]}-{secrets.token_hex(3)}"
+
+
+def override_column(key: str) -> str:
+    """The column of W&B's table of runs with an override: `overrides/agc/clip`.
+
+    Slashes, because W&B takes a dot in a name for a step into a nested value.
+    """
+    return f"overrides/{key.replace('.', '/')}"
+
+
+def override_columns(overrides: Sequence[str]) -> dict[str, float | str]:
+    """A run's overrides as columns to filter and to group by; those that say where a run lies are left out.
+
+    W&B's filters look into no list, so that a list becomes its entries with `+` between them; numbers stay numbers.
+
+    >>> from runner.tracking.wandb_run import override_columns
+    >>> override_columns(["norm=[ghost_batchnorm,agc]", "agc.clip=2e-2", "seed=1", "sweep.name=s"])
+    {'overrides/norm': 'ghost_batchnorm+agc', 'overrides/agc/clip': 0.02, 'overrides/seed': 1}
+    """
+    columns = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if not key.startswith("~") and key.partition(".")[0] not in NOT_COLUMNS:
+            columns[override_column(key)] = _column_value(value)
+    return columns
+
+
+def _column_value(text: str) -> float | str:
+    text = text.strip("'\"")
+    if text.startswith("[") and text.endswith("]"):
+        return "+".join(entry.strip(" '\"") for entry in text[1:-1].split(","))
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(number := kind(text)):
+                return number
+    return text
+
+
+def metric_names(row: Mapping[str, object]) -> dict[str, str]:
+    """How W&B calls each metric of a row of the metrics file: `<split>/<metric>`."""
+    return {key: f"{row['split']}/{key}" for key in row if key not in ("step", "epoch", "split")}
 
 
 class WandbRun:
@@ -82,14 +126,16 @@ class WandbRun:
     def log(self, row: Mapping[str, object]) -> None:
         """Mirror one row of the metrics file."""
         if self._run is not None:
-            point = {"step": row["step"], "epoch": row["epoch"]}
-            for key, value in row.items():
-                if key not in ("step", "epoch", "split"):
-                    point[f"{row['split']}/{key}"] = value
+            metrics = {name: row[key] for key, name in metric_names(row).items()}
+            point = {"step": row["step"], "epoch": row["epoch"], **metrics}
             self._attempt("log", self._run.log, point, step=row["step"])
 
     def figure(self, name: str, path: Path, *, step: int) -> None:
-        """Add a picture of a probe."""
+        """Add a picture of a probe, as `probe/<name>`.
+
+        Where the probe found a distribution, `counts` between `edges` in the .npz file beside the picture, W&B gets
+        it as `probe/<name>/histogram` too.
+        """
         if self._run is not None:
             self._attempt("take a figure", self._log_figure, name, path, step)
 
@@ -141,7 +187,8 @@ class WandbRun:
             ),
             **identity,
         )
-        run.define_metric("step", hidden=True)
+        for axis in ("step", "epoch"):
+            run.define_metric(axis, hidden=True)  # not drawn by themselves; either may be a panel's x axis
         for split in ("train", "validation", "test", "steps", "probe"):
             run.define_metric(f"{split}/*", step_metric="step")
         for metric, best in BEST.items():
@@ -153,7 +200,10 @@ class WandbRun:
     def _log_figure(self, name: str, path: Path, step: int) -> None:
         import wandb
 
-        self._run.log({"step": step, f"probe/{name}": wandb.Image(str(path))}, step=step)
+        point = {"step": step, f"probe/{name}": wandb.Image(str(path))}
+        if found := _distribution(path.with_suffix(".npz")):
+            point[f"probe/{name}/histogram"] = wandb.Histogram(np_histogram=found)
+        self._run.log(point, step=step)
 
     def _attempt(self, action: str, call: Callable[..., object], *args: object, otherwise="disabled", **kwargs) -> None:
         """The one place that keeps a failure of W&B from the training run; W&B's errors have no base in common."""
@@ -173,6 +223,22 @@ class WandbRun:
         if wandb is not None:
             with contextlib.suppress(Exception):
                 wandb.teardown(exit_code=1)
+
+
+def _distribution(path: Path) -> tuple[Any, Any] | None:
+    """`counts` and `edges` of a probe's file, neighbouring bins put together where they are more than W&B takes."""
+    if not path.is_file():
+        return None
+    import numpy as np
+
+    from runner.measurement import Measurement
+
+    arrays = Measurement.load(path).arrays
+    if not {"counts", "edges"} <= arrays.keys():
+        return None
+    counts, edges = arrays["counts"], arrays["edges"]
+    width = -(-len(counts) // MOST_BINS)
+    return np.add.reduceat(counts, range(0, len(counts), width)), np.append(edges[:-1:width], edges[-1])
 
 
 def _shortened(path: Path) -> str:

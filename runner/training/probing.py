@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from runner.data.dataset import TrainBatches
+from runner.figures import draw
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
@@ -66,7 +67,7 @@ class Prober:
             batches = self.batches[: int(values.pop("num_batches"))]
             if name == "clipping":
                 values["exclude"] = [*values["exclude"], *_classifier_weight(model)]
-            measure, figure = _functions(name)
+            measure = _measuring(name)
             given = (model, batches, self.loss) if "loss" in inspect.signature(measure).parameters else (model, batches)
             try:
                 with torch.compiler.set_stance("force_eager"):  # else a compiled model would be compiled anew for hooks
@@ -76,19 +77,19 @@ class Prober:
                 continue
             numbers = {f"{name}/{key}": value for key, value in found.numbers.items()}
             self.tracker.log({"step": step, "epoch": epoch, "split": "probe", **numbers})
-            self._keep(name, found, figure, step=step, file=name if once else f"{name}-step{step}")
+            self._keep(name, found, step=step, file=name if once else f"{name}-step{step}")
 
     def finish(self, metrics: Path, *, step: int) -> None:
         """Draw what is made of the run's metrics, if it has come to any."""
         if self.curves and metrics.is_file():
-            measure, figure = _functions(AT_THE_END)
-            self._keep(AT_THE_END, measure(metrics), figure, step=step, file=AT_THE_END)
+            found = _measuring(AT_THE_END)(metrics)
+            self._keep(AT_THE_END, found, step=step, file=AT_THE_END)
 
-    def _keep(self, name: str, found: Measurement, figure: Callable, *, step: int, file: str) -> None:
+    def _keep(self, name: str, found: Measurement, *, step: int, file: str) -> None:
         self.folder.mkdir(exist_ok=True)
         found.save(self.folder / f"{file}.npz")
         picture = self.folder / f"{file}.png"
-        figure(found).savefig(picture, dpi=150)
+        draw(name, found).savefig(picture, dpi=150)
         self.tracker.figure(name, picture, step=step)
 
 
@@ -101,7 +102,6 @@ def _classifier_weight(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter is classifier.weight]
 
 
-def _functions(name: str) -> tuple[Callable[..., Measurement], Callable]:
-    """A probe's measurement and its figure."""
-    module = importlib.import_module(f"runner.probes.{name}")
-    return getattr(module, name), module.figure
+def _measuring(name: str) -> Callable[..., Measurement]:
+    """The probe's function."""
+    return getattr(importlib.import_module(f"runner.probes.{name}"), name)

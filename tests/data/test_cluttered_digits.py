@@ -73,3 +73,13 @@ def test_strokes_are_bright_on_their_line_and_dark_away_from_it(monkeypatch):
     torch.testing.assert_close(image[10, 5:11], torch.full((6,), 0.8))
     torch.testing.assert_close(image[12, 6], torch.tensor(0.8 * 2.718281828**-2))
     assert image[10, 20] < 1e-6
+
+
+def test_smaller_images_are_the_same_ones_averaged(data):
+    small = cluttered_digits(image_size=16)
+    assert torch.equal(small.train.targets, data.train.targets)
+    assert small.image_size == 16
+    exact = data.test.images[:50].double().reshape(50, 3, 16, 2, 16, 2).mean((3, 5))
+    assert (small.test.images[:50].double() - exact).abs().max() <= 1  # each is rounded to whole numbers
+    with pytest.raises(ValueError, match=r"dataset.image_size=20: .* 8, 16, 32"):
+        cluttered_digits(image_size=20)

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -179,6 +181,15 @@ def test_exclude_a_module():
     model = with_large_gradients(HeadFirst())
     adaptive_clip_grad_(model, exclude="body")
     assert untouched(model) == {"fc.weight", "body.weight", "body.bias"}
+
+
+def test_exclude_every_parameter_of_a_name():
+    model = nn.Sequential(OrderedDict(body=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), fc=nn.Linear(4, 2)))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    adaptive_clip_grad_(model, exclude=["bias"])
+    kept = {name for name, parameter in model.named_parameters() if (parameter.grad == 100).all()}
+    assert kept == {"body.0.bias", "body.1.bias", "fc.bias", "fc.weight"}
 
 
 def test_unknown_names_in_exclude_are_refused():

@@ -8,7 +8,7 @@ from torch import nn
 from runner.methods import apply_ghost_batchnorm, remove_batchnorm
 from runner.models import resnet32
 from runner.probes import Measurement
-from runner.probes.activation_statistics import activation_statistics, figure, merge, slope_log10
+from runner.probes.activation_statistics import activation_statistics, merge, slope_log10
 
 
 def chain(*scales, channels=3):
@@ -105,17 +105,6 @@ def test_activations_grow_with_depth_only_without_batch_norm():
     }
     assert slopes[False]["slope_log10_std"] > 0.03
     assert abs(slopes[True]["slope_log10_std"]) < 0.015
-
-
-@pytest.mark.parametrize("num_arms", [1, 2])
-def test_figure(num_arms):
-    measured = activation_statistics([chain(1.0, 5.0, 100.0), chain(2.0, 5.0, 90.0)], batches(4))
-    arms = measured if num_arms == 1 else [("a", measured), ("b", merge([measured]))]
-    panels = figure(arms).axes
-    assert [axes.get_yscale() for axes in panels] == ["log", "log"]
-    for axes in panels:
-        assert len(axes.lines) == num_arms
-    np.testing.assert_allclose(panels[1].lines[0].get_ydata(), np.median(measured.arrays["std"], axis=0))
 
 
 def test_it_is_read_back(tmp_path):

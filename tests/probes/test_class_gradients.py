@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runner.probes.class_gradients import class_gradients, figure
+from runner.probes.class_gradients import class_gradients
 
 
 class AsGiven(nn.Module):
@@ -65,14 +65,3 @@ def test_a_model_that_predicts_one_class():
     assert measured.numbers["most_frequent_share"] == 1
     assert measured.numbers["largest_column_share"] == pytest.approx(1)
     assert (measured.arrays["gradient"][:, 1] >= 0).all()
-
-
-@pytest.mark.parametrize("num_arms", [1, 3])
-def test_figure(num_arms):
-    measured = class_gradients(AsGiven(), [batch(*FIRST), batch(*SECOND)], F.cross_entropy)
-    drawn = figure(measured if num_arms == 1 else [(str(arm), measured) for arm in range(num_arms)])
-    heat_maps = [axes for axes in drawn.axes if axes.images]
-    assert len(heat_maps) == 2 * num_arms
-    np.testing.assert_allclose(heat_maps[0].images[0].get_array(), 4 * measured.arrays["gradient"])
-    limits = {axes.images[0].get_clim() for axes in heat_maps[:num_arms]}
-    assert len(limits) == 1

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from runner.methods import adaptive_clip_grad_
-from runner.probes.clipping import clipping, figure
+from runner.probes.clipping import clipping
 
 
 def weighted_sum(logits, coefficients):
@@ -38,6 +38,9 @@ def test_ratios_by_hand():
     np.testing.assert_allclose(found.arrays["share_above"], [1 / 3, 0])
     numbers = {"share_above": 1 / 4, "median_ratio": (0.005 + 0.006) / 2, "largest_ratio": 0.08, "clip": 0.01}
     assert found.numbers == pytest.approx(numbers)
+    counts, edges = found.arrays["counts"], found.arrays["edges"]
+    assert 10 ** edges[[0, -1]] == pytest.approx([0.005, 0.08])
+    assert (counts.sum(), counts[0], counts[-1]) == (3, 1, 1)  # the unit without a gradient has no logarithm
 
 
 def test_weights_at_zero_are_held_to_eps():
@@ -88,25 +91,3 @@ def test_parameters_without_a_gradient_are_left_out():
     model.bias.requires_grad_(False)
     found = clipping(model, [(IMAGE, COEFFICIENTS)], weighted_sum)
     assert found.texts["parameters"] == "weight"
-
-
-def test_heat_maps_over_training():
-    model = linear_by_hand()
-    arms = [
-        (f"step {step}", clipping(model, [(IMAGE, scale * COEFFICIENTS)], weighted_sum, exclude=exclude))
-        for step, scale, exclude in ((0, 1.0, ()), (100, 10.0, ()), (200, 0.1, ("bias",)))
-    ]
-    left, right = figure(arms).axes[:2]
-    np.testing.assert_allclose(left.images[0].get_array().filled(np.nan), [[1 / 3, 2 / 3, 0], [0, 1, np.nan]])
-    expected = np.log10([[0.006, 0.06, 0.0006], [0.005, 0.05, np.nan]])
-    np.testing.assert_allclose(right.images[0].get_array().filled(np.nan), expected)
-    assert [tick.get_text() for tick in left.get_xticklabels()] == ["step 0", "step 100", "step 200"]
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["weight", "bias"]
-
-
-def test_figure_of_one_measurement_shows_medians_and_the_clip():
-    found = clipping(linear_by_hand(), [(IMAGE, COEFFICIENTS)], weighted_sum)
-    axes = figure(found).axes[0]
-    np.testing.assert_allclose(axes.lines[0].get_xdata(), found.arrays["ratio"][:, 2])
-    assert axes.lines[1].get_xdata() == [0.01, 0.01]
-    assert "25.0%" in axes.get_title()

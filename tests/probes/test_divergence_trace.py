@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from runner.probes.divergence_trace import divergence_trace, figure
+from runner.probes.divergence_trace import divergence_trace
 
 
 def squared_error(logits, targets):
@@ -96,7 +96,6 @@ def test_a_model_that_has_diverged_is_recorded_once():
     found = divergence_trace(linear_network([math.nan]), [(IMAGES.double(), TARGETS)], squared_error, lr=1.0)
     assert found.arrays["progress"].tolist() == [0.0]
     assert found.numbers["diverged_after"] == 0
-    figure(found).canvas.draw()
 
 
 def test_a_layer_that_overflows_has_grown_without_bound():
@@ -110,16 +109,3 @@ def test_a_layer_that_overflows_has_grown_without_bound():
 def test_wrong_settings(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))}=0"):
         divergence_trace(linear_network([1.0]), [(IMAGES.double(), TARGETS)], squared_error, lr=1.0, **settings)
-
-
-def test_figure_has_a_column_an_arm_and_a_line_a_record():
-    batch = (IMAGES.double(), TARGETS.double())
-    arms = [
-        (f"lr {lr:g}", divergence_trace(linear_network([0.8, 1.5]), [batch], squared_error, lr=lr, parts=20))
-        for lr in (0.01, 1.0)
-    ]
-    drawn = figure(arms)
-    top, bottom = drawn.axes[:2], drawn.axes[2:]
-    assert [len(axes.lines) for axes in drawn.axes] == [6] * 4
-    assert [axes.get_title().split("\n")[0] for axes in top] == ["lr 0.01", "lr 1"]
-    np.testing.assert_allclose(bottom[1].lines[-1].get_ydata(), arms[1][1].arrays["variance"][-1])

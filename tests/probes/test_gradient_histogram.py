@@ -8,7 +8,7 @@ from torch import nn
 
 from runner.methods import StdConv2d, apply_ghost_batchnorm, remove_batchnorm
 from runner.models import resnet32
-from runner.probes.gradient_histogram import figure, gradient_histogram, hill_index
+from runner.probes.gradient_histogram import gradient_histogram, hill_index
 
 
 class Weighed(nn.Module):
@@ -127,18 +127,14 @@ def test_the_weight_is_the_one_that_is_trained():
 def test_gradients_are_larger_and_heavier_tailed_without_batch_norm():
     """The claim of figure 2, for ResNet-32 and noise."""
     batch = (torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10)
-    arms = []
+    found = []
     for convert in (apply_ghost_batchnorm, remove_batchnorm):
         torch.manual_seed(0)
         model = resnet32()
         convert(model)
-        arms.append((convert.__name__, gradient_histogram(model, [batch], nn.functional.cross_entropy)))
-    (_, normalized), (_, plain) = arms
+        found.append(gradient_histogram(model, [batch], nn.functional.cross_entropy))
+    normalized, plain = found
     assert normalized.texts["layer"] == plain.texts["layer"] == "layer2.2.conv1"
     assert plain.numbers["std"] > 10 * normalized.numbers["std"]
     assert plain.numbers["excess_kurtosis"] > 3 * normalized.numbers["excess_kurtosis"]
     assert plain.numbers["tail_index"] < normalized.numbers["tail_index"]
-    panels = figure(arms).axes
-    assert [axes.get_yscale() for axes in panels] == ["log"] * 3
-    assert len(panels[2].lines) == 2
-    assert panels[0].get_ylim() == panels[1].get_ylim()

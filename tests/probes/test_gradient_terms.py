@@ -9,7 +9,7 @@ from torch import nn
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.methods import apply_ghost_batchnorm, remove_batchnorm
 from runner.models import resnet32
-from runner.probes.gradient_terms import figure, gradient_terms
+from runner.probes.gradient_terms import gradient_terms
 
 CONVOLUTIONS = {
     "plain": dict(kernel_size=3, bias=False),
@@ -112,14 +112,11 @@ def test_a_frozen_net_is_measured():
 def test_terms_cancel_more_with_batch_norm():
     """The claim of table 1, for ResNet-32 and noise."""
     images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    arms = []
+    found = []
     for convert in (lambda model: apply_ghost_batchnorm(model, ghost_batch_size=32), remove_batchnorm):
         torch.manual_seed(0)
         model = resnet32()
         convert(model)
-        arms.append(("arm", gradient_terms(model, [(images, torch.arange(32) % 10)], F.cross_entropy)))
-    (_, normalized), (_, plain) = arms
+        found.append(gradient_terms(model, [(images, torch.arange(32) % 10)], F.cross_entropy))
+    normalized, plain = found
     assert (normalized.arrays["ratio"] > 3 * plain.arrays["ratio"]).all()
-    (axes,) = figure(arms).axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == normalized.texts["layers"].split("\n")
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), normalized.arrays["ratio"])

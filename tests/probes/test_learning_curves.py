@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from runner.probes.learning_curves import figure, learning_curves
+from runner.probes.learning_curves import learning_curves
 
 ROWS = [
     {"step": 3, "epoch": 1, "split": "steps", "loss": 2.0, "agc/clipped_share": 0.25},
@@ -71,7 +71,6 @@ def test_a_run_that_ended_early(tmp_path, rows):
     found = learning_curves(write(tmp_path / "metrics.jsonl", rows))
     assert found.numbers["epochs"] == 0
     assert all(math.isnan(value) for name, value in found.numbers.items() if name != "epochs")
-    figure([("early", found)]).canvas.draw()
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):
@@ -85,17 +84,3 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
     path.write_text(f"{json.dumps(ROWS[0])}\n\n{line}\n")
     with pytest.raises(ValueError, match="line 3: not"):
         learning_curves(path)
-
-
-def test_figure_draws_training_and_validation_of_each_arm(tmp_path):
-    scenes = [{name.replace("accuracy", "mean_iou"): value for name, value in row.items()} for row in ROWS]
-    arms = [
-        ("digits", learning_curves(write(tmp_path / "a.jsonl", ROWS))),
-        ("scenes", learning_curves(write(tmp_path / "b.jsonl", scenes))),
-    ]
-    left, right = figure(arms).axes
-    labels = [f"{arm} {split}" for arm in ("digits", "scenes") for split in ("train", "validation")]
-    assert left.get_legend_handles_labels()[1] == labels
-    np.testing.assert_array_equal(left.lines[0].get_ydata(), [1.5, math.nan, 0.5])
-    np.testing.assert_array_equal(right.lines[3].get_ydata(), [0.5, 0.625, 0.625])
-    assert right.get_ylabel() == "accuracy or mean IoU (share of 1)"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from runner.methods import BatchChannelNorm2d
-from runner.probes.loss_landscape import figure, loss_landscape
+from runner.probes.loss_landscape import loss_landscape
 
 
 def half_square(logits, targets):
@@ -89,7 +89,6 @@ def test_losses_that_are_not_finite():
     diverged = loss_landscape(model, [batch], lambda x, _: x.sum() * math.nan, num_steps=3)
     assert np.isnan(diverged.arrays["relative_loss"]).all()
     assert diverged.numbers["first_exploding_step"] == math.inf
-    figure([("a", overflowing), ("b", diverged)]).canvas.draw()
 
 
 def test_each_step_starts_from_the_same_buffers():
@@ -110,14 +109,3 @@ def test_steps_that_do_not_increase_are_refused(settings):
     model, batch = quadratic([1.0], [1.0])
     with pytest.raises(ValueError, match="increasing steps"):
         loss_landscape(model, [batch], half_square, **settings)
-
-
-def test_figure_draws_a_line_a_batch_and_names_an_arm_once():
-    model, batch = quadratic([1.0], [1.0])
-    found = loss_landscape(model, [batch, batch], half_square, num_steps=20)
-    axes = figure([("with", found), ("without", found)]).axes[0]
-    assert axes.get_legend_handles_labels()[1] == ["with", "without"]
-    curves = [line for line in axes.lines if len(line.get_xdata()) == 20]
-    assert len(curves) == 4
-    np.testing.assert_allclose(curves[0].get_ydata(), found.arrays["relative_loss"][0])
-    assert figure(found).axes[0].get_legend() is None

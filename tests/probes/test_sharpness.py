@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from runner.methods import apply_ghost_batchnorm
-from runner.probes.sharpness import figure, sharpness
+from runner.probes.sharpness import sharpness
 
 
 def diagonal(eigenvalues):
@@ -94,7 +94,6 @@ def test_too_few_iterations_are_told():
     found = sharpness(model, [batch], loss, tolerance=1e-12, max_iterations=3)
     assert found.numbers["converged"] == 0
     assert found.numbers["iterations"] == len(found.arrays["estimate"]) == 3
-    assert "not converged" in figure(found).axes[0].get_legend_handles_labels()[1][0]
 
 
 def test_a_diverged_model_gives_nan():
@@ -113,16 +112,3 @@ def test_wrong_settings(settings, message):
     model, batch, loss = diagonal([1.0])
     with pytest.raises(ValueError, match=message):
         sharpness(model, [batch], loss, **settings)
-
-
-def test_figure_shows_the_estimates_of_each_arm():
-    arms = [(name, sharpness(*_listed(diagonal(values)))) for name, values in (("flat", [1.0, 0.5]), ("sharp", [90.0]))]
-    axes = figure(arms).axes[0]
-    np.testing.assert_array_equal(axes.lines[1].get_ydata(), arms[1][1].arrays["estimate"])
-    assert axes.get_legend_handles_labels()[1] == ["flat: 1", "sharp: 90"]
-    assert "train mode" in axes.get_title()
-
-
-def _listed(parts):
-    model, batch, loss = parts
-    return model, [batch], loss

@@ -10,7 +10,7 @@ from runner.layers.normalizer_free import normalizer_free_stages
 from runner.methods import apply_stochastic_depth, remove_batchnorm
 from runner.models import resnet20
 from runner.models.nf_resnet import NFResBlock
-from runner.probes.signal_propagation import figure, signal_propagation
+from runner.probes.signal_propagation import signal_propagation
 
 
 class Doubling(nn.Module):
@@ -76,7 +76,7 @@ def test_a_normalizer_free_net_keeps_to_what_it_expects(normalizer_free):
     np.testing.assert_array_equal(measured.arrays["resets"], [False, False, False, False, True, False])
     np.testing.assert_allclose(measured.arrays["avg_var"], expected, rtol=0.15)
     np.testing.assert_allclose(measured.arrays["res_avg_var"][1:], 1, rtol=0.3)
-    largest = np.exp(np.abs(np.log(measured.arrays["avg_var"] / expected)).max())
+    largest = np.exp(np.abs(np.log(measured.arrays["avg_var"] / expected)[1:]).max())  # of the blocks, not the stem
     assert measured.numbers["largest_factor_off"] == pytest.approx(largest)
 
 
@@ -115,12 +115,3 @@ def test_what_cannot_be_measured():
         signal_propagation(nn.Conv2d(2, 2, 1), [batch()])
     with pytest.raises(ValueError, match=r"skipinit_gain=1\.0: a Reversed has no skip gains"):
         signal_propagation(Reversed(), [batch()], skipinit_gain=1.0)
-
-
-def test_figure_shows_what_is_expected_once(normalizer_free):
-    images = batch(4, 64, 8)[0]
-    measured = [signal_propagation(normalizer_free, [(images, None)], skipinit_gain=gain) for gain in (None, 1.0)]
-    panels = figure([("gain 0", measured[0]), ("gain 1", measured[1])]).axes
-    assert [len(axes.lines) for axes in panels] == [2, 3, 3]
-    np.testing.assert_array_equal(panels[1].lines[2].get_ydata(), measured[0].arrays["expected_avg_var"])
-    assert [len(axes.lines) for axes in figure(measured[0]).axes] == [1, 2, 2]

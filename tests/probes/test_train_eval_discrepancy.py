@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from runner.methods import apply_ghost_batchnorm
-from runner.probes.train_eval_discrepancy import figure, train_eval_discrepancy
+from runner.probes.train_eval_discrepancy import train_eval_discrepancy
 
 X = torch.tensor([[1.0, -2.0], [3.0, 0.5], [0.0, 1.0], [4.0, 2.5]], dtype=torch.float64)
 TARGETS = torch.tensor([0, 1, 0, 1])
@@ -89,7 +89,6 @@ def test_without_running_statistics_nothing_differs(norm):
     differences = ("loss_difference", "kl_divergence", "changed_predictions", "mean_distance", "largest_distance")
     assert [found.numbers[name] for name in differences] == [0] * 5
     assert found.arrays["distance"].shape == (1, 0)
-    figure(found).canvas.draw()
 
 
 def test_predictions_of_every_pixel_count():
@@ -99,11 +98,3 @@ def test_predictions_of_every_pixel_count():
     images, masks = X.T.reshape(1, 2, 2, 2), TARGETS.view(1, 2, 2)
     pixels = train_eval_discrepancy(norm, [(images, masks)], F.cross_entropy).numbers
     assert pixels == pytest.approx(train_eval_discrepancy(norm_by_hand(), [(X, TARGETS)], F.cross_entropy).numbers)
-
-
-def test_figure_shows_losses_and_distances():
-    found = train_eval_discrepancy(norm_by_hand(), [(X, TARGETS)], F.cross_entropy)
-    left, right = figure([("a", found), ("b", found)]).axes
-    widths = [patch.get_width() for patch in left.patches]
-    assert widths == [found.numbers["loss_batch_statistics"]] * 2 + [found.numbers["loss_running_statistics"]] * 2
-    np.testing.assert_array_equal(right.lines[0].get_ydata(), found.arrays["distance"][0])

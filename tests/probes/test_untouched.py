@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,14 +14,14 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth as TorchvisionStochasticDepth
 
-from runner import probes
+from runner.figures import NAMES, draw
 from runner.layers.activation import ScaledActivation
 from runner.layers.normalizer_free import NormalizerFreeNet, normalizer_free_stages
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stochastic_depth import StochasticDepth
+from runner.measurement import Measurement
 from runner.methods import apply_ghost_batchnorm, apply_stochastic_depth, apply_weight_standardization
 from runner.models.nf_resnet import NFResBlock
-from runner.probes import Measurement, untouched
 from runner.probes.activation_statistics import activation_statistics
 from runner.probes.class_gradients import class_gradients
 from runner.probes.clipping import clipping
@@ -34,7 +32,7 @@ from runner.probes.loss_landscape import loss_landscape
 from runner.probes.sharpness import sharpness
 from runner.probes.signal_propagation import signal_propagation
 from runner.probes.train_eval_discrepancy import train_eval_discrepancy
-from runner.probes.untouched import use_batch_statistics
+from runner.probes.untouched import untouched, use_batch_statistics
 
 PROBES: dict[str, Callable[..., Measurement]] = {
     "activation_statistics": activation_statistics,
@@ -153,18 +151,15 @@ def test_what_is_read_back_is_drawn(name, builder, tmp_path):
     probe = PROBES[name]
     measured = probe(model, batches())
     measured.save(tmp_path / "probe.npz")
-    figure = importlib.import_module(getattr(probe, "func", probe).__module__).figure
     for arms in (Measurement.load(tmp_path / "probe.npz"), [("first", measured), ("second", measured)]):
-        drawn = figure(arms)
+        drawn = draw(name.split(",")[0], arms)
         drawn.draw_without_rendering()
         assert any(axes.get_xlabel() or axes.get_ylabel() for axes in drawn.axes)
         assert drawn.get_suptitle() or any(axes.get_title() for axes in drawn.axes)
 
 
 def test_every_probe_of_a_model_is_among_these():
-    modules = [importlib.import_module(info.name) for info in pkgutil.iter_modules(probes.__path__, "runner.probes.")]
-    names = {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "figure")}
-    assert names - {"learning_curves"} == {name.split(",")[0] for name in PROBES}  # that one reads a file
+    assert set(NAMES) - {"learning_curves"} == {name.split(",")[0] for name in PROBES}  # that one reads a file
 
 
 def mutations() -> dict[str, Callable[[nn.Module, torch.Generator], Any]]:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import csv
 import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from runner.report.sweep_table import best_job, print_sweep, read_jobs, write_results_csv
+from runner.report.runs import read_runs
+from runner.report.sweep_table import best_job, print_sweep
 
 COMMON = ["norm=agc", "model=nf_resnet50"]
 
@@ -64,18 +63,6 @@ def six_jobs(sweep) -> None:
     Path("sweep/agc.clip=0.1/metrics.jsonl").touch()
 
 
-def test_jobs_are_read_in_natural_order_and_other_folders_left_out(sweep):
-    for size in (128, 16, 32):
-        sweep([f"ghost_batchnorm.ghost_batch_size={size}"], 0.9)
-    Path("sweep/figures").mkdir()
-    Path("sweep/results.csv").touch()
-    jobs = read_jobs("sweep")
-    assert [job.folder.name.rpartition("=")[2] for job in jobs] == ["16", "32", "128"]
-    [job] = {(j.status, j.score, j.best, j.best_loss, j.best_epoch, j.final, j.final_loss) for j in jobs}
-    assert job == ("completed", "accuracy", 0.9, 0.25, 3, 0.9, 0.3)
-    assert {job.images_per_second for job in jobs} == {812.4}
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -94,37 +81,30 @@ def test_an_unreadable_job_is_listed_with_the_reason(sweep, content, reason):
     if content is not None:
         (folder / "summary.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     sweep(["a=2"], 0.8)
-    jobs = read_jobs("sweep")
-    assert [job.status for job in jobs] == ["unreadable", "completed"]
-    assert reason in jobs[0].error
+    runs = read_runs(["sweep"])
+    assert [run.status for run in runs] == ["unreadable", "completed"]
+    assert reason in runs[0].error
     console = on_terminal()
-    print_sweep(jobs, console=console)
+    print_sweep(runs, console=console)
     assert any(line.startswith("unreadable  sweep/a=1") for line in lines(console))
-
-
-def test_odd_values_in_a_summary_count_as_missing(sweep):
-    sweep(["a=1"], best={"accuracy": float("nan"), "loss": "low"}, metrics=[1], throughput=None, overrides="x", error=7)
-    [job] = read_jobs("sweep")
-    assert (job.best, job.best_loss, job.final, job.images_per_second) == (None, None, None, None)
-    assert (job.overrides, job.error) == ((), "7")
 
 
 def test_the_best_is_a_completed_one_by_validation_then_loss_then_order(sweep):
     six_jobs(sweep)
-    jobs = read_jobs("sweep")
-    assert best_job(jobs).overrides[2:] == ("agc.clip=0.01", "train.global_batch_size=256")  # not the diverged 0.99
+    runs = read_runs(["sweep"])
+    assert best_job(runs).overrides[2:] == ("agc.clip=0.01", "train.global_batch_size=256")  # not the diverged 0.99
     assert best_job([]) is None
-    assert best_job([job for job in jobs if job.status != "completed"]) is None
+    assert best_job([run for run in runs if run.status != "completed"]) is None
     for number, loss in enumerate((0.3, 0.2, 0.2)):
         sweep([f"z={number}"], 0.97, best={"accuracy": 0.97, "loss": loss, "epoch": 1})
-    assert best_job(read_jobs("sweep")).folder.name == "z=1"
+    assert best_job(read_runs(["sweep"])).folder.name == "z=1"
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_table_on_a_terminal(sweep, width):
     six_jobs(sweep)
     console = on_terminal(width)
-    print_sweep(read_jobs("sweep"), title="Sweep [agc] :bug:", console=console)
+    print_sweep(read_runs(["sweep"]), title="Sweep [agc] :bug:", console=console)
     text = lines(console)
     end = next(number for number, line in enumerate(text) if line.startswith("diverged "))
     assert max(cell_len(line) for line in text[:end]) <= 80
@@ -160,7 +140,7 @@ def test_keys_that_end_alike_are_not_shortened(sweep):
     for a in (1, 2):
         sweep([f"train.eps={a}", f"agc.eps={a}", f"optimizer.lr={a}"], 0.9)
     console = on_terminal()
-    print_sweep(read_jobs("sweep"), console=console)
+    print_sweep(read_runs(["sweep"]), console=console)
     text = "\n".join(lines(console))
     assert "train.eps=2" in text
     assert "agc.eps=2" in text
@@ -170,7 +150,7 @@ def test_keys_that_end_alike_are_not_shortened(sweep):
 def test_one_job_shows_all_its_overrides(sweep):
     sweep(["agc.clip=0.01"], 0.9)
     console = on_terminal()
-    print_sweep(read_jobs("sweep"), console=console)
+    print_sweep(read_runs(["sweep"]), console=console)
     text = "\n".join(lines(console))
     assert all(word in text for word in ("norm=agc", "model=nf_resnet50", "clip=0.01"))
     assert "in common" not in text
@@ -179,7 +159,7 @@ def test_one_job_shows_all_its_overrides(sweep):
 def test_segmentation(sweep):
     sweep(["a=1"], 0.5, metrics={"mean_iou": 0.44, "loss": 1.0}, best={"mean_iou": 0.45, "loss": 1.0, "epoch": 2})
     console = on_terminal()
-    print_sweep(read_jobs("sweep"), console=console)
+    print_sweep(read_runs(["sweep"]), console=console)
     text = "\n".join(lines(console))
     assert "mean IoU" in text
     assert "45.0 %" in text
@@ -189,7 +169,7 @@ def test_segmentation(sweep):
 def test_plain_lines_where_there_is_no_terminal(sweep):
     six_jobs(sweep)
     console = Console(file=io.StringIO())
-    print_sweep(read_jobs("sweep"), title="Sweep [agc] :bug:", console=console)
+    print_sweep(read_runs(["sweep"]), title="Sweep [agc] :bug:", console=console)
     text = console.file.getvalue()
     assert text.isascii()
     assert "\x1b" not in text
@@ -220,57 +200,23 @@ def test_plain_lines_where_there_is_no_terminal(sweep):
 
 def test_no_jobs(tmp_path):
     console = on_terminal()
-    assert read_jobs(tmp_path) == []
+    assert read_runs([tmp_path]) == []
     print_sweep([], console=console)
     assert "overrides" in console.file.getvalue()
-
-
-def test_results_csv_has_full_precision_and_a_column_for_each_key(sweep):
-    six_jobs(sweep)
-    sweep(["agc.clip=0.3", "seed=1"], 1 / 3, error="two\nlines, and a comma")
-    write_results_csv(read_jobs("sweep"), "sweep/results.csv")
-    with open("sweep/results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 7
-    row = rows[-1]
-    assert (row["norm"], row["agc.clip"], row["seed"], row["train.global_batch_size"]) == ("agc", "0.3", "1", "")
-    assert float(row["best_validation_accuracy"]) == 1 / 3
-    assert (row["test_accuracy"], row["best_epoch"], row["status"]) == ("0.9", "3", "completed")
-    assert row["error"] == "two\nlines, and a comma"
-    assert row["job"] == "agc.clip=0.3,seed=1"
-    unreadable = next(row for row in rows if row["status"] == "unreadable")
-    assert unreadable["norm"] == unreadable["test_accuracy"] == ""
-
-
-def test_results_csv_is_replaced_as_a_whole(sweep, monkeypatch):
-    sweep(["a=1"], 0.9)
-    Path("sweep/results.csv").write_text("old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_results_csv(read_jobs("sweep"), "sweep/results.csv")
-    assert Path("sweep/results.csv").read_text() == "old"
-    assert sorted(os.listdir("sweep")) == ["a=1", "results.csv"]
 
 
 def test_what_was_chosen_on_the_test_split_is_labelled_and_not_compared_with_the_rest(sweep):
     on_test = {"data": {"validation_source": "test"}}
     sweep(["seed=0"], 0.92, **on_test)
     sweep(["seed=1"], 0.95, **on_test)
-    jobs = read_jobs("sweep")
-    assert best_job(jobs).overrides[-1] == "seed=1"
+    runs = read_runs(["sweep"])
+    assert best_job(runs).overrides[-1] == "seed=1"
     console = on_terminal()
-    print_sweep(jobs, console=console)
+    print_sweep(runs, console=console)
     shown = "\n".join(lines(console))
     assert "92.0 % (test)" in shown
     assert "* best on the test split" in shown
     assert "(test): chosen on the test split, which stands in for validation" in shown
     sweep(["seed=2"], 0.90)
-    jobs = read_jobs("sweep")
-    assert best_job(jobs) is None
-    write_results_csv(jobs, "results.csv")
-    with open("results.csv") as file:
-        assert [row["best_on"] for row in csv.DictReader(file)] == ["test", "test", "validation"]
+    runs = read_runs(["sweep"])
+    assert best_job(runs) is None

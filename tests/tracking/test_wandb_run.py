@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from runner.tracking import wandb_run as module
-from runner.tracking.wandb_run import WandbRun, new_run_id
+from runner.tracking.wandb_run import WandbRun, new_run_id, override_columns
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"step": 10, "epoch": 1, "split": "validation", "accuracy": 0.5, "loss": 1.25}
@@ -68,8 +72,75 @@ def test_an_offline_run_holds_everything(make, reports, records, tmp_path, capfd
     axes = {metric.get("glob_name"): metric.get("step_metric") for metric in found["metric"]}
     assert {f"{split}/*" for split in ("train", "validation", "test", "steps")} <= axes.keys()
     assert axes["validation/*"] == "step"
+    hidden = {metric["name"] for metric in found["metric"] if metric["options"].get("hidden")}
+    assert hidden == {"step", "epoch"}  # x axes, drawn by themselves nowhere
+    assert summary["step"] == 20
     assert found["exit"][0].get("exit_code", 0) == 0
     assert not any("git" in record or "host" in record for record in [head, *found["environment"]])
+
+
+@pytest.mark.parametrize(
+    ("override", "column"),
+    [
+        ("agc.clip=0.02", {"overrides/agc/clip": 0.02}),
+        ("seed=3", {"overrides/seed": 3}),
+        ("optimizer.lr=1e-3", {"overrides/optimizer/lr": 0.001}),
+        ("norm=[ghost_batchnorm, agc]", {"overrides/norm": "ghost_batchnorm+agc"}),
+        ("norm=[agc]", {"overrides/norm": "agc"}),
+        ("train.ema=null", {"overrides/train/ema": "null"}),
+        ("probe.sharpness.tolerance=nan", {"overrides/probe/sharpness/tolerance": "nan"}),
+        ("dataset.root='a=b'", {"overrides/dataset/root": "a=b"}),
+        ("++agc.groups={layer4:0.02}", {"overrides/agc/groups": "{layer4:0.02}"}),
+        *((word, {}) for word in ("sweep.name=s", "paths.outputs=o", "wandb.mode=online", "name=n", "resume=r", "~a")),
+    ],
+)
+def test_an_override_is_a_column_to_filter_by(override, column):
+    assert override_columns([override]) == column
+
+
+@pytest.mark.parametrize("bins", [3, 512, 1301])
+def test_a_probe_is_a_picture_and_a_distribution_a_histogram(make, reports, records, tmp_path, bins):
+    counts, edges = np.random.default_rng(0).integers(0, 9, bins), np.linspace(-2, 5, bins + 1)
+    for name in ("tail", "flat"):
+        Image.new("RGB", (4, 3)).save(tmp_path / f"{name}.png")
+    np.savez(tmp_path / "tail.npz", counts=counts, edges=edges)
+    np.savez(tmp_path / "flat.npz", **{"slope": np.ones(3), "number/slope": np.float64(1)})
+    run = make()
+    run.figure("tail", tmp_path / "tail.png", step=7)
+    run.figure("flat", tmp_path / "flat.png", step=7)
+    run.finish()
+    assert reports == []
+    [point] = (record["item"] for record in records(tmp_path / "outputs")["history"])
+    assert (point["step"], point["probe/tail._type"], point["probe/flat._type"]) == (7, "image-file", "image-file")
+    assert "probe/flat/histogram._type" not in point
+    assert point["probe/tail/histogram._type"] == "histogram"
+    found, limits = point["probe/tail/histogram.values"], point["probe/tail/histogram.bins"]
+    assert len(found) <= 512  # of W&B's own
+    assert limits == pytest.approx(sorted({*edges[:: -(-bins // 512)], 5.0}))
+    assert found == [counts[(edges[:-1] >= low) & (edges[:-1] < high)].sum() for low, high in pairwise(limits)]
+
+
+def test_a_run_of_a_sweep_has_its_group_and_columns_and_so_has_it_resumed(runner, small_model, records, tmp_path):
+    words = ["dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8"]
+    words += ["train.device=cpu", "norm=[ghost_batchnorm,agc]", "ghost_batchnorm.ghost_batch_size=4"]
+    words += ["agc.clip=0.02", "probe=gradient_histogram"]
+    assert runner("-m", *words, "train.epochs=1", "seed=4", "sweep.name=clips").code == 0
+    [folder] = (tmp_path / "outputs/sweeps/clips").glob("*seed=4*/")
+    first = records(tmp_path / "outputs")
+    shutil.rmtree(tmp_path / "outputs/wandb")
+    assert runner(f"resume={folder}", "train.epochs=2").code == 0
+    second = records(tmp_path / "outputs")
+    for [head] in (first["run"], second["run"]):
+        assert (head["run_group"], head["job_type"]) == ("clips", "sweep")
+        config = head["config"]["update"]
+        assert (config["norm"], config["regularization"]) == ("ghost_batchnorm+agc", "-")
+        assert config["agc"]["clip"] == config["overrides/agc/clip"] == 0.02
+        assert config["overrides/seed"] == config["seed"] == 4
+        assert config["overrides/norm"] == "ghost_batchnorm+agc"
+    assert first["run"][0]["run_id"] == second["run"][0]["run_id"]
+    beginning = first["history"][0]["item"]
+    assert sum(beginning["probe/gradient_histogram/histogram.values"]) == 9216  # of its 3x3 convolution, 32 to 32
+    assert beginning["probe/gradient_histogram._type"] == "image-file"
 
 
 def test_a_resumed_run_goes_on_under_the_same_id_and_step(make, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runner.probes import Measurement
+from runner.measurement import Measurement
 
 
 def test_a_measurement_is_read_as_it_was_written(tmp_path):

@@ -1,0 +1,48 @@
+"""The figure of activation statistics: channel means and deviations by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, over_seeds, seeds_note, set_y_scale
+from runner.measurement import Measurement
+
+PANELS = {"mean": "mean over channels of |channel mean|", "std": "mean over channels of channel std"}
+
+
+def figure(arms: Arms) -> Figure:
+    """|mean| and std of the channels against depth: the median over models, and what lies between them as a band.
+
+    The models of all seeds are taken together; the slope is the mean of theirs.
+    """
+    arms = labelled(arms)
+    drawn = Figure(figsize=(9, 4), layout="constrained")
+    panels = drawn.subplots(1, 2, sharex=True)
+    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
+        values = [_of_models(seeds, name) for _, seeds in arms]
+        for index, ((arm, seeds), of_models) in enumerate(zip(arms, values, strict=True)):
+            depth = seeds[0].arrays["depth"]
+            style = line_style(index) | ({"markersize": 0} if len(depth) > 40 else {})
+            draw_band(axes, depth, of_models, style=style, label=f"{arm}: {_slope(seeds)}".removeprefix(": "))
+        set_y_scale(axes, values)
+        axes.set(xlabel="convolution, in the order of execution", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    note = seeds_note((len(of_models) for of_models in values), of="models")
+    drawn.suptitle(f"Activations by depth: channel mean and standard deviation of the convolutions' outputs{note}")
+    legend_below(drawn, panels[1])
+    return drawn
+
+
+def _of_models(seeds: Sequence[Measurement], name: str) -> np.ndarray:
+    """The array `name`, (models, layers), of the models of all seeds."""
+    return np.concatenate(over_seeds(seeds, name))
+
+
+def _slope(seeds: Sequence[Measurement]) -> str:
+    slopes = [found.numbers["slope_log10_std"] for found in seeds]
+    slope = np.average(slopes, weights=[len(found.arrays["std"]) for found in seeds])
+    return f"std {slope:+.3f} decades a layer"

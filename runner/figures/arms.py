@@ -1,0 +1,124 @@
+"""How the arms of a comparison are told apart in a figure, also without colour, and how an arm's seeds are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from runner.measurement import Measurement
+
+Arms = Measurement | Sequence[tuple[str, Measurement | Sequence[Measurement]]]
+"""One measurement, or several with a label for each; in the place of one may stand those of several seeds."""
+
+# Okabe and Ito's palette for colour-blind readers, darkest contrasts first; its yellow is too faint on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+LINESTYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+LINES_AND_BANDS = "lines: medians, bands: smallest to largest"
+
+
+def labelled(arms: Arms) -> list[tuple[str, list[Measurement]]]:
+    """The arms with their labels and the measurements of their seeds; the label of a single measurement is empty.
+
+    ValueError if there is none.
+    """
+    if isinstance(arms, Measurement):
+        return [("", [arms])]
+    with_seeds = [(arm, [found] if isinstance(found, Measurement) else list(found)) for arm, found in arms]
+    if not with_seeds or not all(seeds for _, seeds in with_seeds):
+        raise ValueError("figure: no measurements to draw. Give one, or a list of (label, measurement).")
+    return with_seeds
+
+
+def first_seeds(arms: Arms) -> list[tuple[str, Measurement]]:
+    """The first seed of each arm; where it is not the only one, the label says so."""
+    return [
+        (f"{arm} (seed 1 of {len(seeds)})".lstrip() if len(seeds) > 1 else arm, seeds[0])
+        for arm, seeds in labelled(arms)
+    ]
+
+
+def over_seeds(seeds: Sequence[Measurement], name: str) -> list[np.ndarray]:
+    """The array `name` of each seed. ValueError for seeds that were measured at different layers."""
+    if any(found.texts != seeds[0].texts for found in seeds):
+        raise ValueError(
+            "figure: the seeds of an arm were measured at different layers. Give runs that differ in their seed alone."
+        )
+    return [found.arrays[name] for found in seeds]
+
+
+def numbers_of(seeds: Sequence[Measurement], name: str) -> list[float]:
+    """The number `name` of each seed."""
+    return [found.numbers[name] for found in seeds]
+
+
+def median_and_range(values: Sequence[float], spec: str) -> str:
+    """The median of `values`, formatted as `spec` says; of several with the range, "2.1 (1.9 to 2.4)"."""
+    low, middle, high = (format(value, spec) for value in (np.min(values), np.median(values), np.max(values)))
+    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
+
+
+def median_with_ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The smallest, the median and the largest of the finite `values` along the first axis; NaN where there is none."""
+    finite = np.ma.masked_invalid(values)
+    found = (finite.min(axis=0), np.ma.median(finite, axis=0), finite.max(axis=0))
+    low, middle, high = (np.ma.filled(np.ma.asarray(each, dtype=float), np.nan) for each in found)
+    return low, middle, high
+
+
+def draw_band(axes: Axes, x: np.ndarray | range, values: np.ndarray, *, style: dict[str, Any], label: str = "") -> None:
+    """The median of `values`, (seeds, len(x)), as a line, and a band from the smallest to the largest."""
+    low, middle, high = median_with_ends(values)
+    axes.plot(x, middle, label=label, **style)
+    if len(values) > 1:
+        fill, edge = to_rgba(style["color"], 0.18), to_rgba(style["color"], 0.6)
+        # the edge has the line's dashes: without colour it tells whose band it is where several lie on each other
+        dashes = {"linestyle": style["linestyle"], "linewidth": 0.7}
+        axes.fill_between(x, low, high, facecolor=fill, edgecolor=edge, **dashes)
+
+
+def seeds_note(counts: Iterable[int], shown: str = LINES_AND_BANDS, *, of: str = "seeds") -> str:
+    """A line that a title ends with, saying what is shown of how many seeds; "" if no arm has more than one."""
+    counts = sorted(set(counts))
+    if counts[-1] == 1:
+        return ""
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"\n{number} {of}; {shown}"
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, line style and marker of the arm numbered `index`, as keywords of `Axes.plot`."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": LINESTYLES[index % len(LINESTYLES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 4,
+    }
+
+
+def set_y_scale(axes: Axes, values: Iterable[np.ndarray]) -> None:
+    """A logarithmic y axis if the positive ones of `values` span more than a factor of 20, else a linear one.
+
+    On a factor below that a logarithmic axis has hardly a tick with a number.
+    """
+    shown = np.concatenate([np.ravel(array) for array in values])
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if len(shown) and shown.max() > 20 * shown.min():
+        axes.set_yscale("log")
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """A legend of what is labelled in `axes`, under all panels, where it covers nothing; none without labels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        # a character is about 0.085 inches wide at the legend's size, and a line's sample half an inch
+        fitting = int(figure.get_figwidth() / (0.085 * max(map(len, labels)) + 0.6))
+        rows = -(-len(labels) // min(4, max(fitting, 1)))
+        columns = -(-len(labels) // rows)  # of one length, as far as they go
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -1,0 +1,53 @@
+"""The figure of a layer's gradient: its histogram, and the tails of all arms."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from runner.figures.arms import COLOURS, Arms, first_seeds, labelled, line_style, median_and_range, numbers_of
+from runner.measurement import Measurement
+
+
+def figure(arms: Arms) -> Figure:
+    """A histogram with log counts for each arm, on its own axis, and beside them all tails on one.
+
+    Of several seeds the histogram is the first one's; each has a tail, and the numbers are medians with their range.
+    """
+    firsts, arms = first_seeds(arms), labelled(arms)
+    drawn = Figure(figsize=(3.6 * (len(arms) + 1), 4.2), layout="constrained")
+    *panels, tails = drawn.subplots(1, len(arms) + 1)
+    highest = max(found.arrays["counts"].max() for _, found in firsts)
+    for index, (axes, (arm, first), (_, seeds)) in enumerate(zip(panels, firsts, arms, strict=True)):
+        axes.stairs(first.arrays["counts"], first.arrays["edges"], fill=True, color=COLOURS[index % len(COLOURS)])
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(0.5, 2 * highest)
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+        axes.locator_params(axis="x", nbins=5)
+        axes.set(xlabel="gradient dL/dw", ylabel="number of weights")
+        kurtosis = median_and_range(numbers_of(seeds, "excess_kurtosis"), ".3g")
+        tail = median_and_range(numbers_of(seeds, "tail_index"), ".3g")
+        axes.set_title(f"{arm}\nexcess kurtosis {kurtosis}\ntail index {tail}".lstrip(), fontsize=9)
+    for index, (arm, seeds) in enumerate(arms):
+        for place, found in enumerate(seeds):
+            style = line_style(index) | {"markersize": 0, "label": arm if place == 0 else None}
+            tails.plot(found.arrays["tail_value"], found.arrays["tail_probability"], **style)
+    usual = np.concatenate([_above_the_smallest(found) for _, seeds in arms for found in seeds])
+    tails.set_yscale("log")
+    if len(usual):  # else all gradients are 0
+        tails.set_xscale("log")
+        tails.set_xlim(left=usual.min())
+    tails.set(xlabel="x", ylabel="share of weights with |dL/dw| > x")
+    tails.set_title("tails, a line a seed" if any(len(seeds) > 1 for _, seeds in arms) else "tails", fontsize=9)
+    tails.grid(alpha=0.3)
+    if len(arms) > 1:
+        tails.legend(fontsize=8, loc="lower left")
+    layers = dict.fromkeys(found.texts["layer"] for _, found in firsts)
+    drawn.suptitle(f"Gradient of the weight of {', '.join(layers)}: counts and tails")
+    return drawn
+
+
+def _above_the_smallest(found: Measurement) -> np.ndarray:
+    """The values that no more than 90 % of the weights exceed; the others fill decades in which the tail is flat."""
+    values = found.arrays["tail_value"][found.arrays["tail_probability"] <= 0.9]
+    return values[values > 0]

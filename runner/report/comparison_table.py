@@ -1,0 +1,97 @@
+"""A comparison of runs on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from string import ascii_uppercase
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from runner.report.comparison import ABSENT, Comparison, Measured
+from runner.tracking.console import format_count, format_duration, format_number, is_plain
+
+COMMIT = 12  # characters of a commit that are shown
+FORMATS = {
+    "share": lambda value: f"{100 * value:.2f} %",
+    "loss": lambda value: format_number(value, 4),
+    "count": lambda value: format_count(value) if value >= 10_000 else f"{value:g}",
+    "speed": lambda value: format_number(value, 0),
+    "seconds": format_duration,
+    "memory": lambda value: f"{value:.2f}",
+    "text": lambda value: f"{value:g}" if isinstance(value, float) else str(value),
+}
+
+
+def print_comparison(found: Comparison, console: Console | None = None) -> None:
+    """Print what differs, then what was measured. Where the output is no terminal a row is one line, however wide."""
+    console = console or Console(highlight=False)
+    plain = is_plain(console)
+    wide = Console(file=console.file, width=10_000, highlight=False) if plain else console
+    names = [(letter, str(run.folder)) for letter, run in zip(ascii_uppercase, found.runs, strict=False)]
+    console.print()
+    for letter, folder in names:
+        console.print(Text.assemble((letter, "bold"), f"  {folder}"), soft_wrap=True)
+    letters = [letter for letter, _ in names]
+    code = {
+        key: tuple(text[:COMMIT] for text in texts) if key == "git.commit" else texts
+        for key, texts in found.code.items()
+    }
+    _part(wide, "settings", _table(letters, found.settings.items()))
+    _part(wide, "code", _table(letters, code.items()))
+    rows = [(f"{'*' if row.differs else ' '} {row.name}", _cells(row)) for row in found.results]
+    _part(wide, "results (* differs)", _table(letters, rows, numbers=True))
+    curves = [
+        sentence or f"{letter}: as A's in every epoch, to the last bit." for letter, sentence in found.curves.items()
+    ]
+    for title, sentences in (("test scores", found.scores), ("learning curves", curves), ("notes", found.notes)):
+        if sentences:
+            _heading(console, title)
+            for sentence in sentences:
+                _sentence(console, sentence, plain)
+    console.print()
+    if found.identical:
+        _sentence(
+            console,
+            "identical, as far as the folders tell: settings, code, results and curves; speed is not compared.",
+            plain,
+        )
+        console.print()
+
+
+def _part(console: Console, title: str, table: Table) -> None:
+    if table.row_count:
+        _heading(console, title)
+        console.print(table)
+    else:
+        console.print()
+        console.print(Text.assemble((title, "bold"), ": identical"))
+
+
+def _heading(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, "bold"))
+
+
+def _sentence(console: Console, sentence: str, plain: bool) -> None:
+    if plain:
+        console.print(Text(f"  {sentence}"), soft_wrap=True)
+    else:
+        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+
+
+def _table(letters: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *, numbers: bool = False) -> Table:
+    """A row a key, a column a run."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True)
+    for letter in letters:
+        table.add_column(letter, justify="right" if numbers else "left", overflow="fold")
+    for key, texts in rows:
+        table.add_row(Text(f"  {key}"), *(Text(text, "dim" if text == ABSENT else "") for text in texts))
+    return table
+
+
+def _cells(row: Measured) -> list[str]:
+    return [ABSENT if value is None else FORMATS[row.kind](value) for value in row.values]

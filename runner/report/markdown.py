@@ -1,0 +1,89 @@
+"""A report as Markdown (GitHub's tables), its pictures as links to the files beside it."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from runner.report.document import (
+    Block,
+    Cell,
+    Code,
+    Document,
+    Facts,
+    Gallery,
+    Heading,
+    Link,
+    Mark,
+    Paragraph,
+    Picture,
+    Remark,
+    Table,
+)
+
+
+def as_markdown(document: Document) -> str:
+    """The whole text. Every character that Markdown or HTML takes for its own is escaped."""
+    blocks = [f"# {_text(document.title)}", *(_block(block) for block in document.blocks)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"## {_text(text)}"
+        case Paragraph(text, _):
+            return _text(text)
+        case Facts(rows):
+            return "\n".join(f"- {_text(label)}: {_cell(cell)}" for label, cell in rows)
+        case Table():
+            return _table(block)
+        case Picture():
+            return _picture(block)
+        case Gallery(pictures):
+            return "\n\n".join(_picture(picture) for picture in pictures)
+
+
+def _table(table: Table) -> str:
+    head = [_text(column) for column in table.columns]
+    rule = ["---:" if column in table.numeric else "---" for column in range(len(table.columns))]
+    rows = [[_table_cell(cell) for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    return "\n".join([*lines, "", _text(table.caption)] if table.caption else lines)
+
+
+def _picture(picture: Picture) -> str:
+    image = f"![{_text(picture.alt)}]({quote(picture.path)})"
+    return f"{image}\n\n{_text(picture.caption)}" if picture.caption else image
+
+
+def _table_cell(cell: Cell) -> str:
+    """A table takes a bar within a code span only with a backslash; in other text it has one already."""
+    return _cell(cell).replace("|", "\\|") if isinstance(cell, Code) else _cell(cell)
+
+
+def _cell(cell: Cell) -> str:
+    match cell:
+        case Link(text, path):
+            return f"[{_text(text)}]({quote(path)})"
+        case Code(text):
+            return _code(text)
+        case Mark(sign, word, _):
+            return f"**{_text(f'{sign} {word}')}**"
+        case Remark(text, remark):
+            return f"{_text(text)}<br>{_text(remark)}"
+    return _text(cell)
+
+
+def _text(text: str) -> str:
+    """`text` on one line, with a backslash before each character that would start something."""
+    escaped = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^([-+]|\d+[.)])(?=\s|$)", lambda found: f"{found[1][:-1]}\\{found[1][-1]}", escaped)
+
+
+def _code(text: str) -> str:
+    """A code span; its fence is longer than any run of backticks within."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"

@@ -1,0 +1,85 @@
+"""What ran, when, on what and with which code: the lines at the head of a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+from runner.report.arms import common_overrides
+from runner.report.document import Code, Facts
+from runner.report.runs import Run, section
+from runner.tracking.console import format_duration
+
+STATUSES = ("completed", "diverged", "interrupted", "failed", "unreadable")
+VERSIONS = ("python", "torch", "torchvision")
+
+
+def overview(runs: Sequence[Run], command: str | None) -> Facts:
+    """The facts, as far as the runs' summaries tell them; where the runs differ, each thing that occurs."""
+    facts = [
+        ("Runs", f"{len(runs):,}: {status_counts(runs)}"),
+        ("Time", _time(runs)),
+        ("Hardware", _each(_hardware(_provenance(run, "hardware")) for run in runs)),
+        ("Code", _each(_code(_provenance(run, "git")) for run in runs)),
+        ("Versions", _each(_versions(_provenance(run, "versions")) for run in runs)),
+        ("Command", Code(command) if command else ""),
+        ("In common", Code(" ".join(common)) if (common := common_overrides(runs)) else ""),
+    ]
+    return Facts(tuple((name, fact) for name, fact in facts if fact))
+
+
+def status_counts(runs: Sequence[Run]) -> str:
+    """`3 completed, 1 diverged`."""
+    counts = Counter(run.status for run in runs)
+    known = [status for status in STATUSES if counts[status]]
+    return ", ".join(f"{counts[status]:,} {status}" for status in [*known, *sorted(counts.keys() - {*STATUSES})])
+
+
+def _provenance(run: Run, part: str) -> dict:
+    return section(section(run.summary, "provenance"), part)
+
+
+def _time(runs: Sequence[Run]) -> str:
+    """The runs' own time, added up, and from when to when they started."""
+    seconds = [section(run.summary, "throughput").get("seconds") for run in runs]
+    known = [value for value in seconds if isinstance(value, int | float)]
+    starts = sorted(start for run in runs if (start := _start(run)))
+    facts = [f"{format_duration(sum(known))} of run time in all"] if known else []
+    if starts:
+        first, last = (f"{start:%Y-%m-%d %H:%M %Z}" for start in (starts[0], starts[-1]))
+        facts.append(f"started {first}" if first == last else f"first started {first}, last {last}")
+    return "; ".join(facts)
+
+
+def _start(run: Run) -> datetime | None:
+    try:
+        start = datetime.fromisoformat(str(section(run.summary, "provenance").get("time")))
+    except ValueError:
+        return None
+    return start if start.tzinfo else None
+
+
+def _hardware(found: dict) -> str:
+    if found.get("gpu"):
+        return f"{found.get('num_gpus') or 1} x {found['gpu']}"
+    if not found.get("cpu"):
+        return ""
+    counts = (
+        f"{found[name]} {name if found[name] != 1 else name[:-1]}" for name in ("cores", "threads") if name in found
+    )
+    return ", ".join([str(found["cpu"]), *counts])
+
+
+def _code(found: dict) -> str:
+    if not found.get("commit"):
+        return ""
+    return f"commit {str(found['commit'])[:12]}" + " with changes that were not committed" * bool(found.get("dirty"))
+
+
+def _versions(found: dict) -> str:
+    return ", ".join(f"{name} {found[name]}" for name in VERSIONS if name in found)
+
+
+def _each(facts: object) -> str:
+    return "; ".join(dict.fromkeys(fact for fact in facts if fact))

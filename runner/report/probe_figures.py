@@ -1,0 +1,60 @@
+"""What the probes of a sweep's runs found, the arms over one another and side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+from matplotlib.figure import Figure
+
+from runner.figures import NAMES, draw
+from runner.measurement import Measurement
+from runner.report.arms import Arm
+
+APART = "learning_curves"  # the report draws these for every sweep
+
+
+def probe_names(arms: Sequence[Arm]) -> list[str]:
+    """The probes of which some run has a measurement, in the order of `runner.figures.NAMES`."""
+    files = {file.stem.partition("-step")[0] for arm in arms for run in arm.runs for file in _files(run.folder, "npz")}
+    return [name for name in NAMES if name in files and name != APART]
+
+
+def probe_figure(name: str, arms: Sequence[Arm]) -> Figure | None:
+    """The arms' measurements of the probe `name` over one another, each at its last moment; None if no arm has any."""
+    with_seeds = [(arm.label, [seed for run in arm.runs if (seed := _last(run.folder, name))]) for arm in arms]
+    found = [(label, seeds) for label, seeds in with_seeds if seeds]
+    if not found:
+        return None
+    try:
+        return draw(name, found)
+    except ValueError:  # the seeds of an arm were measured at different layers
+        return draw(name, [(f"{label} (first seed)", seeds[:1]) for label, seeds in found])
+
+
+def own_pictures(name: str, arm: Arm) -> list[Path]:
+    """The pictures that the first run of the arm that has any drew of the probe `name`, by step."""
+    for run in arm.runs:
+        pictures = [file for file in _files(run.folder, "png") if file.stem.partition("-step")[0] == name]
+        if pictures:
+            return pictures
+    return []
+
+
+def _last(folder: Path, name: str) -> Measurement | None:
+    files = [file for file in _files(folder, "npz") if file.stem.partition("-step")[0] == name]
+    try:
+        return Measurement.load(files[-1]) if files else None
+    except (OSError, ValueError, BadZipFile):
+        return None
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    """The probes' files, those of one probe by step."""
+
+    def place(file: Path) -> tuple[str, int]:
+        name, _, step = file.stem.partition("-step")
+        return name, int(step) if step.isdigit() else -1
+
+    return sorted((folder / "probes").glob(f"*.{suffix}"), key=place)

@@ -1,0 +1,165 @@
+"""The report of a sweep or of any set of runs: report.html, report.md, results.csv and figures/*.png."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from runner.figures.arms import COLOURS
+from runner.files import write_atomically
+from runner.report.arm_table import arm_table
+from runner.report.arms import Arm, Axis, arms_of, best_arms
+from runner.report.curves import curves_figure
+from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture
+from runner.report.html import as_html
+from runner.report.markdown import as_markdown
+from runner.report.measures import label
+from runner.report.overview import overview
+from runner.report.probe_figures import own_pictures, probe_figure, probe_names
+from runner.report.results_csv import write_results_csv
+from runner.report.run_table import reason_table, run_table
+from runner.report.runs import UNREADABLE, Run, Sweep, read_runs, read_sweep
+from runner.report.sweep_figure import figure_caption, sweep_figure
+from runner.report.verdict_table import SIGNS, verdict_table
+from runner.report.verdicts import judge
+from runner.tracking.console import SCORES
+
+DOTS_PER_INCH = 130
+MOST_ARMS = len(COLOURS)  # in one figure of curves
+MOST_PICTURES = 24  # of one probe, side by side
+
+
+def write_report(
+    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, into: str | os.PathLike[str]
+) -> Path:
+    """Write the report of the runs in `folder`, one or several, each a run's or a sweep's, into the folder `into`.
+
+    The same runs give the same bytes. Returns the path of report.html. Raises ValueError for a folder that does not
+    exist, for folders without a run, and for a sweep.yaml that is not one.
+    """
+    folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
+    runs, sweep = read_runs(folders), read_sweep(folders[0]) if len(folders) == 1 else Sweep()
+    if not runs:
+        raise ValueError(f"{', '.join(map(str, folders))}: there is no run. Name the folder of a run or of a sweep.")
+    into = Path(into)
+    (into / "figures").mkdir(parents=True, exist_ok=True)
+    study = _Study(runs, sweep, *arms_of(runs, sweep), into)
+    title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
+    document = Document(title + (" and more" if len(folders) > 3 and not sweep.title else ""), tuple(study.blocks()))
+    write_results_csv(runs, into / "results.csv", sweep.measures)
+    write_atomically(into / "report.md", as_markdown(document))
+    write_atomically(into / "report.html", as_html(document))
+    return into / "report.html"
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What is reported, and the report's parts in their order."""
+
+    runs: list[Run]
+    sweep: Sweep
+    axes: list[Axis]
+    arms: list[Arm]
+    into: Path
+
+    def blocks(self) -> Iterator[Block]:
+        if self.sweep.source:
+            yield Paragraph(f"Source: {self.sweep.source}")
+        if self.sweep.about:
+            yield Paragraph(self.sweep.about)
+        yield overview(self.runs, self.sweep.command)
+        if self.sweep.claims:
+            yield from self.verdicts()
+        if self.arms:
+            yield from self.results()
+            yield from self.curves()
+            yield from self.probes()
+        yield Heading("Every run")
+        yield run_table(self.runs, self.into, self.score)
+        yield from self.without_result()
+
+    @property
+    def score(self) -> str:
+        """What the runs' score is called; "score" where they have different ones."""
+        scores = {run.score for run in self.runs if run.status != UNREADABLE}
+        return SCORES[scores.pop()] if len(scores) == 1 else "score"
+
+    def verdicts(self) -> Iterator[Block]:
+        verdicts = judge(self.sweep.claims, self.runs, source=self.sweep.source)
+        counts = [(sum(each.verdict == word for each in verdicts), word) for word in SIGNS]
+        yield Heading("Verdict")
+        yield Paragraph("Claims: " + ", ".join(f"{count} {word}" for count, word in counts if count) + ".")
+        yield verdict_table(verdicts)
+
+    def results(self) -> Iterator[Block]:
+        yield Heading("Results")
+        scored = any(arm.spread("test/score").values for arm in self.arms)
+        for name in self.sweep.measures or ["test/score" if scored else "validation/score"]:
+            title = label(name, self.score)
+            if not any(arm.spread(name).values for arm in self.arms):
+                yield Paragraph(f"No run has a value of {title}.", is_note=True)
+            elif len(self.arms) > 1:
+                figure = sweep_figure(self.axes, self.arms, name, title, in_order=bool(self.sweep.title))
+                yield self.picture(
+                    figure,
+                    re.sub(r"[^A-Za-z0-9.=-]+", "_", name),
+                    f"{title} by {', '.join(axis.key for axis in self.axes)}",
+                    figure_caption(self.axes, self.arms, name),
+                )
+        yield arm_table(self.axes, self.arms, self.sweep.measures, self.score)
+
+    def curves(self) -> Iterator[Block]:
+        if figure := curves_figure(self.shown):
+            yield Heading("Learning curves")
+            yield self.picture(figure, "learning_curves", "Loss and score by epoch", self.few)
+
+    def probes(self) -> Iterator[Block]:
+        for name in probe_names(self.shown):
+            title = name.replace("_", " ").capitalize()
+            yield Heading(title)
+            if figure := probe_figure(name, self.shown):
+                yield self.picture(figure, f"probe_{name}", f"{title}, the arms over one another", self.few)
+            found = [(arm, own_pictures(name, arm)) for arm in self.shown]
+            if sum(len(paths) for _, paths in found) > MOST_PICTURES:
+                found = [(arm, paths[-1:]) for arm, paths in found]
+            pictures = [self.own_picture(path, arm) for arm, paths in found for path in paths]
+            if pictures and len(self.runs) > 1:
+                yield Paragraph("Each arm's first seed:", is_note=True)
+                yield Gallery(tuple(pictures))
+
+    def without_result(self) -> Iterator[Block]:
+        for heading, runs in (
+            ("Runs that could not be read", [run for run in self.runs if run.status == UNREADABLE]),
+            ("Runs that did not complete", [run for run in self.runs if run.status not in ("completed", UNREADABLE)]),
+        ):
+            if runs:
+                yield Heading(heading)
+                yield reason_table(runs, self.into)
+
+    @property
+    def shown(self) -> list[Arm]:
+        """The arms that figures of many lines show."""
+        return best_arms(self.arms, "validation/score", MOST_ARMS)
+
+    @property
+    def few(self) -> str:
+        total = len(self.arms)
+        return f"The {MOST_ARMS} best of {total} arms by their validation score." if total > MOST_ARMS else ""
+
+    def picture(self, figure: Figure, name: str, alt: str, caption: str) -> Picture:
+        """The figure as a PNG on white, also written into figures/."""
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH, facecolor="white")
+        write_atomically(self.into / "figures" / f"{name}.png", lambda file: file.write(png.getvalue()))
+        return Picture(f"figures/{name}.png", png.getvalue(), alt, caption)
+
+    def own_picture(self, path: Path, arm: Arm) -> Picture:
+        """A picture that a run drew, where it lies."""
+        caption = f"{arm.label}: {path.stem}"
+        return Picture(os.path.relpath(path, self.into), path.read_bytes(), caption, caption)

@@ -1,0 +1,39 @@
+"""results.csv: every run of a sweep on a line, at full precision."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.files import write_atomically
+from runner.report.measures import measure
+from runner.report.runs import UNREADABLE, Run
+
+
+def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measures: Sequence[str] = ()) -> None:
+    """Write one line a run with a column for every key that is overridden and for each of `measures`; atomic.
+
+    `job` is the run's folder relative to that of the file. A value that a run does not have is empty.
+    """
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    scores = list(dict.fromkeys(run.score for run in runs if run.status != UNREADABLE)) or ["accuracy"]
+    metrics = [f"{split}_{score}" for score in scores for split in ("best_validation", "test")]
+    heading = ["best_validation_loss", "best_epoch", "best_on", "test_loss", "images_per_second", "error"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", "status", *keys, *metrics, *heading, *measures])
+    for run in runs:
+        values = [
+            value for score in scores for value in ((run.best, run.final) if run.score == score else (None, None))
+        ]
+        best_on = None if run.best is None else "test" if run.on_test else "validation"
+        values += [run.best_loss, run.best_epoch, best_on, run.final_loss, run.images_per_second, run.error]
+        found = [measure(run, name) for name in measures]
+        values += [None if math.isnan(value) else value for value in found]
+        job = os.path.relpath(run.folder, Path(path).parent)
+        writer.writerow([job, run.status, *(run.settings.get(key) for key in keys), *values])
+    write_atomically(path, text.getvalue())

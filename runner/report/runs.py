@@ -1,0 +1,246 @@
+"""Run folders and a sweep's record, as reports read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import yaml
+
+from runner.setting_text import shown
+from runner.tracking.console import SCORES
+
+UNREADABLE = "unreadable"
+MARKS = ("summary.json", "metrics.jsonl", "config.yaml")
+APART = ("seed", "name", "resume")  # keys that do not make another arm, nor do these nodes
+NODES_APART = ("wandb", "paths", "sweep")
+TEXTS = ("command", "title", "source", "about")  # of sweep.yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it; None stands for what the folder does not say.
+
+    `status` is that of summary.json, or "unreadable" with the reason in `error`; `settings` are the overrides as key
+    and value. `best` is the best metric on the validation split, `final` the one on the test split, both shares of 1,
+    with `score` as their name ("accuracy" or "mean_iou"). `on_test` says that the test split stood in for the
+    validation split. `summary` is the whole of summary.json.
+    """
+
+    folder: Path
+    status: str
+    overrides: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    score: str = "accuracy"
+    best: float | None = None
+    best_loss: float | None = None
+    best_epoch: float | None = None
+    final: float | None = None
+    final_loss: float | None = None
+    images_per_second: float | None = None
+    error: str | None = None
+    on_test: bool = False
+    summary: dict = field(default_factory=dict, repr=False)
+    seed: int | None = None
+
+    @cached_property
+    def arm(self) -> dict[str, object]:
+        """What it has in common with its repetitions: every setting but the seed, names and paths, as `canonical`."""
+        return {
+            key: canonical(value)
+            for key, value in self.settings.items()
+            if key not in APART and key.partition(".")[0] not in NODES_APART
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's record, sweep.yaml: what was swept, and for a study what it asks and how its table is to look.
+
+    `axes` gives each swept key its values in order; `names` says how values are called in tables, by key and value.
+    """
+
+    command: str | None = None
+    axes: dict[str, list[str]] = field(default_factory=dict)
+    title: str | None = None
+    source: str | None = None
+    about: str | None = None
+    measures: list[str] = field(default_factory=list)
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
+    claims: list[dict] = field(default_factory=list)
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """The run in `folder`; one that cannot be read has the status "unreadable" and the reason as its error."""
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return _unreadable(folder, "it has no summary.json: still running, or killed")
+    except (OSError, ValueError) as error:
+        return _unreadable(folder, f"its summary.json cannot be read: {error}")
+    if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
+        return _unreadable(folder, "its summary.json has no status")
+    best, final, throughput = (section(summary, name) for name in ("best", "metrics", "throughput"))
+    score = next((name for name in SCORES if name in best or name in final), "accuracy")
+    overrides, error = summary.get("overrides"), summary.get("error")
+    overrides = tuple(map(str, overrides)) if isinstance(overrides, list) else ()
+    settings = _settings(overrides)
+    return Run(
+        folder=folder,
+        status=summary["status"],
+        overrides=overrides,
+        settings=settings,
+        score=score,
+        best=_number(best, score),
+        best_loss=_number(best, "loss"),
+        best_epoch=_number(best, "epoch"),
+        final=_number(final, score),
+        final_loss=_number(final, "loss"),
+        images_per_second=_number(throughput, "images_per_second"),
+        error=None if error is None else str(error),
+        on_test=section(summary, "data").get("validation_source") == "test",
+        summary=summary,
+        seed=_seed(folder, settings),
+    )
+
+
+def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """The runs of several folders, each a run's or a sweep's, whose jobs come in natural order; each run once.
+
+    Raises ValueError for a folder that does not exist; a folder of a sweep without jobs gives none.
+    """
+    found = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: there is no such folder. Name the folder of a run or of a sweep.")
+        for run in [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir()), key=_natural):
+            found.setdefault(run.resolve(), run)
+    return [read_run(folder) for folder in found.values()]
+
+
+def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
+    """The record of the sweep in `folder`, an empty one where there is no sweep.yaml.
+
+    Raises ValueError if the file is not what a sweep writes.
+    """
+    path = Path(folder) / "sweep.yaml"
+    if not path.is_file():
+        return Sweep()
+    remedy = "Mend it, or delete it to have a report without titles and claims."
+    try:
+        record = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: this is not YAML ({' '.join(str(error).split())}). {remedy}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: it must be a mapping with the keys command, axes, claims, ... {remedy}")
+    for key, kind in (("axes", dict), ("names", dict), ("measures", list), ("claims", list)):
+        if not isinstance(record.get(key) or kind(), kind):
+            form = {dict: "a mapping", list: "a list"}[kind]
+            raise ValueError(f"{path}: {key}={record[key]}: it must be {form}. {remedy}")
+    texts = {key: None if (text := record.get(key)) is None else str(text) for key in TEXTS}
+    return Sweep(
+        **texts,
+        axes={str(key): _texts(values) for key, values in (record.get("axes") or {}).items()},
+        measures=[str(name) for name in record.get("measures") or []],
+        names={
+            str(key): {shown(value): str(name) for value, name in (names or {}).items()}
+            for key, names in (record.get("names") or {}).items()
+        },
+        claims=list(record.get("claims") or []),
+    )
+
+
+def same_value(a: str, b: str) -> bool:
+    """Whether two values of an override are one and the same setting.
+
+    >>> from runner.report.runs import same_value
+    >>> same_value("0.10", "1e-1"), same_value("[agc]", "agc"), same_value("agc", "none")
+    (True, True, False)
+    """
+    return canonical(a) == canonical(b)
+
+
+@lru_cache(maxsize=10_000)
+def canonical(value: str) -> object:
+    """A hashable stand-in for a value of an override, equal for two that are the same setting.
+
+    A number is a float, a list a tuple, a list of one entry that entry; all else is text without quotes.
+    """
+    text = value.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    if text.startswith("[") and text.endswith("]"):
+        entries = tuple(canonical(entry) for entry in text[1:-1].split(",")) if text[1:-1].strip() else ()
+        return entries[0] if len(entries) == 1 else entries
+    if text.lower() in ("true", "false", "null"):
+        return text.lower()
+    try:
+        number = float(text)
+    except ValueError:
+        return re.sub(r"\s*([,:{}])\s*", r"\1", text)
+    return text.lower() if math.isnan(number) else number
+
+
+def section(summary: dict, name: str) -> dict:
+    """A mapping of the summary, empty where there is none."""
+    part = summary.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _unreadable(folder: Path, reason: str) -> Run:
+    """A run without a summary, with the settings that it began with if it wrote them."""
+    try:
+        words = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        words = None
+    words = [str(word) for word in words] if isinstance(words, list) else []
+    overrides = tuple(word for word in words if not word.startswith("sweep."))
+    settings = _settings(overrides)
+    return Run(folder, UNREADABLE, overrides, settings, error=reason, seed=_seed(folder, settings))
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = (override.partition("=") for override in overrides if not override.startswith("~"))
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def _seed(folder: Path, settings: dict[str, str]) -> int | None:
+    """The seed among the overrides, else that of config.yaml, whose line is found without parsing the file."""
+    text = settings.get("seed")
+    if text is None:
+        try:
+            text = (folder / "config.yaml").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+        line = re.search(r"^seed: (.*)$", text, re.MULTILINE)
+        text = line.group(1) if line else ""
+    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+
+
+def _number(section: dict, key: str) -> float | None:
+    """A finite number of a summary's section, else None."""
+    value = section.get(key)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def _texts(values: object) -> list[str]:
+    """Values as the command line takes them."""
+    return [shown(value) for value in (values if isinstance(values, list) else [values])]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in MARKS)
+
+
+def _natural(folder: Path) -> list[tuple[int, float, str]]:
+    """A key that sorts `size=16` before `size=128`."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", folder.name)
+    return [(0, float(part), "") if number % 2 else (1, 0.0, part) for number, part in enumerate(parts)]

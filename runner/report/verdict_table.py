@@ -1,0 +1,84 @@
+"""What the claims of a study came to, as a table of a report and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from runner.report.document import Mark, Remark, Table
+from runner.report.verdicts import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
+from runner.tracking.console import is_plain
+
+WIDTH = 80
+SIGNS = {HOLDS: ("✓", "good"), HOLDS_NOT: ("✗", "bad"), UNDECIDABLE: ("?", "open")}
+STYLES = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """A row a claim; beside the verdict's word stands a sign, so that it does not hang on its colour."""
+    columns = ("Verdict", "Claim", "Published", "Measured here", "Rule", "Smallest effect to be seen")
+    rows = tuple(
+        (
+            mark(verdict),
+            Remark(verdict.claim, verdict.source) if verdict.source else verdict.claim,
+            verdict.published or "-",
+            verdict.measured or "-",
+            _rule(verdict),
+            verdict.smallest_effect_text or "-",
+        )
+        for verdict in verdicts
+    )
+    return Table(columns, rows)
+
+
+def mark(verdict: Verdict) -> Mark:
+    """The verdict's sign and word."""
+    sign, kind = SIGNS[verdict.verdict]
+    return Mark(sign, verdict.verdict, kind)
+
+
+def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
+    """Print each verdict with its claim, what was published and measured, and the rule; nothing without verdicts.
+
+    At most 80 columns wide on a terminal; elsewhere lines of ASCII, never wrapped.
+    """
+    if not verdicts:
+        return
+    console = console or Console()
+    plain = is_plain(console)
+    for verdict in verdicts:
+        shown = mark(verdict)
+        lines = [(name, text) for name, text in _lines(verdict) if text]
+        if plain:
+            for line in (f"{verdict.verdict}: {verdict.claim}", *(f"  {name}: {text}" for name, text in lines)):
+                text = " ".join(line.split("\n")).encode("ascii", "backslashreplace").decode()
+                console.print(Text(text), soft_wrap=True)
+            continue
+        width = min(console.width, WIDTH)
+        heading = Text.assemble((f"{shown.sign} {shown.word}", STYLES[shown.kind]), "  ", (verdict.claim, "bold"))
+        console.print(heading, width=width)
+        grid = RichTable.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, text in lines:
+            grid.add_row(Text(name), Text(text))
+        console.print(Padding(grid, (0, 0, 1, 2)), width=width)
+
+
+def _lines(verdict: Verdict) -> list[tuple[str, str]]:
+    return [
+        ("source", verdict.source),
+        ("published", verdict.published),
+        ("measured", verdict.measured),
+        ("rule", _rule(verdict)),
+        ("smallest effect", verdict.smallest_effect_text),
+    ]
+
+
+def _rule(verdict: Verdict) -> str:
+    """The rule, and why it decided nothing."""
+    return f"{verdict.rule} {verdict.why}".strip()

@@ -1,0 +1,191 @@
+"""A saved W&B workspace for a sweep: panels of what its runs logged, grouped by what was swept (wandb-workspaces)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from runner.tracking.console import SCORES
+from runner.tracking.wandb_run import override_column
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Section, Workspace
+
+MOST_RUNS = 100  # in one panel
+
+
+@dataclass
+class Logged:
+    """What the runs of a sweep put into W&B.
+
+    `names` are those of its metrics (`train/loss`) and of its summaries (`best/accuracy`), `pictures` the probes that
+    drew one. `moments` are the steps at which probes measured.
+    """
+
+    names: set[str] = field(default_factory=set)
+    pictures: set[str] = field(default_factory=set)
+    moments: set[int] = field(default_factory=set)
+
+
+def is_installed() -> bool:
+    """Whether wandb-workspaces is there."""
+    return find_spec("wandb_workspaces") is not None
+
+
+def has_account() -> bool:
+    """Whether W&B finds an API key; asks nothing, and needs no network."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+def default_entity() -> str:
+    """The account's own name for where its projects lie; asks W&B's server."""
+    import wandb
+
+    return wandb.Api().default_entity
+
+
+def build_workspace(
+    logged: Logged, *, title: str, group: str, swept: Sequence[str], project: str, entity: str = ""
+) -> Workspace:
+    """The workspace, not yet saved; panels of what was not logged are left out.
+
+    Its runs are those of the W&B group `group`, grouped by the overrides of the keys `swept`: lines and bars are means
+    over the runs that share them, such as those with different seeds. Below the sections made here W&B puts its own,
+    with everything else that was logged, histograms among it.
+    """
+    workspaces, _ = _library()
+    from wandb_workspaces import expr
+
+    score = next((name for name in SCORES if f"validation/{name}" in logged.names), "accuracy")
+    columns = [override_column(key) for key in swept]
+    shown = ["status", *_present(logged.names, f"best/{score}", f"test/{score}", "throughput/images_per_second")]
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=title,
+        sections=_sections(logged, score),
+        settings=workspaces.WorkspaceSettings(max_runs=MOST_RUNS),
+        runset_settings=workspaces.RunsetSettings(
+            filters=expr.And(expr.Metric("Group") == group),
+            groupby=[expr.Config(column) for column in columns],
+            order=[expr.Ordering(expr.Summary(f"best/{score}"), ascending=False)],
+            pinned_columns=[*(f"config:{column}.value" for column in columns), *(f"summary:{name}" for name in shown)],
+        ),
+        auto_generate_panels=True,
+    )
+
+
+def as_json(workspace: Workspace) -> str:
+    """All of the workspace as W&B's server would be given it."""
+    # the library saves to a server and has no public way to a file
+    view = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps(view, indent=2) + "\n"
+
+
+def save(workspace: Workspace) -> str:
+    """Save the workspace to its W&B project; returns its address. Raises what wandb raises, of many kinds."""
+    return workspace.save().url
+
+
+def _sections(logged: Logged, score: str) -> list[Section]:
+    """The sections that have a panel."""
+    workspaces, _ = _library()
+    names, word = logged.names, SCORES[score]
+    within = "steps" if "steps/loss" in names else "train"  # short runs log nothing within an epoch
+    clipping = sorted(name for name in names if name.endswith(("/clipped_share", "/largest_ratio")))
+    norms = sorted(name for name in names if name.startswith(f"{within}/") and name.endswith("/norm"))
+    sections = {
+        f"Score: {word}": [
+            *_lines(names, (f"validation/{score}", f"validation {word}"), (f"train/{score}", f"training {word}")),
+            *_bars(names, (f"best/{score}", f"best validation {word}"), (f"test/{score}", f"test {word} of best.pt")),
+        ],
+        "Loss": [
+            *_lines(names, ("validation/loss", "validation loss"), ("train/loss", "training loss")),
+            *_bars(names, ("best/loss", "best validation loss"), ("test/loss", "test loss of best.pt")),
+        ],
+        "Divergence (the column `status` of the runs says which)": [
+            *_lines(names, (f"{within}/loss", "training loss, log scale"), log_y=True),
+            *_lines(names, *((name, f"gradient norm: {name}") for name in norms), log_y=True),
+            *_lines(names, (f"{within}/lr", "learning rate")),
+            *_bars({"step"}, ("step", "last step")),
+        ],
+        "Clipping": _lines(
+            names, *((name, name.partition("/")[2]) for name in clipping if name.startswith(f"{within}/"))
+        ),
+        "Throughput": [
+            *_lines(names, (f"{within}/images_per_second", "images/s")),
+            *_bars(
+                names,
+                ("throughput/images_per_second", "training images/s"),
+                ("throughput/train_seconds", "seconds of training"),
+                ("throughput/peak_memory_gib", "peak GPU memory (GiB)"),
+            ),
+        ],
+        "Probes": _probe_panels(logged),
+    }
+    return [
+        workspaces.Section(name=name, panels=panels, is_open=name != "Probes" or len(panels) <= 6)
+        for name, panels in sections.items()
+        if panels
+    ]
+
+
+def _probe_panels(logged: Logged) -> list[Any]:
+    """Pictures by step and run; numbers over steps, or as bars where there was but one moment."""
+    _, reports = _library()
+    pictures = [
+        reports.MediaBrowser(
+            title=probe, media_keys=[f"probe/{probe}"], mode="grid", grid_x_axis="step", grid_y_axis="run"
+        )
+        for probe in sorted(logged.pictures)
+    ]
+    numbers = [(name, name.removeprefix("probe/")) for name in sorted(logged.names) if name.startswith("probe/")]
+    return [*pictures, *(_bars if len(logged.moments) < 2 else _lines)(logged.names, *numbers)]
+
+
+def _lines(names: Collection[str], *plots: tuple[str, str], log_y: bool | None = None) -> list[Any]:
+    """A plot over steps of each metric and title, its mean and range where runs are grouped."""
+    _, reports = _library()
+    return [
+        reports.LinePlot(
+            title=title, x="Step", y=[name], log_y=log_y, groupby_aggfunc="mean", groupby_rangefunc="minmax"
+        )
+        for name, title in plots
+        if name in names
+    ]
+
+
+def _bars(names: Collection[str], *plots: tuple[str, str]) -> list[Any]:
+    """A bar of each run, or of each group of runs its mean and range, for each summary and title."""
+    _, reports = _library()
+    return [
+        reports.BarPlot(
+            title=title,
+            metrics=[reports.SummaryMetric(name)],
+            max_bars_to_show=MOST_RUNS,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+        )
+        for name, title in plots
+        if name in names
+    ]
+
+
+def _present(names: Collection[str], *wanted: str) -> list[str]:
+    return [name for name in wanted if name in names]
+
+
+def _library() -> tuple[Any, Any]:
+    """The library's modules of workspaces and of panels; its import warns of pydantic's old ways."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
+    return workspaces, reports

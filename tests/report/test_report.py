@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.figure import Figure
+
+from runner.measurement import Measurement
+from runner.report.report import write_report
+from runner.report.runs import read_runs
+
+CLAIM = {
+    "claim": "A is better than b.",
+    "measure": "test/score",
+    "plus": {"case": "a"},
+    "minus": {"case": "b"},
+    "holds": {"above": 0},
+    "published": "+2 %",
+}
+
+
+@pytest.fixture
+def study(make_run, tmp_path):
+    """The folder of a study of two cases and three seeds, with one more job that was killed."""
+    for case, accuracy in (("a", 0.95), ("b", 0.91)):
+        for seed in (0, 1, 2):
+            folder = make_run(
+                f"case={case}",
+                f"seed={seed}",
+                accuracy=accuracy + seed / 1000,
+                provenance={
+                    "command": f"python -m runner case={case} seed={seed}",
+                    "hardware": {"cpu": "A CPU", "cores": 2, "threads": 1},
+                    "git": {"commit": "0123456789abcdef", "dirty": True},
+                    "time": f"2026-01-02T03:04:0{seed}+00:00",
+                },
+            )
+            (folder / "probes").mkdir()
+    (make_run("case=b", "seed=3") / "summary.json").unlink()
+    make_run("case=b", "seed=4", status="diverged", error="loss <nan> at step 7")
+    record = {
+        "command": "python -m runner -m case=a,b seed=0,1,2,3,4",
+        "axes": {"case": ["a", "b"], "seed": ["0", "1", "2"]},
+        "title": "A & B",
+        "source": "A paper, figure 1",
+        "about": "Much smaller than theirs.",
+        "names": {"case": {"a": "the <new> one"}},
+        "claims": [CLAIM],
+    }
+    (tmp_path / "sweep/sweep.yaml").write_text(yaml.safe_dump(record))
+    return tmp_path / "sweep"
+
+
+def headings(markdown):
+    return re.findall(r"^## (.*)$", markdown, re.MULTILINE)
+
+
+def test_a_study_in_its_order(study):
+    page = write_report(study, into=study)
+    assert page == study / "report.html"
+    text = (study / "report.md").read_text()
+    assert text.startswith("# A \\& B\n\nSource: A paper, figure 1\n\nMuch smaller than theirs.\n\n- Runs: 8: ")
+    assert headings(text) == [
+        "Verdict",
+        "Results",
+        "Learning curves",
+        "Every run",
+        "Runs that could not be read",
+        "Runs that did not complete",
+    ]
+    assert "8: 6 completed, 1 diverged, 1 unreadable" in text
+    assert "- Time: 3:34 of run time in all; started 2026-01-02 03:04 UTC" in text
+    assert "- Hardware: A CPU, 2 cores, 1 thread" in text
+    assert "- Code: commit 0123456789ab with changes that were not committed" in text
+    assert "- Command: `python -m runner -m case=a,b seed=0,1,2,3,4`" in text
+    assert "![test accuracy (%) by case](figures/test_score.png)" in text
+    assert re.search(r"\| ★ \| the \\<new\\> one \| 95.1 ± 0.1 \| 95.1 ± 0.1 \| 812 ± 0 \| 3 \| 3 completed \|", text)
+    # the run that was killed is not known to be of this arm
+    assert "|  | b | 91.1 ± 0.1 (3 of 4) | 91.1 ± 0.1 (3 of 4) | 812 ± 0 | 4 | 3 completed, 1 diverged |" in text
+    assert re.search(r"\[case=a,seed=1\]\(case%3Da%2Cseed%3D1\) \| completed \| 1 \| 95.10 \| 95.10 \|", text)
+    assert "`python -m runner case=a seed=1`" in text
+    assert re.search(r"case=b,seed=3\]\(\S+\) \| unreadable \| it has no summary.json", text)
+    assert re.search(r"case=b,seed=4\]\(\S+\) \| diverged \| loss \\<nan\\> at step 7", text)
+
+
+def test_figures_lie_beside_the_markdown_and_within_the_html(study):
+    page = write_report(study, into=study).read_text()
+    text = (study / "report.md").read_text()
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert links == ["figures/test_score.png", "figures/learning_curves.png"]
+    assert all((study / link).read_bytes().startswith(b"\x89PNG") for link in links)
+    assert page.count('src="data:image/png;base64,') == 2
+    assert sorted(p.name for p in study.iterdir() if not p.name.startswith("case")) == [
+        "figures",
+        "report.html",
+        "report.md",
+        "results.csv",
+        "sweep.yaml",
+    ]
+    assert len(read_runs([study])) == 8  # the report's own files are no runs
+
+
+def test_the_verdict_stands_before_all_figures(study):
+    page = write_report(study, into=study).read_text()
+    assert page.index("A is better than b.") < page.index("<img")
+    assert "Claims: 1 holds." in page
+
+
+def test_the_same_runs_give_the_same_bytes(study, tmp_path):
+    def digests():
+        write_report(study, into=tmp_path / "out")
+        files = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+    first = digests()
+    assert first == digests()
+    assert len(first) == 5
+
+
+def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
+    record = yaml.safe_load((study / "sweep.yaml").read_text())
+    measures = ["test/loss", "status/diverged", "probe/sharpness/largest_eigenvalue"]
+    (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "measures": measures}))
+    write_report(study, into=study)
+    text = (study / "report.md").read_text()
+    assert re.findall(r"!\[.*\]\((.*)\)", text)[:2] == ["figures/test_loss.png", "figures/status_diverged.png"]
+    assert "No run has a value of largest eigenvalue (sharpness)." in text
+    assert "| test loss | diverged runs (%) | largest eigenvalue (sharpness) | validation accuracy (%) |" in text
+
+
+def test_probes_are_shown_over_one_another_and_side_by_side(study):
+    own = (study / "case=a,seed=0/probes/sharpness.png", study / "case=b,seed=0/probes/sharpness.png")
+    for seed in (0, 1, 2):
+        numbers = {"largest_eigenvalue": 3.0 + seed, "converged": 1.0}
+        found = Measurement({"estimate": np.array([1.0, 2.0, 3.0]) + seed}, numbers, {"mode": "train"})
+        for case in "ab":
+            found.save(study / f"case={case},seed={seed}/probes/sharpness.npz")
+    for path in own:
+        Figure(figsize=(1, 1)).savefig(path)
+    Figure(figsize=(1, 1)).savefig(study / "case=a,seed=0/probes/learning_curves.png")  # the report has its own
+    write_report(study, into=study)
+    text = (study / "report.md").read_text()
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert links == [
+        "figures/test_score.png",
+        "figures/learning_curves.png",
+        "figures/probe_sharpness.png",
+        "case%3Da%2Cseed%3D0/probes/sharpness.png",
+        "case%3Db%2Cseed%3D0/probes/sharpness.png",
+    ]
+
+
+def test_any_runs_make_a_report(make_run, tmp_path):
+    folders = [make_run("norm=agc", "agc.clip=0.1"), make_run("norm=agc", "agc.clip=0.2", accuracy=0.95)]
+    into = tmp_path / "reports/both"
+    assert write_report(folders, into=into).is_file()
+    text = (into / "report.md").read_text()
+    assert text.startswith("# norm=agc,agc.clip=0.1 and norm=agc,agc.clip=0.2\n")
+    assert "(../../sweep/norm%3Dagc%2Cagc.clip%3D0.1)" in text
+    assert "`python -m runner norm=agc agc.clip=0.1`" in text
+
+
+def test_a_single_run_and_one_of_which_nothing_is_known(make_run, tmp_path):
+    folder = make_run("a=1")
+    write_report(folder, into=tmp_path / "one")
+    assert "Learning curves" in (tmp_path / "one/report.md").read_text()
+    (folder / "summary.json").unlink()
+    write_report(folder, into=tmp_path / "none")
+    assert headings((tmp_path / "none/report.md").read_text()) == ["Every run", "Runs that could not be read"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_no_run_no_report(tmp_path, create):
+    if create:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: there is no"):
+        write_report(tmp_path / "empty", into=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
