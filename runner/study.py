@@ -8,21 +8,23 @@ one value for each axis a single run.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import CONF
 from runner.files import write_atomically
 from runner.grammar import all_parsed, is_swept, options_of
 from runner.method_folder import search_folders
-from runner.remedies import CASE, EXPERIMENT, chosen_options
-from runner.settings import SettingError, shown
+from runner.remedies import EXPERIMENT, chosen_options
+from runner.report.runs import same_value
+from runner.setting_text import SettingError, shown
 
 SWEEP = "sweep"  # the group of axes and claims, and the node they stand in
+EXTREMES = {"largest": max, "smallest": min}
 NOT_A_RUN = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 FILE = "sweep.yaml"
 
@@ -62,36 +64,65 @@ def _axes(group: str, name: str, folders: Sequence[Path]) -> dict[str, str]:
     return {str(key): str(values) for key, values in axes.items()}
 
 
-def check_study(study: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
-    """Raise a SettingError for claims, measures or names that the sweep of these jobs can never bear out."""
+def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What a sweep's node says of the sweep of these jobs, with its claims about them.
+
+    The two sizes of a study share their claims, but not every value of their axes. So a claim may say `largest` or
+    `smallest` for a number of an axis, and list values of which the jobs have but some.
+
+    Raises a SettingError for claims and measures that can never be borne out.
+    """
     from runner.report.claims import check_claims
     from runner.report.measures import check_measure
 
-    settings = OmegaConf.to_container(study)
-    axes = _values(jobs)
-    for key, values in settings["axes"].items():  # an axis that the command line cut short may still be spoken of
-        [override] = all_parsed([f"{key}={values}"])
+    study = {key: value for key, value in OmegaConf.to_container(node).items() if key != "name"}
+    values = _values(jobs)
+    axes = dict(values)
+    for key, swept in study.pop("axes").items():  # an axis that the command line cut short may still be spoken of
+        [override] = all_parsed([f"{key}={swept}"])
         axes[key] = list(dict.fromkeys([*axes.get(key, ()), *map(shown, _each(override))]))
-    axes["case"] = axes.get("case", []) + _options(CASE)  # both sizes of a study share its claims, not its cases
+    for claim in study["claims"]:
+        for side in {"plus", "minus"} & claim.keys():
+            selectors = claim[side]
+            claim[side] = (
+                [_selected(selector, values, axes) for selector in selectors]
+                if isinstance(selectors, list)
+                else _selected(selectors, values, axes)
+            )
     try:
-        for name in settings["measures"]:
+        for name in study["measures"]:
             check_measure(name)
-        check_claims(settings["claims"], axes)
+        check_claims(study["claims"], axes)
     except ValueError as error:
         raise SettingError(f"sweep: {error}") from None
+    return {**study, "axes": {key: column for key, column in values.items() if len(column) > 1}}
 
 
-def write_sweep(folder: Path, study: DictConfig, jobs: Sequence[Sequence[str]], command: Sequence[str]) -> None:
+def write_sweep(folder: Path, study: Mapping[str, Any], command: Sequence[str]) -> None:
     """`sweep.yaml`: what was typed, what varies between the jobs, and what the study says of itself; for reports."""
-    about = {key: value for key, value in OmegaConf.to_container(study).items() if key not in ("name", "axes")}
-    axes = {key: column for key, column in _values(jobs).items() if len(column) > 1}
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"command": f"python -m runner {shlex.join(command)}", "axes": axes, **about}
+    content = {"command": f"python -m runner {shlex.join(command)}", **study}
     write_atomically(folder / FILE, yaml.safe_dump(content, sort_keys=False, width=100))
 
 
-def _options(group: str) -> list[str]:
-    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
+def _selected(selector: Mapping[str, Any], *axes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A claim's selector with `largest` and `smallest` as numbers, and of listed values those that there are.
+
+    That is on the first of the axes, the jobs'; where these have none of them, on the next.
+    """
+    found = dict(selector)
+    for key, wanted in selector.items():
+        swept = axes[0].get(key, ())
+        if isinstance(wanted, str) and wanted in EXTREMES and swept:
+            found[key] = EXTREMES[wanted](swept, key=float)
+        elif isinstance(wanted, list):
+            kept = ([value for value in wanted if _is_among(value, values.get(key, ()))] for values in axes)
+            found[key] = next(filter(None, kept), wanted)
+    return found
+
+
+def _is_among(value: object, values: Sequence[str]) -> bool:
+    return any(same_value(shown(value), each) for each in values)
 
 
 def _values(jobs: Sequence[Sequence[str]]) -> dict[str, list[str]]:

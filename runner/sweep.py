@@ -26,7 +26,7 @@ from runner.option_types import OPTION_TYPES
 from runner.overrides import as_typed
 from runner.remedies import CASE, EXPERIMENT, explain, refuse
 from runner.settings import SettingError
-from runner.study import check_study, write_sweep
+from runner.study import study_of, write_sweep
 
 _jobs_planned = 1  # in the process that started the sweep; elsewhere a job does not know how many there are
 _typed: list[str] = []  # there too: the command line as it was before anything was added
@@ -113,14 +113,14 @@ class SweepCallback(Callback):
                     configs.append(validate(without_replaced(composed, job, folders), folders))
                 except (HydraException, OmegaConfBaseException, SettingError) as error:
                     raise explain(job, error, folders, sweep=list(config.hydra.overrides.task)) from None
-            check_study(config.sweep, jobs)
+            study = study_of(config.sweep, [as_typed(job) for job in jobs])
             from runner.checked import check  # imports torch
 
             for job_config in configs:
                 check(job_config)
         except SettingError as error:
             refuse(error)
-        write_sweep(Path(config.hydra.sweep.dir), config.sweep, [as_typed(job) for job in jobs], _typed)
+        write_sweep(Path(config.hydra.sweep.dir), study, _typed)
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Show the table and the verdicts, and write the report."""

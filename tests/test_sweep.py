@@ -175,7 +175,7 @@ def test_a_sweep_of_the_same_name_overwrites_nothing(small, tmp_path, monkeypatc
         spoil(patch, 0.02, fail)
         assert small(*arguments).code == 1
     sweep = tmp_path / "outputs/sweeps/s"
-    first = {path: path.read_bytes() for path in sweep.glob("*/**/*") if path.is_file()}
+    first = {path: path.read_bytes() for path in sweep.glob("*=*/**/*") if path.is_file()}
     outcome = small(*arguments)
     assert outcome.code == 0, "no job of this sweep failed"
     assert {path: path.read_bytes() for path in first} == first

@@ -128,6 +128,8 @@ def _check_together(claim: Claim, given: Mapping) -> None:
             refuse("holds", "a ratio is compared with numbers above 0; 1 is no change.")
     if claim.factor == 0 or not math.isfinite(claim.factor):
         refuse("factor", "it must be a number other than 0.")
+    if claim.measure == "status/diverged" and claim.decided_by == "interval":
+        refuse("measure", "it is 0 or 1, which a t interval does not suit; add decided_by: every_seed.")
     for key, needed in (("chosen_by", "best_over"), ("slope_scale", "slope_over")):
         if key in given and needed not in given:
             refuse(key, f"it says how {needed} is done; add {needed}, or leave it out.")

@@ -62,6 +62,8 @@ def contrast(claim: Claim, runs: Sequence[Run]) -> Contrast:
         values = {seed: claim.factor * (values[seed] - others[seed]) for seed in values}
     else:
         values = {seed: claim.factor * value for seed, value in values.items()}
+    if study.stood_in and not study.measured:
+        raise Undecidable("Every run that is compared diverged, so that nothing was measured.")
     if wrong := [seed for seed, value in values.items() if math.isnan(value)]:
         raise Undecidable(f"The values of seed {wrong[0]} are infinite, and what is made of them is no number.")
     return Contrast(values, tuple(sorted(left_out)), tuple(study.chosen), len(study.stood_in))
@@ -138,6 +140,7 @@ class _Study:
     seeds: Sequence[int]
     chosen: list[str] = field(default_factory=list)
     stood_in: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
 
     def side(self, cells: Sequence[Cell]) -> dict[int, float]:
         """The mean of the cells, by seed, in logarithms for a ratio."""
@@ -223,7 +226,9 @@ class _Study:
 
     def _run_value(self, run: Run) -> float:
         claim, value = self.claim, measure(run, self.claim.measure)
-        if math.isnan(value) and run.status == "diverged" and claim.when_diverged is not None:
+        if not math.isnan(value):
+            self.measured.add(str(run.folder))
+        elif run.status == "diverged" and claim.when_diverged is not None:
             self.stood_in.add(str(run.folder))
             value = claim.when_diverged
         if math.isnan(value):

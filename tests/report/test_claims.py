@@ -114,3 +114,9 @@ def test_bounds_belong_to_a_range_and_not_to_above_or_below(threshold, inside, o
     assert not any(value in threshold for value in outside)
     assert all(threshold.excludes(value, value) == (value not in threshold) for value in [*inside, *outside[:2]])
     assert not threshold.excludes(*sorted((inside[0], outside[0])))
+
+
+def test_a_share_of_diverged_runs_has_no_t_interval():
+    with pytest.raises(SettingError, match="status/diverged.*every_seed"):
+        check(measure="status/diverged", holds={"above": 0.5})
+    check(measure="status/diverged", holds={"above": 0.5}, decided_by="every_seed")

@@ -338,3 +338,12 @@ def test_sources_are_joined():
     [verdict] = judge([{**claim, "source": "figure 5"}], [], source="Bjorck et al.")
     assert (verdict.source, verdict.published) == ("Bjorck et al., figure 5", "0.5")
     assert judge([claim], [])[0].source == ""
+
+
+def test_nothing_is_decided_where_every_run_diverged():
+    runs = [a_run(seed, None, status="diverged", case=case) for seed in range(3) for case in ("new", "old")]
+    verdict = one(runs, {"within": [-0.1, 0.1]}, when_diverged=0.1, **VERSUS)
+    assert (verdict.verdict, verdict.measured) == ("undecidable here", "")
+    assert "Every run that is compared diverged" in verdict.why
+    runs[0] = a_run(0, 0.1, case="new")
+    assert one(runs, {"within": [-0.1, 0.1]}, when_diverged=0.1, **VERSUS).verdict == "holds"
