@@ -32,12 +32,16 @@ FILE = "sweep.yaml"
 def with_axes(arguments: Sequence[str]) -> list[str]:
     """The command line's arguments, with the axes of the study that they choose, if they choose one.
 
-    Raises SettingError where several studies are named at once.
+    Raises SettingError where several studies are named at once, and for an axis that is set as `sweep.axes`.
     """
     if any(word.partition("=")[0] in (*NOT_A_RUN, "resume") for word in arguments):
         return list(arguments)
     folders = search_folders(arguments)
     given = {override.key_or_group: override for override in all_parsed(arguments)}
+    for key, override in given.items():
+        if key.startswith(f"{SWEEP}.axes."):
+            axis = key.removeprefix(f"{SWEEP}.axes.")
+            raise SettingError(f"{override.input_line}: an axis is changed by its own key, as in {axis}=VALUE,VALUE.")
     axes: dict[str, str] = {}
     for group in (EXPERIMENT, SWEEP):
         names = [str(name) for name in options_of(given[group])] if group in given else []

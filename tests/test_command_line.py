@@ -220,6 +220,6 @@ def test_a_setting_of_a_swept_option_is_set_in_each_job(runner, tmp_path):
     words = ("-m", "model=resnet20,resnet32", "model.shortcut=projection", "dataset=random", "dataset.num_images=16")
     outcome = runner(*words, "train.global_batch_size=8", "train.max_steps=1", "wandb.mode=disabled", "sweep.name=s")
     assert outcome.code == 0, outcome.err
-    jobs = [folder.name for folder in (tmp_path / "outputs/sweeps/s").iterdir() if folder.is_dir()]
+    jobs = [file.parent.name for file in (tmp_path / "outputs/sweeps/s").glob("*/summary.json")]
     assert len(jobs) == 2
     assert all(any(model in name for name in jobs) for model in ("model=resnet20", "model=resnet32"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -23,7 +24,8 @@ from runner.settings import SettingError
 from runner.training import loop
 
 FOLDER = CONF / "experiment"
-RECORDS = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.rglob("*.yaml"))
+FILES = [file for file in FOLDER.rglob("*.yaml") if "sweep" not in OmegaConf.load(file)]  # the others are studies
+RECORDS = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FILES)
 SYNSETS = ("n01440764", "n01443537", "n01484850", "n01491361")
 NUM_TRAIN, NUM_TEST = 8, 4
 

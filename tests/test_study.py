@@ -40,6 +40,11 @@ def test_two_studies_are_not_one_sweep():
         with_axes(["-m", f"{STUDY},bjorck/fig4_divergence"])
 
 
+def test_an_axis_is_changed_by_its_own_key():
+    with pytest.raises(SettingError, match="an axis is changed by its own key, as in seed=VALUE,VALUE"):
+        with_axes([STUDY, "sweep.axes.seed=0,1"])
+
+
 def study(claims, axes, measures=()):
     return OmegaConf.create(
         {"name": "s", "title": None, "axes": axes, "measures": list(measures), "names": {}, "claims": claims}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, over_seeds, seeds_note, set_y_scale
 from runner.measurement import Measurement
 
-PANELS = {"mean": "mean over channels of |channel mean|", "std": "mean over channels of channel std"}
+PANELS = {"mean": "|mean| of a channel", "std": "standard deviation of a channel"}
 
 
 def figure(arms: Arms) -> Figure:
@@ -32,7 +32,7 @@ def figure(arms: Arms) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     note = seeds_note((len(of_models) for of_models in values), of="models")
-    drawn.suptitle(f"Activations by depth: channel mean and standard deviation of the convolutions' outputs{note}")
+    drawn.suptitle(f"Activations by depth: the convolutions' outputs, averaged over channels{note}")
     legend_below(drawn, panels[1])
     return drawn
 

@@ -20,6 +20,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E
 LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+LEGEND_ROW = 0.21  # inches: letters of 10 points and the space of half a letter
+
 LINES_AND_BANDS = "lines: medians, bands: smallest to largest"
 
 
@@ -114,11 +116,15 @@ def set_y_scale(axes: Axes, values: Iterable[np.ndarray]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """A legend of what is labelled in `axes`, under all panels, where it covers nothing; none without labels."""
+    """A legend of what is labelled in `axes`, under all panels, where it covers nothing; none without labels.
+
+    The figure grows by each row of the legend after the first, so that its panels keep their height.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         # a character is about 0.085 inches wide at the legend's size, and a line's sample half an inch
         fitting = int(figure.get_figwidth() / (0.085 * max(map(len, labels)) + 0.6))
         rows = -(-len(labels) // min(4, max(fitting, 1)))
         columns = -(-len(labels) // rows)  # of one length, as far as they go
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * (rows - 1))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

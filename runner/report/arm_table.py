@@ -18,9 +18,12 @@ BEST = "★"
 def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str], score: str) -> Table:
     """Mean and standard deviation of each measure over the seeds, the study's `measures` first.
 
+    A measure of which no run has a value has no column.
+
     A star stands with the best mean on the validation split among the arms whose runs all have a value.
     """
     names = list({label(name, score): name for name in [*ALWAYS, *measures]}.values())
+    names = [name for name in names if any(arm.spread(name).values for arm in arms)]
     names = sorted(names, key=lambda name: name in ALWAYS)
     best = best_arm(arms)
     columns = ["", *(axis.key for axis in axes), *(label(name, score) for name in names), "runs", "status"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from runner.figures import draw
 from runner.measurement import Measurement
+from runner.probes.learning_curves import learning_curves
 from runner.report.arms import Arm
 from runner.report.runs import Run
-from runner.tracking.metrics_log import MetricsLog
 
 MOST_WITH_TRAINING = 3  # arms; of more the curves of both splits cannot be told apart
 
@@ -30,13 +29,8 @@ def curves_figure(arms: Sequence[Arm]) -> Figure | None:
 def _curve(run: Run, splits: Sequence[str]) -> Measurement | None:
     """The run's loss and score by epoch; a value that was not finite is NaN. None without rows that can be read."""
     try:
-        rows = MetricsLog.read(run.folder / "metrics.jsonl")
+        found = learning_curves(run.folder)
     except (OSError, ValueError):
         return None
-    arrays = {}
-    for split in splits:
-        own = [row for row in rows if row.get("split") == split]
-        if own:
-            for name in ("epoch", "loss", run.score):
-                arrays[f"{split}/{name}"] = np.array([row.get(name) for row in own], dtype=float)
-    return Measurement(arrays, {}, {"score": run.score}) if arrays else None
+    arrays = {name: values for name, values in found.arrays.items() if name.partition("/")[0] in splits}
+    return Measurement(arrays, found.numbers, found.texts) if arrays else None

@@ -37,7 +37,15 @@ class Remark:
     remark: str
 
 
-Cell = str | Link | Code | Mark | Remark
+@dataclass(frozen=True)
+class Unfolding:
+    """Text of which the `rest` is folded away, where the format can."""
+
+    text: str
+    rest: str
+
+
+Cell = str | Link | Code | Mark | Remark | Unfolding
 
 
 @dataclass(frozen=True)

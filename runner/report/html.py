@@ -21,6 +21,7 @@ from runner.report.document import (
     Picture,
     Remark,
     Table,
+    Unfolding,
 )
 
 STYLE = """
@@ -38,6 +39,7 @@ p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 p.note, figcaption { color: var(--faint); font-size: .875rem; }
 a { color: var(--link); }
 summary { cursor: pointer; }
+td summary { color: var(--faint); font-size: .875rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 1rem 0; font-size: .9rem; }
 dt { color: var(--faint); }
 dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
@@ -136,6 +138,8 @@ def _cell(cell: Cell) -> str:
             return f'<span class="mark {escape(kind)}">{escape(sign)} {escape(word)}</span>'
         case Remark(text, remark):
             return f"{escape(text)}<br><small>{escape(remark)}</small>"
+        case Unfolding(text, rest):
+            return f"{escape(text)}<details><summary>more</summary>{escape(rest)}</details>"
     return escape(cell)
 
 

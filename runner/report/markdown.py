@@ -19,6 +19,7 @@ from runner.report.document import (
     Picture,
     Remark,
     Table,
+    Unfolding,
 )
 
 
@@ -72,6 +73,8 @@ def _cell(cell: Cell) -> str:
             return f"**{_text(f'{sign} {word}')}**"
         case Remark(text, remark):
             return f"{_text(text)}<br>{_text(remark)}"
+        case Unfolding(text, rest):
+            return _text(f"{text} {rest}")
     return _text(cell)
 
 

@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 
 from runner.limits import did_you_mean
 from runner.probe_types import PROBE_TYPES
+from runner.report.probe_labels import PROBE_LABELS
 from runner.report.runs import Run, canonical, section
 from runner.tracking.console import SCORES
 from runner.tracking.metrics_log import MetricsLog
@@ -92,6 +93,9 @@ def label(name: str, score: str = "score") -> str:
         return LABELS[name]
     if family == "setting":
         return rest
+    if family == "probe" and rest in PROBE_LABELS:
+        words, its_unit = PROBE_LABELS[rest]
+        return words + ("" if at is None else f", step {at}") + (f" ({its_unit})" if its_unit else "")
     if family == "probe":
         probe, _, number = rest.partition("/")
         moment = "" if at is None else f", step {at}"
@@ -106,11 +110,15 @@ def scale(name: str) -> float:
     """What a value is multiplied with to be shown: 100 for shares of 1, which are shown in %, else 1."""
     family, rest, _ = _parts(name)
     is_share = family in (*SECTIONS, "train") and rest in SHARES
+    is_share |= family == "probe" and PROBE_LABELS.get(rest, ("", ""))[1] == "%"
     return 100.0 if is_share or name == "status/diverged" else 1.0
 
 
 def unit(name: str) -> str:
     """The unit of a value that was multiplied with `scale`, empty where it has none: "%", "images/s", "s"."""
+    family, rest, _ = _parts(name)
+    if family == "probe" and rest in PROBE_LABELS:
+        return PROBE_LABELS[rest][1]
     return "%" if scale(name) == 100 else UNITS.get(name, "")
 
 

@@ -20,8 +20,14 @@ def number_text(value: float, decimals: int | None = None) -> str:
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
     if decimals is None:
-        return f"{value:.4g}"
+        return significant(value, 4)
     return f"{value:.{decimals}f}" if value == 0 or abs(value) < 1e7 else f"{value:.3e}"
+
+
+def significant(value: float, figures: int) -> str:
+    """A number in so many significant figures; up to ten million without a power of ten: "140", not "1.4e+02"."""
+    text = f"{value:.{figures}g}"
+    return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e7 else text
 
 
 def decimals(arms: Sequence[Arm], name: str) -> int | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from matplotlib.figure import Figure
 
@@ -40,8 +41,9 @@ def write_report(
 ) -> Path:
     """Write the report of the runs in `folder`, one or several, each a run's or a sweep's, into the folder `into`.
 
-    The same runs give the same bytes. Returns the path of report.html. Raises ValueError for a folder that does not
-    exist, for folders without a run, and for a sweep.yaml that is not one.
+    The same runs give the same bytes. Figures that the last report in `into` had and this one has not are removed.
+    Returns the path of report.html. Raises ValueError for a folder that does not exist, for folders without a run, and
+    for a sweep.yaml that is not one.
     """
     folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
     runs, sweep = read_runs(folders), read_sweep(folders[0]) if len(folders) == 1 else Sweep()
@@ -50,12 +52,21 @@ def write_report(
     into = Path(into)
     (into / "figures").mkdir(parents=True, exist_ok=True)
     study = _Study(runs, sweep, *arms_of(runs, sweep), into)
+    before = _figures_of(into / "report.md")
     title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
     document = Document(title + (" and more" if len(folders) > 3 and not sweep.title else ""), tuple(study.blocks()))
     write_results_csv(runs, into / "results.csv", sweep.measures)
     write_atomically(into / "report.md", as_markdown(document))
     write_atomically(into / "report.html", as_html(document))
+    for figure in before - _figures_of(into / "report.md"):
+        (into / "figures" / figure).unlink(missing_ok=True)
     return into / "report.html"
+
+
+def _figures_of(report: Path) -> set[str]:
+    """The names of the figures that a report.md shows from figures/; what else lies there is not ours."""
+    text = report.read_text(encoding="utf-8") if report.is_file() else ""
+    return {unquote(name) for name in re.findall(r"^!\[.*\]\(figures/([^/()]+\.png)\)$", text, re.MULTILINE)}
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,28 @@ from runner.report.runs import UNREADABLE, Run, section
 
 LONGEST_REASON = 400
 MOST_UNFOLDED = 24  # rows
+NONE = "-"
 
 
 def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
-    """The runs with links from the folder `into` to theirs, and the command that each was made with."""
+    """The runs with links from the folder `into` to theirs, and the command that each was made with.
+
+    A score that no run has, as in a study at initialization, has no column.
+    """
+    whole = [run.status == "completed" for run in runs]
+    scores = {
+        "validation": [_percent(run.best if ended else None) for run, ended in zip(runs, whole, strict=True)],
+        "test": [_percent(run.final if ended else None) for run, ended in zip(runs, whole, strict=True)],
+    }
+    scores = {split: texts for split, texts in scores.items() if set(texts) != {NONE}}
     rows = tuple(
-        (
-            _link(run, into),
-            run.status,
-            "-" if run.seed is None else str(run.seed),
-            _percent(run.best if run.status == "completed" else None),
-            _percent(run.final if run.status == "completed" else None),
-            _command(run),
-        )
-        for run in runs
+        (_link(run, into), run.status, NONE if run.seed is None else str(run.seed), *own, _command(run))
+        for run, *own in zip(runs, *scores.values(), strict=True)
     )
-    columns = ("run", "status", "seed", f"validation {score} (%)", f"test {score} (%)", "command")
-    return Table(columns, rows, frozenset({2, 3, 4}), folded=f"{len(rows):,} runs" * (len(rows) > MOST_UNFOLDED))
+    columns = ("run", "status", "seed", *(f"{split} {score} (%)" for split in scores), "command")
+    return Table(
+        columns, rows, frozenset(range(2, len(columns) - 1)), folded=f"{len(rows):,} runs" * (len(rows) > MOST_UNFOLDED)
+    )
 
 
 def reason_table(runs: Sequence[Run], into: Path) -> Table:
@@ -44,7 +49,7 @@ def _link(run: Run, into: Path) -> Link:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else number_text(100 * share, 2)
+    return NONE if share is None else number_text(100 * share, 2)
 
 
 def _command(run: Run) -> Cell:
@@ -53,7 +58,7 @@ def _command(run: Run) -> Cell:
     if isinstance(recorded, str) and recorded:
         return Code(recorded)
     if run.status == UNREADABLE and not run.overrides:
-        return "-"
+        return NONE
     return Code(shlex.join(["python", "-m", "runner", *run.overrides]))
 
 

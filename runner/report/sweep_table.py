@@ -15,6 +15,7 @@ from runner.report.runs import UNREADABLE, Run
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
 
 LONGEST_ERROR = 160
+NONE = format_share(None)
 
 
 def best_job(runs: Sequence[Run]) -> Run | None:
@@ -32,7 +33,8 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     """One row a job: the overrides that differ between the jobs, status, metrics and speed; the best row has a `*`.
 
     What all jobs have in common is in the caption, and so are the full keys where a key is shortened to its last
-    part. A failed or diverged job has no metrics here. `plain` makes a table of ASCII with one line a run.
+    part. A failed or diverged job has no metrics here; a number that no job has is no column. `plain` makes a table
+    of ASCII with one line a run.
     """
     table = Table(
         title=Text(title, "bold"),
@@ -48,7 +50,9 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     table.add_column("", width=1)
     table.add_column("overrides", overflow="fold", no_wrap=plain)
     table.add_column("status", no_wrap=True)
-    for heading in (f"best val. {score}", f"test {score}", "images/s"):
+    numbers = {f"best val. {score}": _best, f"test {score}": _test, "images/s": _speed}
+    numbers = {heading: shown for heading, shown in numbers.items() if any(map(shown, runs))}
+    for heading in numbers:
         table.add_column(
             heading if plain else heading.replace(f" {score}", f"\n{score}"), justify="right", no_wrap=True
         )
@@ -59,14 +63,11 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     for run, overrides in zip(runs, own, strict=True):
         style = "bold" if run is best else ""
         cells = [short[keys.index(_key(override))] + override[len(_key(override)) :] for override in overrides]
-        ended_well = run.status in ("completed", "interrupted")
         table.add_row(
             Text("*" if run is best else "", "bold green"),
             Text((" " if plain else "\n").join(cells) or run.folder.name, style),
             Text(run.status, STATUS_STYLES.get(run.status, "bold red")),
-            Text(_labelled(run) if ended_well else format_share(None), style),
-            Text(format_share(run.final if ended_well else None), style),
-            Text(format_number(run.images_per_second, 0)),
+            *(Text(shown(run) or NONE, "" if shown is _speed else style) for shown in numbers.values()),
         )
     if not plain:
         notes = [f"varied: {', '.join(keys)}"] if keys != short else []
@@ -102,9 +103,21 @@ def print_sweep(runs: Sequence[Run], *, title: str = "Sweep", console: Console |
     console.print()
 
 
-def _labelled(run: Run) -> str:
-    """The best validation metric, with a word where it is the test split's."""
-    return format_share(run.best) + (" (test)" if run.on_test and run.best is not None else "")
+def _best(run: Run) -> str:
+    """The best validation metric, with a word where it is the test split's; empty where there is none."""
+    return f"{format_share(run.best)}{' (test)' * run.on_test}" if _ended_well(run) and run.best is not None else ""
+
+
+def _test(run: Run) -> str:
+    return format_share(run.final) if _ended_well(run) and run.final is not None else ""
+
+
+def _speed(run: Run) -> str:
+    return "" if run.images_per_second is None else format_number(run.images_per_second, 0)
+
+
+def _ended_well(run: Run) -> bool:
+    return run.status in ("completed", "interrupted")
 
 
 def _on_test(runs: Sequence[Run]) -> bool:

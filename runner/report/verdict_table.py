@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from runner.report.document import Mark, Remark, Table
+from runner.report.document import Mark, Remark, Table, Unfolding
 from runner.report.verdicts import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
 from runner.tracking.console import is_plain
 
@@ -27,7 +28,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
             Remark(verdict.claim, verdict.source) if verdict.source else verdict.claim,
             verdict.published or "-",
             verdict.measured or "-",
-            _rule(verdict),
+            _folded(_rule(verdict)),
             verdict.smallest_effect_text or "-",
         )
         for verdict in verdicts
@@ -77,6 +78,12 @@ def _lines(verdict: Verdict) -> list[tuple[str, str]]:
         ("rule", _rule(verdict)),
         ("smallest effect", verdict.smallest_effect_text),
     ]
+
+
+def _folded(rule: str) -> str | Unfolding:
+    """What had to lie where; the clauses and sentences after it say how that was come by."""
+    head, *rest = re.split(r"(?<=[.;]) ", rule, maxsplit=1)
+    return Unfolding(head, rest[0]) if rest else rule
 
 
 def _rule(verdict: Verdict) -> str:

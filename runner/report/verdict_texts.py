@@ -7,6 +7,7 @@ import math
 from runner.report.claims import Claim
 from runner.report.contrasts import Contrast
 from runner.report.measures import is_test, label, scale, unit
+from runner.report.number_text import significant
 
 TRANSFORM_UNITS = {"log10": "decades", "log2": "doublings"}
 MOST_CHOSEN = 6  # best values that the rule lists
@@ -35,9 +36,9 @@ class VerdictTexts:
     def distance(self, effect: float) -> str:
         """A distance from the threshold, a factor for a ratio."""
         if self.claim.is_ratio:
-            return f"a factor of {effect:.3g}"
+            return f"a factor of {significant(effect, 3)}"
         points = self.unit.replace(" %", " percentage points")
-        return f"{effect * self.scale:.2g}{points}"
+        return f"{significant(effect * self.scale, 2)}{points}"
 
     def why(self, seeds: int, effect: float) -> str:
         """Why an interval decides nothing."""

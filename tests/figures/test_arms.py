@@ -101,3 +101,10 @@ def test_a_legend_fits_below_its_figure(label, number):
     box = figure.legends[0].get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
     assert box.y1 < axes.get_tightbbox().y0
+    one = Figure(figsize=(6.5, 4), layout="constrained")
+    panel = one.subplots()
+    panel.plot([1, 2], label="arm")
+    legend_below(one, panel)
+    one.draw_without_rendering()
+    # the panel is as high as over a legend of one row
+    assert axes.get_window_extent().height == pytest.approx(panel.get_window_extent().height, abs=8)

@@ -117,6 +117,6 @@ def test_bounds_belong_to_a_range_and_not_to_above_or_below(threshold, inside, o
 
 
 def test_a_share_of_diverged_runs_has_no_t_interval():
-    with pytest.raises(SettingError, match="status/diverged.*every_seed"):
+    with pytest.raises(SettingError, match=r"status/diverged.*every_seed"):
         check(measure="status/diverged", holds={"above": 0.5})
     check(measure="status/diverged", holds={"above": 0.5}, decided_by="every_seed")

@@ -19,6 +19,7 @@ from runner.report.document import (
     Picture,
     Remark,
     Table,
+    Unfolding,
 )
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
@@ -56,14 +57,21 @@ class Page(HTMLParser):
 
 def document(text):
     picture = Picture("figures/a b.png", PNG, text, text)
-    cells = (text, Link(text, "a b/c#d=1?.x"), Code(text), Mark("?", text, "open"), Remark(text, text))
+    cells = (
+        text,
+        Link(text, "a b/c#d=1?.x"),
+        Code(text),
+        Mark("?", text, "open"),
+        Remark(text, text),
+        Unfolding(text, text),
+    )
     return Document(
         text,
         (
             Heading(text),
             Paragraph(text, is_note=True),
             Facts(((text, Code(text)),)),
-            Table((text, "2", "3", "4", "5"), (cells, cells), frozenset({1}), text, folded=text),
+            Table((text, "2", "3", "4", "5", "6"), (cells, cells), frozenset({1}), text, folded=text),
             picture,
             Gallery((picture, picture)),
         ),
@@ -74,8 +82,9 @@ def test_every_text_is_escaped_in_html():
     page = Page(as_html(document(EVIL)))
     assert page.all("script") == []
     assert page.all("b") == []
-    # title and heading, h2, p, dt, dd, summary, caption, column, 2 rows of 6, captions of 3 pictures
-    assert "".join(page.text).count(EVIL) == 24
+    # title and heading, h2, p, dt, dd, summary, caption, column, 2 rows of 8, captions of 3 pictures
+    assert "".join(page.text).count(EVIL) == 28
+    assert len(page.all("details")) == 3  # the table's and one a row
     assert {image["alt"] for image in page.all("img")} == {EVIL}
     assert {link["href"] for link in page.all("a")} == {"a%20b/c%23d%3D1%3F.x"}
 
@@ -118,11 +127,11 @@ def test_markdown_escapes_every_text_too():
     assert {tag for tag, _ in page.elements} >= {"h1", "h2", "p", "ul", "table", "img", "code", "strong", "a"}
     assert not {tag for tag, _ in page.elements} & {"script", "b", "em", "s"}
     assert len(page.all("tr")) == 3
-    assert len(page.all("td")) == 10
+    assert len(page.all("td")) == 12
     assert {image["src"] for image in page.all("img")} == {"figures/a%20b.png"}
     assert {image["alt"] for image in page.all("img")} == {EVIL}
     assert {link["href"] for link in page.all("a")} == {"a%20b/c%23d%3D1%3F.x"}
-    assert "".join(page.text).count(EVIL) == 22  # neither title nor summary
+    assert "".join(page.text).count(EVIL) == 26  # neither title nor summary
 
 
 @pytest.mark.parametrize("text", ["- a", "1. a", "+ a", "# a", "> a", "a\nb", "1) a", "    a"])

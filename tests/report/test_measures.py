@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runner.measurement import Measurement
-from runner.report.measures import check_measure, label, measure, scale
+from runner.report.measures import check_measure, label, measure, scale, unit
+from runner.report.probe_labels import PROBE_LABELS
 from runner.report.runs import Run, read_run
 
 
@@ -143,7 +145,7 @@ def test_a_name_that_no_run_can_have_is_refused_with_a_remedy(name, remedy):
         *[("test/score", "test score (%)", 100), ("throughput/images_per_second", "images/s", 1)],
         *[("status/diverged", "diverged runs (%)", 100), ("setting/agc.clip", "agc.clip", 1)],
         *[("validation/score@epoch=2", "validation score after epoch 2 (%)", 100)],
-        ("probe/gradient_terms/ratio@step=5", "ratio (gradient terms, step 5)", 1),
+        ("probe/gradient_terms/ratio@step=5", "sum of |terms| over |sum|, step 5", 1),
     ],
 )
 def test_how_a_measure_is_called_and_scaled(name, words, factor):
@@ -152,3 +154,20 @@ def test_how_a_measure_is_called_and_scaled(name, words, factor):
 
 def test_a_score_is_called_what_the_runs_call_it():
     assert label("last/score", "accuracy") == "test accuracy of the last weights (%)"
+
+
+@pytest.mark.parametrize("name", PROBE_LABELS)
+def test_every_named_number_is_one_of_its_probe(name):
+    probe_name, _, number = name.partition("/")
+    check_measure(f"probe/{name}")
+    source = Path(find_spec(f"runner.probes.{probe_name}").origin).read_text()
+    assert f'"{number}"' in source
+
+
+def test_a_named_number_has_its_unit():
+    name = "probe/class_gradients/most_frequent_share_all@step=3"
+    assert label(name) == "share of the most frequent class, all batches, step 3 (%)"
+    assert (scale(name), unit(name)) == (100, "%")
+    slope = "probe/activation_statistics/slope_log10_std"
+    assert (label(slope), scale(slope)) == ("slope of log10 std (decades a layer)", 1)
+    assert unit(slope) == "decades a layer"

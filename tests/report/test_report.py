@@ -128,7 +128,27 @@ def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
     text = (study / "report.md").read_text()
     assert re.findall(r"!\[.*\]\((.*)\)", text)[:2] == ["figures/test_loss.png", "figures/status_diverged.png"]
     assert "No run has a value of largest eigenvalue (sharpness)." in text
-    assert "| test loss | diverged runs (%) | largest eigenvalue (sharpness) | validation accuracy (%) |" in text
+    assert "| test loss | diverged runs (%) | validation accuracy (%) |" in text
+
+
+def test_columns_without_a_value_are_left_out(make_run, tmp_path):
+    folders = [make_run(f"case={case}", accuracy=None, throughput={}) for case in "ab"]
+    write_report(folders, into=tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "|  | case | runs | status |" in text
+    assert "| run | status | seed | command |" in text
+    assert "|  | a | 1 | 1 completed |" in text
+    assert "images_per_second" in (tmp_path / "out/results.csv").read_text()  # which keeps its columns
+
+
+def test_figures_that_a_report_no_longer_has_are_removed_and_no_others(study):
+    write_report(study, into=study)
+    own = study / "figures/my_own.png"
+    own.write_bytes(b"mine")
+    record = yaml.safe_load((study / "sweep.yaml").read_text())
+    (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "measures": ["test/loss"]}))
+    write_report(study, into=study)
+    assert {file.name for file in own.parent.iterdir()} == {"my_own.png", "test_loss.png", "learning_curves.png"}
 
 
 def test_probes_are_shown_over_one_another_and_side_by_side(study):

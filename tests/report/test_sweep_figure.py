@@ -142,6 +142,8 @@ def test_categories_in_order(draw):
         (91.256, 1, "91.3"),
         (0.00123456, None, "0.001235"),
         (123456789.0, 2, "1.235e+08"),
+        (14321.0, None, "14320"),
+        (1.4e-6, None, "1.4e-06"),
     ],
 )
 def test_numbers_as_text(value, places, text):

@@ -220,3 +220,12 @@ def test_what_was_chosen_on_the_test_split_is_labelled_and_not_compared_with_the
     sweep(["seed=2"], 0.90)
     runs = read_runs(["sweep"])
     assert best_job(runs) is None
+
+
+def test_what_no_job_has_is_no_column(sweep):
+    for case in "ab":
+        sweep([f"case={case}"], metrics={}, best={}, throughput={})
+    console = Console(file=io.StringIO())
+    print_sweep(read_runs(["sweep"]), console=console)
+    rows = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
+    assert rows[1:4] == [["overrides", "status"], ["case=a", "completed"], ["case=b", "completed"]]

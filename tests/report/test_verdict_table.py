@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from runner.report.document import Unfolding
 from runner.report.verdict_table import print_verdicts, verdict_table
 from runner.report.verdicts import Verdict
 
@@ -42,7 +43,7 @@ def test_a_sign_and_a_word_stand_first_in_a_row():
     first, _, last = table.rows
     assert (first[1].text, first[1].remark) == (VERDICTS[0].claim, VERDICTS[0].source)
     assert first[2:4] == (VERDICTS[0].published, VERDICTS[0].measured)
-    assert last[1:] == ("C.", "-", "-", "It holds above 0. One seed: no interval \u2013 none.", "-")
+    assert last[1:] == ("C.", "-", "-", Unfolding("It holds above 0.", "One seed: no interval \u2013 none."), "-")
     assert len(table.columns) == len(first)
 
 
@@ -85,3 +86,11 @@ def test_without_claims_nothing_is_printed():
     console = Console(file=io.StringIO())
     print_verdicts([], console)
     assert console.file.getvalue() == ""
+
+
+def test_the_clauses_of_a_rule_are_folded_away():
+    rule = "The difference must lie above 0.5; 2 runs counted as 10 %. The interval lies on both sides."
+    [row] = verdict_table([Verdict("C.", "", "", "", "holds", rule)]).rows
+    assert row[4] == Unfolding(
+        "The difference must lie above 0.5;", "2 runs counted as 10 %. The interval lies on both sides."
+    )
