@@ -105,7 +105,7 @@ class _Study:
         verdicts = judge(self.sweep.claims, self.runs, source=self.sweep.source)
         counts = [(sum(each.verdict == word for each in verdicts), word) for word in SIGNS]
         yield Heading("Verdict")
-        yield Paragraph("Claims: " + ", ".join(f"{count} {word}" for count, word in counts if count) + ".")
+        yield Paragraph(", ".join(f"{count} x {word}" for count, word in counts if count).capitalize() + ".")
         yield verdict_table(verdicts)
 
     def results(self) -> Iterator[Block]:

@@ -415,3 +415,13 @@ def test_max_pool_pads_as_tensorflow_does(kernel, stride, height):
     expected = F.max_pool2d(reference_same_pad(x, kernel, stride, value=-math.inf), kernel, stride)
     assert expected.shape[2:] == (math.ceil(height / stride), math.ceil(9 / stride))
     torch.testing.assert_close(MaxPool2dSame(kernel, stride)(x), expected, rtol=0, atol=0)
+
+
+def test_width_multiplies_every_number_of_channels():
+    plain, narrow = (dict(nf_resnet26(num_classes=10, width=width).named_parameters()) for width in (1.0, 0.25))
+    assert list(narrow) == list(plain)
+    for name, parameter in plain.items():
+        fewer = [before / after for before, after in zip(parameter.shape, narrow[name].shape, strict=True)][:2]
+        inputs = [] if parameter.ndim < 2 else [1 if "stem" in name else 4]
+        outputs = [] if parameter.ndim == 0 else [1 if name.startswith("fc.") else 4]
+        assert fewer == outputs + inputs, name

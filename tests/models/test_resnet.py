@@ -97,3 +97,21 @@ def test_models_by_name():
     for name, builder in models.MODELS.items():
         assert builder is getattr(models, name)
     assert set(NAMES) <= set(models.MODELS)
+
+
+@pytest.mark.parametrize("build", [models.resnet18, models.resnet50])
+def test_width_multiplies_every_number_of_channels(build):
+    plain, narrow = build(num_classes=10), build(num_classes=10, width=0.25, stem="small")
+    assert list(narrow.state_dict()) == list(plain.state_dict())
+    for name, parameter in plain.named_parameters():
+        shape = list(parameter.shape)
+        expected = [shape[0] // 4, *shape[1:]] if name != "fc.bias" else shape
+        if parameter.ndim > 1 and name != "conv1.weight":
+            expected[1] = shape[1] // 4
+        if name == "fc.weight":
+            expected[0] = shape[0]
+        found = list(dict(narrow.named_parameters())[name].shape)
+        assert found[:2] == expected[:2], name
+    assert narrow(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"model\.width=0"):
+        build(width=0)

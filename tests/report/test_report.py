@@ -106,7 +106,7 @@ def test_figures_lie_beside_the_markdown_and_within_the_html(study):
 def test_the_verdict_stands_before_all_figures(study):
     page = write_report(study, into=study).read_text()
     assert page.index("A is better than b.") < page.index("<img")
-    assert "Claims: 1 holds." in page
+    assert "1 x holds." in page
 
 
 def test_the_same_runs_give_the_same_bytes(study, tmp_path):
