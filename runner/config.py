@@ -75,7 +75,7 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Dict
     if isinstance(methods, str):
         conf_folders = [*conf_folders, methods_folder(methods)]
     typed = OmegaConf.structured(Root)
-    if isinstance(config.get("sweep"), DictConfig):
+    if isinstance(config.get("sweep"), DictConfig) and "claims" in config.sweep:  # else it was left out before
         config.sweep = {"name": typed_node("sweep", Study, config.sweep).name}
     for key, kind in get_type_hints(Root).items():
         kind = schema.get(key, kind)
