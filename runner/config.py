@@ -27,6 +27,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
 METHOD_GROUPS = ("norm", "regularization")
+OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chosen
 LIST_GROUPS = (*METHOD_GROUPS, "probe")  # of these several options may be chosen
 METHOD_PACKAGE = "runner.methods"
 
@@ -56,7 +57,7 @@ def one_option_each(choices: Mapping[str, object]) -> None:
 
     `choices` are `hydra.runtime.choices`, which lack a group of which a list was chosen.
     """
-    for group in (*OPTION_TYPES, "experiment", "case", "sweep"):
+    for group in (*OPTION_TYPES, *OPEN_GROUPS):
         if group not in choices:
             raise SettingError(f"{group}=[...]: this group takes one option, not a list; add -m for a sweep.")
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and numbers as strict JSON takes them."""
+"""Files that are written whole or not at all, YAML read, and numbers as strict JSON takes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
+
+import yaml
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | Callable[[IO[bytes]], object]) -> None:
@@ -33,6 +35,11 @@ def write_atomically(path: str | os.PathLike[str], content: str | Callable[[IO[b
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> object:
+    """What a YAML file says; plain values alone, by the parser in C where there is one."""
+    return yaml.load(Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def finite(value: object) -> object:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from yaml import MarkedYAMLError
 
-from runner.config import CONF, LIST_GROUPS, METHOD_GROUPS
+from runner.config import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.grammar import all_parsed, is_swept, options_of, parsed
 from runner.limits import did_you_mean
 from runner.settings import A_LIST, A_MAPPING, SettingError
@@ -105,7 +105,7 @@ def _option_fault(group: str, override: Override, conf_folders: Sequence[Path], 
     options = sorted(str(file.with_suffix("")) for file in files)
     listed = f"Options: {', '.join(options)}."
     for option in options_of(override):
-        if option is None and group in (EXPERIMENT, CASE, "sweep"):
+        if option is None and group in OPEN_GROUPS:
             continue
         if not isinstance(option, str):
             return f"name one of the group's options. {listed}"

@@ -20,8 +20,7 @@ from runner.files import write_atomically
 from runner.grammar import all_parsed, is_swept, options_of
 from runner.method_folder import search_folders
 from runner.remedies import EXPERIMENT, chosen_options
-from runner.report.runs import same_value
-from runner.setting_text import SettingError, shown
+from runner.setting_text import SettingError, same_value, shown
 
 SWEEP = "sweep"  # the group of axes and claims, and the node they stand in
 EXTREMES = {"largest": max, "smallest": min}

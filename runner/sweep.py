@@ -129,14 +129,11 @@ class SweepCallback(Callback):
 
 def finish_sweep(folder: Path) -> None:
     """Print the table of a sweep's jobs, and of a study the verdicts; write report and results.csv."""
-    from runner.report.report import write_report
-    from runner.report.runs import read_runs, read_sweep
+    from runner.report.report import read_report
     from runner.report.sweep_table import print_sweep
     from runner.report.verdict_table import print_verdicts
-    from runner.report.verdicts import judge
 
-    runs, sweep = read_runs([folder]), read_sweep(folder)
-    print_sweep(runs, title=f"Sweep {folder}")
-    if sweep.claims:
-        print_verdicts(judge(sweep.claims, runs, source=sweep.source))
-    print(f"Report: {write_report(folder, into=folder)}")
+    report = read_report(folder, into=folder)
+    print_sweep(report.runs, title=f"Sweep {folder}")
+    print_verdicts(report.verdicts)
+    print(f"Report: {report.write()}")

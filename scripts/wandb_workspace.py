@@ -13,10 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from runner.files import write_atomically
+from runner.files import read_yaml, write_atomically
 from runner.report.arms import arms_of
+from runner.report.probe_files import probe_files
 from runner.report.runs import Run, read_runs, read_sweep, section
 from runner.tracking import workspace
 from runner.tracking.metrics_log import MetricsLog
@@ -74,8 +73,7 @@ def _read(folder: Path) -> tuple[list[Run], dict]:
     files = [file for file in files if file.is_file()]
     if not files:
         raise ValueError(f"{folder}: no runs of a sweep lie there. Name a sweep's folder, as outputs/sweeps/NAME.")
-    settings = yaml.load(files[0].read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return runs, settings
+    return runs, read_yaml(files[0])
 
 
 def logged_by(runs: Sequence[Run]) -> workspace.Logged:
@@ -89,8 +87,7 @@ def logged_by(runs: Sequence[Run]) -> workspace.Logged:
                 logged.moments.add(row["step"])
         for part, prefix in (("metrics", "test"), ("best", "best"), ("throughput", "throughput")):
             logged.names.update(f"{prefix}/{key}" for key in section(run.summary, part))
-        pictures = (run.folder / "probes").glob("*.png")
-        logged.pictures.update(picture.stem.rpartition("-step")[0] or picture.stem for picture in pictures)
+        logged.pictures.update(file.probe for file in probe_files(run.folder, "png"))
     return logged
 
 

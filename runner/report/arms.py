@@ -10,10 +10,11 @@ from pathlib import Path
 
 import yaml
 
+from runner.files import read_yaml
 from runner.report.measures import measure
-from runner.report.runs import APART, UNREADABLE, Run, Sweep, canonical
+from runner.report.runs import APART, UNREADABLE, Run, Sweep
 from runner.report.statistics import t_interval
-from runner.setting_text import shown
+from runner.setting_text import canonical, shown
 
 ABSENT = ""  # the value of a setting that a run does not have at all, such as agc.clip without agc
 GROUPS = ("case", "model", "norm", "regularization", "optimizer", "schedule", "dataset", "experiment")
@@ -116,12 +117,11 @@ def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis]
     keys = dict.fromkeys([*swept, *(key for run in placed for key in run.arm)])
     found = {}
     for key in keys:
-        values = {canonical(text): text for text in reversed(swept.get(key, ()))}
-        values = dict(reversed(values.items()))
-        for run in placed:
-            text = settings.value(run, key)
+        own = [settings.value(run, key) for run in placed]
+        values: dict[object, str] = {}
+        for text in [*swept.get(key, ()), *own]:
             values.setdefault(canonical(text), text)
-        occurring = {canonical(settings.value(run, key)) for run in placed}
+        occurring = set(map(canonical, own))
         texts = [text for value, text in values.items() if value in occurring]
         if len(texts) > 1:
             found[key] = tuple(texts if key in swept else _in_order(texts))
@@ -165,15 +165,16 @@ def direction(name: str) -> int:
     return 1 if metric in LARGER_IS_BETTER else -1 if metric == "loss" else 0
 
 
+def rank(arm: Arm, name: str) -> float:
+    """A key that sorts arms from the best mean of the measure to the worst, and those without a value to the end."""
+    mean = arm.spread(name).mean
+    return math.inf if math.isnan(mean) else -direction(name) * mean
+
+
 def best_arms(arms: Iterable[Arm], name: str, limit: int) -> list[Arm]:
     """At most `limit` arms, those with the best means of the measure, in their own order."""
     arms = list(arms)
-
-    def rank(arm: Arm) -> float:
-        mean = arm.spread(name).mean
-        return math.inf if math.isnan(mean) else -direction(name) * mean
-
-    chosen = {id(arm) for arm in sorted(arms, key=rank)[:limit]}
+    chosen = {id(arm) for arm in sorted(arms, key=lambda arm: rank(arm, name))[:limit]}
     return [arm for arm in arms if id(arm) in chosen]
 
 
@@ -197,8 +198,7 @@ class _Settings:
     def _config(self, folder: Path) -> dict:
         if folder not in self._configs:
             try:
-                text = (folder / "config.yaml").read_text(encoding="utf-8")
-                config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+                config = read_yaml(folder / "config.yaml")
             except (OSError, ValueError, yaml.YAMLError):
                 config = None
             self._configs[folder] = config if isinstance(config, dict) else {}

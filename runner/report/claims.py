@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 
 from runner.limits import did_you_mean
 from runner.report.measures import check_measure
-from runner.report.runs import canonical, same_value
-from runner.setting_text import SettingError, shown
+from runner.setting_text import SettingError, canonical, same_value, shown
 
 TRANSFORMS = ("log10", "log2")
 WORDS = {

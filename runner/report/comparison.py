@@ -11,6 +11,7 @@ from string import ascii_uppercase
 
 import yaml
 
+from runner.files import read_yaml
 from runner.report.runs import UNREADABLE, Run, read_run, section
 from runner.setting_text import shown
 from runner.tracking.console import SCORES
@@ -114,7 +115,7 @@ def _settings(folder: Path) -> dict[str, str]:
     """The resolved configuration by dotted keys, without what says where the run lies."""
     file = folder / "config.yaml"
     try:
-        config = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = read_yaml(file)
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: this is not YAML ({reason}); the file was changed. Name another run.") from None

@@ -9,8 +9,10 @@ from zipfile import BadZipFile
 
 from runner.limits import did_you_mean
 from runner.probe_types import PROBE_TYPES
+from runner.report.probe_files import probe_files
 from runner.report.probe_labels import PROBE_LABELS
-from runner.report.runs import Run, canonical, section
+from runner.report.runs import Run, section
+from runner.setting_text import canonical
 from runner.tracking.console import SCORES
 from runner.tracking.metrics_log import MetricsLog
 
@@ -164,13 +166,8 @@ def _rows(run: Run) -> list[dict]:
 
 def _probe_number(run: Run, probe: str, number: str, *, step: int | None) -> float:
     """An entry of the probe's file of this step, or of the last step where none is named."""
-    folder = run.folder / "probes"
-    at_steps = {
-        int(file.stem.rpartition("-step")[2]): file
-        for file in folder.glob(f"{probe}-step*.npz")
-        if file.stem.rpartition("-step")[2].isdigit()
-    }
-    single = folder / f"{probe}.npz"
+    at_steps = {file.step: file.path for file in probe_files(run.folder, "npz") if file.probe == probe}
+    single = at_steps.pop(None, run.folder / "probes" / f"{probe}.npz")
     if at_steps:
         return _entry(at_steps.get(max(at_steps) if step is None else step, single), number)
     if step is not None and not _was_measured(run, probe, step):

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from runner.figures import NAMES, draw
 from runner.measurement import Measurement
 from runner.report.arms import Arm
+from runner.report.probe_files import probe_files
 
 APART = "learning_curves"  # the report draws these for every sweep
 
 
 def probe_names(arms: Sequence[Arm]) -> list[str]:
     """The probes of which some run has a measurement, in the order of `runner.figures.NAMES`."""
-    files = {file.stem.partition("-step")[0] for arm in arms for run in arm.runs for file in _files(run.folder, "npz")}
+    files = {file.probe for arm in arms for run in arm.runs for file in probe_files(run.folder, "npz")}
     return [name for name in NAMES if name in files and name != APART]
 
 
@@ -36,25 +37,15 @@ def probe_figure(name: str, arms: Sequence[Arm]) -> Figure | None:
 def own_pictures(name: str, arm: Arm) -> list[Path]:
     """The pictures that the first run of the arm that has any drew of the probe `name`, by step."""
     for run in arm.runs:
-        pictures = [file for file in _files(run.folder, "png") if file.stem.partition("-step")[0] == name]
+        pictures = [file.path for file in probe_files(run.folder, "png") if file.probe == name]
         if pictures:
             return pictures
     return []
 
 
 def _last(folder: Path, name: str) -> Measurement | None:
-    files = [file for file in _files(folder, "npz") if file.stem.partition("-step")[0] == name]
+    files = [file.path for file in probe_files(folder, "npz") if file.probe == name]
     try:
         return Measurement.load(files[-1]) if files else None
     except (OSError, ValueError, BadZipFile):
         return None
-
-
-def _files(folder: Path, suffix: str) -> list[Path]:
-    """The probes' files, those of one probe by step."""
-
-    def place(file: Path) -> tuple[str, int]:
-        name, _, step = file.stem.partition("-step")
-        return name, int(step) if step.isdigit() else -1
-
-    return sorted((folder / "probes").glob(f"*.{suffix}"), key=place)

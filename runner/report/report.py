@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ from runner.report.run_table import reason_table, run_table
 from runner.report.runs import UNREADABLE, Run, Sweep, read_runs, read_sweep
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.report.verdict_table import SIGNS, verdict_table
-from runner.report.verdicts import judge
+from runner.report.verdicts import Verdict, judge
 from runner.tracking.console import SCORES
 
 DOTS_PER_INCH = 130
@@ -41,26 +42,25 @@ def write_report(
 ) -> Path:
     """Write the report of the runs in `folder`, one or several, each a run's or a sweep's, into the folder `into`.
 
-    The same runs give the same bytes. Figures that the last report in `into` had and this one has not are removed.
-    Returns the path of report.html. Raises ValueError for a folder that does not exist, for folders without a run, and
-    for a sweep.yaml that is not one.
+    Returns the path of report.html. Raises ValueError as `read_report` does.
+    """
+    return read_report(folder, into=into).write()
+
+
+def read_report(
+    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, into: str | os.PathLike[str]
+) -> Report:
+    """The report of the runs in `folder`, one or several, each a run's or a sweep's, to be written into `into`.
+
+    Raises ValueError for a folder that does not exist, for folders without a run, and for a sweep.yaml that is not one.
     """
     folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
     runs, sweep = read_runs(folders), read_sweep(folders[0]) if len(folders) == 1 else Sweep()
     if not runs:
         raise ValueError(f"{', '.join(map(str, folders))}: there is no run. Name the folder of a run or of a sweep.")
-    into = Path(into)
-    (into / "figures").mkdir(parents=True, exist_ok=True)
-    study = _Study(runs, sweep, *arms_of(runs, sweep), into)
-    before = _figures_of(into / "report.md")
     title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
-    document = Document(title + (" and more" if len(folders) > 3 and not sweep.title else ""), tuple(study.blocks()))
-    write_results_csv(runs, into / "results.csv", sweep.measures)
-    write_atomically(into / "report.md", as_markdown(document))
-    write_atomically(into / "report.html", as_html(document))
-    for figure in before - _figures_of(into / "report.md"):
-        (into / "figures" / figure).unlink(missing_ok=True)
-    return into / "report.html"
+    title += " and more" if len(folders) > 3 and not sweep.title else ""
+    return Report(title, runs, sweep, *arms_of(runs, sweep), Path(into))
 
 
 def _figures_of(report: Path) -> set[str]:
@@ -70,14 +70,36 @@ def _figures_of(report: Path) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Study:
+class Report:
     """What is reported, and the report's parts in their order."""
 
+    title: str
     runs: list[Run]
     sweep: Sweep
     axes: list[Axis]
     arms: list[Arm]
     into: Path
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """What the claims of the study came to; none without claims."""
+        return judge(self.sweep.claims, self.runs, source=self.sweep.source)
+
+    def write(self) -> Path:
+        """Write report.html, whose path is returned, report.md, results.csv and the figures.
+
+        The same runs give the same bytes. Figures that the last report there had and this one has not are removed.
+        """
+        html, markdown = self.into / "report.html", self.into / "report.md"
+        (self.into / "figures").mkdir(parents=True, exist_ok=True)
+        before = _figures_of(markdown)
+        document = Document(self.title, tuple(self.blocks()))
+        write_results_csv(self.runs, self.into / "results.csv", self.sweep.measures)
+        write_atomically(markdown, as_markdown(document))
+        write_atomically(html, as_html(document))
+        for figure in before - _figures_of(markdown):
+            (self.into / "figures" / figure).unlink(missing_ok=True)
+        return html
 
     def blocks(self) -> Iterator[Block]:
         if self.sweep.source:
@@ -85,8 +107,8 @@ class _Study:
         if self.sweep.about:
             yield Paragraph(self.sweep.about)
         yield overview(self.runs, self.sweep.command)
-        if self.sweep.claims:
-            yield from self.verdicts()
+        if self.verdicts:
+            yield from self.judged()
         if self.arms:
             yield from self.results()
             yield from self.curves()
@@ -101,12 +123,11 @@ class _Study:
         scores = {run.score for run in self.runs if run.status != UNREADABLE}
         return SCORES[scores.pop()] if len(scores) == 1 else "score"
 
-    def verdicts(self) -> Iterator[Block]:
-        verdicts = judge(self.sweep.claims, self.runs, source=self.sweep.source)
-        counts = [(sum(each.verdict == word for each in verdicts), word) for word in SIGNS]
+    def judged(self) -> Iterator[Block]:
+        counts = [(sum(each.verdict == word for each in self.verdicts), word) for word in SIGNS]
         yield Heading("Verdict")
         yield Paragraph(", ".join(f"{count} x {word}" for count, word in counts if count).capitalize() + ".")
-        yield verdict_table(verdicts)
+        yield verdict_table(self.verdicts)
 
     def results(self) -> Iterator[Block]:
         yield Heading("Results")
@@ -153,7 +174,7 @@ class _Study:
                 yield Heading(heading)
                 yield reason_table(runs, self.into)
 
-    @property
+    @cached_property
     def shown(self) -> list[Arm]:
         """The arms that figures of many lines show."""
         return best_arms(self.arms, "validation/score", MOST_ARMS)

@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-from runner.setting_text import shown
+from runner.files import read_yaml
+from runner.setting_text import canonical, shown
 from runner.tracking.console import SCORES
 
 UNREADABLE = "unreadable"
@@ -135,7 +136,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         return Sweep()
     remedy = "Mend it, or delete it to have a report without titles and claims."
     try:
-        record = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        record = read_yaml(path) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: this is not YAML ({' '.join(str(error).split())}). {remedy}") from None
     if not isinstance(record, dict):
@@ -155,37 +156,6 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         },
         claims=list(record.get("claims") or []),
     )
-
-
-def same_value(a: str, b: str) -> bool:
-    """Whether two values of an override are one and the same setting.
-
-    >>> from runner.report.runs import same_value
-    >>> same_value("0.10", "1e-1"), same_value("[agc]", "agc"), same_value("agc", "none")
-    (True, True, False)
-    """
-    return canonical(a) == canonical(b)
-
-
-@lru_cache(maxsize=10_000)
-def canonical(value: str) -> object:
-    """A hashable stand-in for a value of an override, equal for two that are the same setting.
-
-    A number is a float, a list a tuple, a list of one entry that entry; all else is text without quotes.
-    """
-    text = value.strip()
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
-    if text.startswith("[") and text.endswith("]"):
-        entries = tuple(canonical(entry) for entry in text[1:-1].split(",")) if text[1:-1].strip() else ()
-        return entries[0] if len(entries) == 1 else entries
-    if text.lower() in ("true", "false", "null"):
-        return text.lower()
-    try:
-        number = float(text)
-    except ValueError:
-        return re.sub(r"\s*([,:{}])\s*", r"\1", text)
-    return text.lower() if math.isnan(number) else number
 
 
 def section(summary: dict, name: str) -> dict:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS, legend_below, line_style
-from runner.report.arms import Arm, Axis, Spread, best_arms, direction, label
+from runner.report.arms import Arm, Axis, Spread, best_arms, direction, label, rank
 from runner.report.measures import scale
 from runner.report.number_text import decimals, number_text
 
@@ -182,7 +182,7 @@ def _luminance(colour: Sequence[float]) -> float:
 def _dots(arms: Sequence[Arm], name: str, title: str, *, in_order: bool) -> Figure:
     shown = best_arms(arms, name, MOST_DOTS)
     if not in_order and direction(name):
-        shown = sorted(shown, key=lambda arm: _place(arm, name))
+        shown = sorted(shown, key=lambda arm: rank(arm, name))
     longest = max(len(_cut(arm.label)) for arm in shown)
     # the labels stand left of the axes, about 0.09 inches a character, and never take more than half of the figure
     width = min(7.0 + max(0.0, 0.09 * (longest - 24)), 11.0)
@@ -208,11 +208,6 @@ def _dots(arms: Sequence[Arm], name: str, title: str, *, in_order: bool) -> Figu
     axes.set_title(_few(len(shown), len(arms), "arms"), fontsize=10)
     axes.grid(alpha=0.3)
     return figure
-
-
-def _place(arm: Arm, name: str) -> float:
-    mean = arm.spread(name).mean
-    return math.inf if math.isnan(mean) else -direction(name) * mean
 
 
 def _of(arm: Arm, name: str) -> str:
