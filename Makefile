@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run describe test test-gpu lint format clean
+.PHONY: help setup run describe test test-slow test-gpu lint format clean
 
 help:  ## this list
 	@echo "Usage: make TARGET [ARGS=\"...\"]"
@@ -33,8 +33,11 @@ run: setup  ## train: the default, or what ARGS says
 describe: setup  ## print every model's parameters, multiply-adds and activations
 	@$(BIN)/python scripts/describe.py $(ARGS)
 
-test: setup  ## run the tests; ARGS go to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the tests but for the slow ones; ARGS go to pytest
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup  ## run the slow tests: processes killed, several devices, launchers
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-gpu: setup  ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

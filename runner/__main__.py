@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,64 +13,92 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.config import CONF, one_option_each, validate
-from runner.experiments import without_replaced
+from runner.config import CONF
+from runner.job_run import run_job
 from runner.method_folder import add_search_path, search_folders
 from runner.overrides import as_typed, prepare_overrides
 from runner.remedies import explain, refuse
 from runner.run_folder import earlier_overrides
+from runner.safety import checked
+from runner.secret_values import without_secrets
 from runner.settings import SettingError
 from runner.study import with_axes
-from runner.sweep import conf_folders, finish_sweep, job_of, name_sweep
+from runner.sweep import job_of, name_sweep, plan_sweep, settings_of, stop_watching
+from runner.torchrun import with_num_devices
+from runner.tracking.console import RunConsole
+from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.remedies
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130  # a wrong setting is 2, see runner.remedies
+WRONG = (HydraException, OmegaConfBaseException, YAMLError, ValueError)  # what wrong settings raise
 
 
 def main() -> None:
-    """Run an experiment, or a sweep of them, as the command line says; ends with one of the exit codes above."""
+    """Run an experiment, or a sweep of them, as the command line says; ends with an exit code.
+
+    The word `plan` among the overrides: show what would run, and how long it would take.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: errors are shown below, in one place
-    arguments = sys.argv[1:]
+    arguments = [word for word in sys.argv[1:] if word != "plan"]
+    sweep = plan_sweep(arguments, only=len(arguments) < len(sys.argv) - 1)
     statuses: list[str] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> str:
         settings = HydraConfig.get()
-        try:
-            one_option_each(settings.runtime.choices)
-            folders = conf_folders(settings)
-            config = validate(without_replaced(composed, settings.overrides.task, folders), folders)
-        except SettingError as error:
-            refuse(error)
-        from runner import experiment  # imports torch
-
-        planned = job_of(settings)
         overrides = [word for word in as_typed(settings.overrides.task) if not word.startswith("resume=")]
-        command = ["python", "-m", "runner", *(planned.overrides if planned else arguments)]
         try:
-            statuses.append(experiment.run(config, overrides, command, planned))
+            config = settings_of(composed, settings, settings.overrides.task)
+            planned = job_of(settings, config, sweep)
+            if sweep.is_only_planned:
+                from runner.forecast import show_run
+
+                show_run(config, overrides)
+                return "planned"
+            if planned is None:
+                from runner import ranks  # imports torch
+
+                statuses.append(ranks.run(config, overrides, ["python", "-m", "runner", *arguments]))
+                return statuses[-1]
+            command = ["python", "-m", "runner", *planned.overrides]
+            if sweep.is_elsewhere:
+                from runner.job_process import run_job_apart
+
+                rules = {"retry_failed": sweep.retry_failed, "stop": sweep.stop}
+                return run_job_apart(config, overrides, command, planned, **rules)
+            from runner import ranks
+
+            status = run_job(ranks.run, config, overrides, command, planned, retry_failed=sweep.retry_failed)
         except SettingError as error:
             refuse(error)
-        if statuses[-1] == "interrupted":
-            if planned:
-                finish_sweep(planned.folder)
-            raise SystemExit(INTERRUPTED)  # out of a sweep too: its other jobs are not started
-        return statuses[-1]
+        if status == "interrupted":
+            raise KeyboardInterrupt  # out of the sweep: its other jobs are not started
+        return status
 
+    interrupted = broken = False
     try:
+        arguments = with_num_devices(arguments)
         words = prepare_overrides(with_axes(add_search_path(earlier_overrides(arguments))))
-        sys.argv[1:] = name_sweep(words, typed=arguments)
-        job()
+        sys.argv[1:] = name_sweep(words)
+        with checked(sys.argv[1:], typed=arguments):
+            job()
     except SettingError as error:
         refuse(error)
-    except KeyboardInterrupt:  # before a run has begun
+    except KeyboardInterrupt:
+        interrupted = True
+    except Exception as error:
+        if sweep.jobs:  # its launcher failed; what came of the jobs is in their folders
+            RunConsole().message(without_secrets(traceback.format_exc().rstrip()), "error")
+            broken = True
+        elif statuses or not isinstance(error, WRONG):
+            raise
+        else:
+            overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+            refuse(explain(overrides, error, search_folders(overrides), sweeping="-m" in sys.argv))
+    was_stopped = stop_watching(at_once=interrupted or broken)
+    if sweep.jobs:
+        raise SystemExit(sweep.end(interrupted=interrupted or was_stopped, broken=broken))
+    if interrupted:  # before a run has begun
         print("Interrupted.", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        if statuses:
-            raise  # a fault of ours, not of the settings
-        overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
-        refuse(explain(overrides, error, search_folders(overrides), sweeping="-m" in sys.argv))
-    raise SystemExit(FAILED if "failed" in statuses else DONE)
+    raise SystemExit(EXIT_CODES["interrupted" if interrupted else statuses[-1] if statuses else "completed"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from runner.method_folder import import_class
 from runner.methods.method import Method
 from runner.methods.sync_batchnorm import SyncBatchNorm
 from runner.settings import SettingError
+from runner.targets import check_defined
 
 NOTHING_TO_CHANGE = "nothing to change"  # how runner.surgery begins the one message that has no remedy
 CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers
@@ -44,6 +45,7 @@ def build_methods(config: DictConfig) -> dict[str, Method]:
 def method_class(target: str, folder: Path | None) -> type[Method]:
     """The class of a method, which has all the places of `Method`. Raises ValueError."""
     found = import_class(target, folder)
+    check_defined(found, target)
     missing = [place for place in vars(Method) if not place.startswith("_") and not hasattr(found, place)]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}; derive the class from runner.methods.method.Method")

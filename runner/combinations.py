@@ -159,8 +159,7 @@ def _ghost_batches_fill_a_batch(methods: Mapping[str, Settings], train: Settings
     if size > device_batch_size:
         raise ValueError(
             f"ghost_batchnorm.ghost_batch_size={size}: larger than the batch "
-            f"on a device, {device_batch_size} (train.global_batch_size={train['global_batch_size']} over "
-            f"train.accumulation_steps={train['accumulation_steps']}). Choose at most {device_batch_size}."
+            f"on a device, {device_batch_size} ({_how_it_is_cut(train)}). Choose at most {device_batch_size}."
         )
 
 
@@ -252,17 +251,25 @@ def _halves_to_mix(methods: Mapping[str, Settings], train: Settings) -> None:
             f"{together}: an image is mixed once. Set mixup.portion=auto and cutmix.portion=auto, which give each one "
             "half of the batch."
         )
-    size = train["global_batch_size"]
+    size = train["global_batch_size"] // train.get("num_devices", 1)
     if set(portions.values()) & set(HALVES) and size < 4:
         raise ValueError(
-            f"train.global_batch_size={size}: too few for {together}, which needs two images in each half to mix. "
-            "Choose at least 4."
+            f"train.global_batch_size={train['global_batch_size']}: too few for {together}, which needs two images in "
+            f"each half to mix. Choose at least {4 * train.get('num_devices', 1)}."
         )
     if portions and size < 2:
         raise ValueError(
-            f"train.global_batch_size={size}: too few for {together}, which needs two images to mix. Choose at least 2."
+            f"train.global_batch_size={train['global_batch_size']}: too few for {together}, which needs two images to "
+            f"mix. Choose at least {2 * train.get('num_devices', 1)}."
         )
 
 
 def _device_batch_size(train: Settings) -> int:
-    return train["global_batch_size"] // train["accumulation_steps"]
+    """The images of a micro-batch on one device."""
+    return train["global_batch_size"] // (train["accumulation_steps"] * train.get("num_devices", 1))
+
+
+def _how_it_is_cut(train: Settings) -> str:
+    devices = f" and train.num_devices={train['num_devices']}" if train.get("num_devices", 1) > 1 else ""
+    batch_size, steps = train["global_batch_size"], train["accumulation_steps"]
+    return f"train.global_batch_size={batch_size} over train.accumulation_steps={steps}{devices}"

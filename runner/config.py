@@ -20,8 +20,10 @@ from runner.combinations import check_combinations, choose_portions
 from runner.limits import did_you_mean
 from runner.option_types import OPTION_TYPES
 from runner.probe_types import PROBE_TYPES
-from runner.schema import TOP_LEVEL, Root, Study
+from runner.schema import TOP_LEVEL, Root, Study, Sweep
+from runner.secret_values import check_no_secrets
 from runner.settings import SettingError, assign, check_entries, shown, typed_node
+from runner.targets import METHOD_PACKAGE, check_target, targets_in
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -29,7 +31,6 @@ CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if pa
 METHOD_GROUPS = ("norm", "regularization")
 OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chosen
 LIST_GROUPS = (*METHOD_GROUPS, "probe")  # of these several options may be chosen
-METHOD_PACKAGE = "runner.methods"
 
 
 def method_nodes(config: DictConfig) -> dict[str, DictConfig]:
@@ -65,7 +66,13 @@ def one_option_each(choices: Mapping[str, object]) -> None:
 def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
     """The configuration with every type and range checked. Raises SettingError."""
     config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    settings = OmegaConf.to_container(config, resolve=True)
+    check_no_secrets(settings)
+    config = OmegaConf.create(settings)
+    packages = OmegaConf.select(config, "paths.allowed_packages")
+    for place, target in targets_in(settings):
+        if place.partition(".")[0] not in METHOD_GROUPS:  # these names are refused, with another remedy, below
+            check_target(place, target, (METHOD_PACKAGE, *(packages if isinstance(packages, ListConfig) else ())))
     schema: dict[str, Any] = {}
     for group, options in OPTION_TYPES.items():
         name = OmegaConf.select(config, f"{group}.name")
@@ -77,7 +84,8 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Dict
         conf_folders = [*conf_folders, methods_folder(methods)]
     typed = OmegaConf.structured(Root)
     if isinstance(config.get("sweep"), DictConfig) and "claims" in config.sweep:  # else it was left out before
-        config.sweep = {"name": typed_node("sweep", Study, config.sweep).name}
+        node = typed_node("sweep", Study, config.sweep)
+        config.sweep = {key: node[key] for key in get_type_hints(Sweep)}
     for key, kind in get_type_hints(Root).items():
         kind = schema.get(key, kind)
         if key not in config:
@@ -132,6 +140,8 @@ def _method_defaults(name: str, node: Any, conf_folders: Sequence[Path]) -> dict
     """The settings of a method's YAML file; raises SettingError if it cannot be that of `node`."""
     files = (folder / group / f"{name}.yaml" for folder in conf_folders for group in METHOD_GROUPS)
     file = next((file for file in files if file.is_file()), None)
+    if not re.fullmatch(r"\w[\w-]{0,63}", name):  # it becomes a part of file names
+        raise SettingError(f"{name}: a method's name has up to 64 letters, digits, _ and -.")
     if name in METHOD_GROUPS:
         raise SettingError(f"{name}: the first line of an option's YAML file must be # @package _global_.")
     if file is None:
@@ -176,14 +186,19 @@ def _check_limits(node: str, settings: Mapping) -> None:
 
 def _check_rules(config: DictConfig) -> None:
     """The rules between fields."""
-    for name, node in method_nodes(config).items():
-        _check_target(name, str(node["_target_"]), config.paths)
     train = config.train
     if train.global_batch_size % train.accumulation_steps:
         raise SettingError(
             f"train.global_batch_size={train.global_batch_size}: train.accumulation_steps={train.accumulation_steps} "
             "micro-batches must divide it."
         )
+    if train.global_batch_size % (train.accumulation_steps * train.num_devices):
+        raise SettingError(
+            f"train.global_batch_size={train.global_batch_size}: train.num_devices={train.num_devices} times "
+            f"train.accumulation_steps={train.accumulation_steps} must divide it."
+        )
+    if train.auto_resume and config.name is None and config.resume is None and config.sweep.name is None:
+        raise SettingError("train.auto_resume=true: the run needs a name to be found again by; add name=NAME.")
     _check_methods(config)
     if config.optimizer.get("nesterov") and config.optimizer.momentum == 0:
         raise SettingError("optimizer.momentum=0.0: Nesterov momentum needs more; set optimizer.nesterov=false.")
@@ -199,19 +214,6 @@ def _check_rules(config: DictConfig) -> None:
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,119}", name):
             raise SettingError(f"{key}={name}: it names a folder; use up to 120 letters, digits and . _ - , = +.")
-
-
-def _check_target(name: str, target: str, paths: DictConfig) -> None:
-    """A class is imported from where the command line allows it and from nowhere else."""
-    key = f"{name}._target_={target}"
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
-        raise SettingError(f"{key}: it must name a module and a class in it, as in my_method.MyMethod.")
-    if not any(target.startswith(f"{package}.") for package in (METHOD_PACKAGE, *paths.allowed_packages)):
-        first = target.partition(".")[0]
-        raise SettingError(
-            f"{key}: a method must come from {METHOD_PACKAGE} or from a package that you allow; "
-            f"add paths.allowed_packages=[{first}]."
-        )
 
 
 def _check_methods(config: DictConfig) -> None:

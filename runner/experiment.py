@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from runner import build
+from runner.allowed import Allowed, words_again
 from runner.checked import Checked, check
 from runner.chosen_methods import conf_folders_of
 from runner.config import METHOD_GROUPS, validate, with_defaults
 from runner.data.dataset import DataFault
+from runner.data.shares import Share
 from runner.description import closing_rows, flat, idle, opening_rows, sizes
+from runner.entry import Entry, enter
 from runner.job import Job
 from runner.overrides import method_group
 from runner.preparation import prepare
-from runner.resume import new_folder, open_folder
 from runner.run_folder import RunFolder
+from runner.secret_values import without_secrets
+from runner.settings import SettingError
 from runner.tracking.console import Rows, RunConsole
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.provenance import provenance
-from runner.tracking.tracker import Tracker
+from runner.tracking.tracker import SilentTracker, Tracker
 from runner.tracking.wandb_run import WandbRun, new_run_id, override_columns
-from runner.training.checkpoint import load_checkpoint, restore_model
+from runner.training.checkpoint import CannotWrite, load_checkpoint, load_latest, restore_model
+from runner.training.distributed import from_first, is_distributed, num_ranks, rank, wait_for_all
+from runner.training.divergence import Diverged
 from runner.training.evaluation import evaluate
 from runner.training.loop import Trainer
-from runner.training.plan import Diverged, Interrupted
+from runner.training.plan import Interrupted
 from runner.training.tasks import Segmentation
 
 
-def run(config: DictConfig, overrides: list[str], command: list[str], job: Job | None = None) -> str:
+def run(
+    config: DictConfig,
+    overrides: list[str],
+    command: list[str],
+    job: Job | None = None,
+    *,
+    announce: Callable[[str], object] | None = None,
+) -> str:
     """Run an experiment; returns "completed", "diverged", "interrupted" or "failed", as its summary.json says.
 
     Raises SettingError before anything is written; whatever fails later ends in the status "failed", with the
-    error shown, in the folder's error.txt and in its summary.
+    error shown, in the folder's error.txt and in its summary. Of several ranks each calls it. `announce` is told the
+    folder's path before the run begins.
     """
     checked = check(config)
-    folder, checkpoint = _folder(config, job, checked)
-    folder.error.unlink(missing_ok=True)
+    if rank() > 0:
+        return _follow(config, checked)
+    entry = _entered(config, checked, job)
+    with entry.held:
+        if announce is not None:
+            announce(str(entry.folder.path))
+        if entry.done is not None:
+            RunConsole().message(f"{entry.folder.path}: {entry.done} before; nothing is left to do.")
+            return entry.done
+        return _lead(config, checked, entry, overrides, command, job)
+
+
+def _lead(
+    config: DictConfig, checked: Checked, entry: Entry, overrides: list[str], command: list[str], job: Job | None
+) -> str:
+    """The run in the only process, or in the first of several, which alone writes."""
+    folder, checkpoint = entry.folder, entry.checkpoint
+    entry.clear()
     folder.write_settings(OmegaConf.to_container(config), overrides)
     metrics = MetricsLog(folder.metrics)
     metrics.cut_back(checkpoint["progress"]["step"] if checkpoint else -1)
@@ -61,6 +93,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
         "error": None,
     }
     wandb = _wandb_run(config, checked.chosen, overrides, folder, wandb_id, console)
+    failure = None
     with Tracker(metrics=metrics, wandb=wandb, console=console) as tracker:
         position = (job.number, job.total) if job else None
         on_test = checked.data.validation_source == "test"
@@ -70,48 +103,86 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
             job=position,
             validation="test as val." if on_test else "validation",
         )
+        if entry.latest and entry.latest.damaged:
+            step = checkpoint["progress"]["step"]
+            tracker.message(
+                f"{entry.latest.damaged} The run goes on from the one before it, at step {step}.", "warning"
+            )
         rows = []
         trainer = None
         try:
             try:
                 trainer = prepare(config, checked, folder, checkpoint, wandb_id, tracker)
-                trainer.train()
-                if trainer.total_steps > 0:
-                    summary |= _test(trainer, checked, folder, tracker)
-                summary["status"] = "completed"
+                summary |= _train_and_test(trainer, checked, tracker)
             except Diverged as reason:
                 summary |= {"status": "diverged", "error": str(reason)}
             except (Interrupted, KeyboardInterrupt):
                 summary["status"] = "interrupted"
-                rows.append(("go on with", f"python -m runner {shlex.quote(f'resume={folder.path}')}"))
+                again = [f"resume={folder.path}", *words_again(config.paths)]
+                rows.append(("go on with", f"python -m runner {shlex.join(again)}"))
             if trainer is not None:
                 if trainer.prober is not None:
                     trainer.prober.finish(folder.metrics, step=trainer.progress.step)
                 summary["best"] = trainer.progress.best
+                summary["divergences"] = _divergences(trainer)
                 summary["throughput"] = _throughput(trainer, time.perf_counter() - started)
         except Exception as error:  # the boundary of a run: recorded, shown, and told to the caller by the status
-            trace, is_told = traceback.format_exc(), isinstance(error, DataFault)  # whose message says it all
-            summary["error"] = str(error) if is_told else f"{type(error).__name__}: {error}"
-            folder.error.write_text(trace)
-            tracker.message(str(error) if is_told else trace.rstrip(), "error")
+            failure = error
+            summary["error"] = without_secrets(_told(error) or f"{type(error).__name__}: {error}")
+            trace = without_secrets(traceback.format_exc())
+            tracker.message(_told(error) or trace.rstrip(), "error")
+            with contextlib.suppress(OSError):  # as on a full disk, of which the message above speaks
+                folder.error.write_text(trace)
         summary["data"] = sizes(checked.data)
-        folder.write_summary(summary)
+        try:
+            folder.write_summary(summary)
+        except OSError as error:
+            summary["status"] = "failed"
+            tracker.message(f"{folder.summary} cannot be written ({error.strerror or error}).", "error")
         tracker.finish(
             summary["status"], [*closing_rows(summary, checked.data, folder.path), *rows], summary=flat(summary)
         )
+    if failure is not None and is_distributed():
+        raise failure  # for the launcher to end the other ranks
     return summary["status"]
 
 
-def load_run(folder: str | Path, checkpoint: str = "best") -> tuple[torch.nn.Module, DictConfig]:
+def _follow(config: DictConfig, checked: Checked) -> str:
+    """The run in one of the other processes: it trains and evaluates along, and writes nothing."""
+    path, done, refusal = from_first(None)
+    if refusal is not None:
+        raise SettingError(refusal)
+    if done is not None:
+        return done
+    latest = load_latest(RunFolder(path).checkpoint("last"), checked.precision.device)
+    tracker = SilentTracker()
+    try:
+        trainer = prepare(config, checked, RunFolder(path), latest.checkpoint if latest else None, "", tracker)
+        return _train_and_test(trainer, checked, tracker)["status"]
+    except Diverged:
+        return "diverged"
+    except Interrupted:
+        return "interrupted"
+
+
+def load_run(
+    folder: str | Path,
+    checkpoint: str = "best",
+    *,
+    methods: str | Path | None = None,
+    allowed_packages: Sequence[str] = (),
+) -> tuple[torch.nn.Module, DictConfig]:
     """The trained model of a run folder, on the CPU and ready for evaluation, and the run's configuration.
 
-    `checkpoint` is "best" (chosen on the validation split) or "last". Raises ValueError if the folder holds no run,
-    or no such checkpoint.
+    `checkpoint` is "best" (chosen on the validation split) or "last". A run with methods of your own needs their folder
+    `methods` and the `allowed_packages` again: nothing that lies in the folder can allow them. Raises ValueError if the
+    folder holds no run, or no such checkpoint.
     """
     folder = RunFolder(Path(folder))
     if not folder.config.is_file():
         raise ValueError(f"{folder.path}: no run lies there ({folder.config.name} is missing).")
-    config = validate(with_defaults(OmegaConf.load(folder.config)))
+    allowed = Allowed(tuple(allowed_packages), Path(methods).resolve() if methods else None)
+    config = validate(allowed.put_in(with_defaults(OmegaConf.load(folder.config)), folder.path))
     saved = load_checkpoint(folder.checkpoint(checkpoint))
     about = saved["about"]
     with warnings.catch_warnings():
@@ -141,19 +212,45 @@ def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint
     )
 
 
-def _folder(config: DictConfig, job: Job | None, checked: Checked) -> tuple[RunFolder, dict | None]:
-    """A new folder, or the one to resume with its last checkpoint."""
-    if config.resume is not None:
-        settings = OmegaConf.to_container(config)
-        return open_folder(settings, checked.built.model, checked.built.methods, device=checked.precision.device)
-    if job is not None:
-        return new_folder(job.folder, job.name, config.paths.outputs), None
+def _entered(config: DictConfig, checked: Checked, job: Job | None) -> Entry:
+    """The run's folder, of which the other ranks are told."""
+    try:
+        entry = _entry(config, checked, job)
+    except SettingError as error:
+        from_first((None, None, str(error)))
+        raise
+    from_first((entry.folder.path, entry.done, None))
+    return entry
+
+
+def _entry(config: DictConfig, checked: Checked, job: Job | None) -> Entry:
     acting = [name for name in checked.chosen if not idle(name, checked.built.counts)]
     name = config.name or "-".join([config.dataset.name, config.model.name, *acting])
-    return new_folder(Path(config.paths.outputs) / "runs", name, config.paths.outputs), None
+    built = checked.built
+    return enter(OmegaConf.to_container(config), job, name, built.model, built.methods, checked.precision.device)
 
 
-def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracker) -> dict:
+def _train_and_test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
+    """What the summary says of a run that came to its end."""
+    trainer.train()
+    found = {"status": "completed"}
+    if reason := trainer.why_ended():
+        found["ended_early"] = reason
+        tracker.message(f"{reason}: training has ended after {trainer.progress.step} steps")
+    return {**found, **(_test(trainer, checked, tracker) if trainer.total_steps > 0 else {})}
+
+
+def _divergences(trainer: Trainer) -> dict[str, int]:
+    """What became of steps whose loss or gradient was not finite."""
+    return {"skipped_steps": trainer.progress.skipped_steps, "restores": trainer.progress.restores}
+
+
+def _told(error: Exception) -> str | None:
+    """The message of an error that says it all, without a traceback."""
+    return str(error) if isinstance(error, (DataFault, CannotWrite)) else None
+
+
+def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
     """Evaluate best.pt, chosen on the validation split, on the test split; and the last weights beside it."""
     task, precision, progress = trainer.task, checked.precision, trainer.progress
     batches = checked.data.evaluation_batches(
@@ -161,9 +258,11 @@ def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracke
         batch_size=checked.data.evaluation_batch_size,
         device=precision.device,
         channels_last=trainer.validation_batches.channels_last,
+        share=Share(rank(), num_ranks()),
     )
     last = evaluate(trainer.evaluated_model, batches, precision, task)
-    restore_model(load_checkpoint(folder.checkpoint("best"), precision.device), trainer.model, trainer.methods)
+    wait_for_all()  # the first rank writes best.pt
+    restore_model(load_checkpoint(trainer.plan.best, precision.device), trainer.model, trainer.methods)
     best = evaluate(trainer.model, batches, precision, task)
     tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **best.metrics})
     by_class = {"iou_by_class": task.by_class(best.counts)} if isinstance(task, Segmentation) else {}
@@ -202,5 +301,5 @@ def _wandb_run(
         tags=[*settings.tags, config.model.name, config.dataset.name, *methods],
         config={**OmegaConf.to_container(config), "methods": methods, **chosen, **override_columns(overrides)},
         job_type="sweep" if sweep else "run",
-        report=lambda text: console.message(text, "warning"),
+        report=lambda text: console.message(without_secrets(text), "warning"),
     )

@@ -10,23 +10,33 @@ from typing import IO
 
 import yaml
 
+TEMPORARY = ".tmp"  # how the names end of files that are being written
 
-def write_atomically(path: str | os.PathLike[str], content: str | Callable[[IO[bytes]], object]) -> None:
+
+def write_atomically(
+    path: str | os.PathLike[str],
+    content: str | Callable[[IO[bytes]], object],
+    *,
+    previous: Path | None = None,
+) -> None:
     """Write `path` so that it holds either what it held before or all of the new content.
 
     `content` is the text, or a function that writes to the binary file it is given. It goes to a temporary file in
-    the same folder, which is brought to the disk and then renamed; a failure leaves nothing of it behind.
+    the same folder, which is brought to the disk and then renamed; a failure leaves nothing of it behind. What `path`
+    held before stays under the name `previous`, if that is given: at any moment one of the two is there and whole.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -35,6 +45,23 @@ def write_atomically(path: str | os.PathLike[str], content: str | Callable[[IO[b
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file the name `previous` too, in the place of what has that name."""
+    linked = previous.with_name(f".{previous.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        os.link(path, linked)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+    else:
+        os.replace(linked, previous)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what `write_atomically` left in a folder when its process was killed. No other may be writing there."""
+    for file in folder.glob(f".*{TEMPORARY}"):
+        file.unlink(missing_ok=True)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> object:

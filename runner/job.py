@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 LONGEST_NAME = 120
+WHERE_AND_HOW_WATCHED = ("wandb", "sweep", "name", "resume")  # what a job's hash leaves out, beside paths.outputs
 
 
 @dataclass(frozen=True)
@@ -21,20 +23,35 @@ class Job:
     folder: Path
     overrides: tuple[str, ...]
 
+    @property
+    def path(self) -> Path:
+        """The folder of its run."""
+        return self.folder / self.name
 
-def job_name(overrides: Sequence[str], varied: Collection[str] = ()) -> str:
-    """A folder name that says the overrides: `norm=ghost_batchnorm,ghost_batchnorm.ghost_batch_size=16`.
+
+def config_hash(config: Mapping) -> str:
+    """8 hex digits for a validated configuration as plain data: the same settings, the same digits.
+
+    What only says where a run lies or how it is watched has no part in them.
+    """
+    kept = {key: value for key, value in config.items() if key not in WHERE_AND_HOW_WATCHED}
+    kept["paths"] = {key: value for key, value in config["paths"].items() if key != "outputs"}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def job_name(overrides: Sequence[str], digits: str, varied: Collection[str] = ()) -> str:
+    """A folder name that says the overrides, and ends in the configuration's hash: `norm=agc,agc.clip=0.01-0123abcd`.
 
     Where they are too many the last ones stay; those of the keys `varied` come last then.
     """
     spoken = [word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))]
-    whole = _as_name(spoken) or "job"
-    if len(whole) <= LONGEST_NAME:
-        return whole
-    spoken.sort(key=lambda word: word.partition("=")[0].lstrip("+") in varied)
-    while len(spoken) > 1 and len(_as_name(spoken)) > LONGEST_NAME - 9:
-        del spoken[0]
-    return f"{_as_name(spoken)[: LONGEST_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    room = LONGEST_NAME - len(digits) - 1
+    if len(_as_name(spoken)) > room:
+        spoken.sort(key=lambda word: word.partition("=")[0].lstrip("+") in varied)
+        while len(spoken) > 1 and len(_as_name(spoken)) > room:
+            del spoken[0]
+    return f"{_as_name(spoken)[:room] or 'job'}-{digits}"
 
 
 def _as_name(overrides: Sequence[str]) -> str:

@@ -26,7 +26,8 @@ class Lars(Optimizer):
     parameters, whose norms say nothing about the scale of their gradients.
 
     A parameter without a gradient rests: neither its momentum nor its weight decay goes on. All parameters of a group
-    are expected on one device and of one dtype; the host never waits for that device.
+    are expected on one device and of one dtype; the host never waits for that device, nor does `GradScaler.step`: where
+    it has found an infinity, the step changes nothing.
 
     ValueError for a setting out of its range.
 
@@ -38,6 +39,8 @@ class Lars(Optimizer):
     >>> weight.data
     tensor([3., 3.])
     """
+
+    _step_supports_amp_scaling = True  # to GradScaler: it need not read whether to step, but sets `found_inf`
 
     def __init__(
         self,
@@ -79,6 +82,11 @@ class Lars(Optimizer):
     def _update(self, parameters: list[nn.Parameter], group: dict) -> None:
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # of GradScaler
+        if scale is not None:  # it was not told to unscale
+            gradients = torch._foreach_div(gradients, scale)
+        changed = [*parameters, *momenta]
+        before = [] if found_inf is None else [tensor.clone() for tensor in changed]
         changes = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
             torch._foreach_mul_(changes, _rates(parameters, gradients, group))
@@ -88,6 +96,10 @@ class Lars(Optimizer):
         if group["nesterov"]:
             torch._foreach_add_(changes, momenta, alpha=group["momentum"])
         torch._foreach_sub_(parameters, changes if group["nesterov"] else momenta)
+        if before:
+            torch._foreach_copy_(
+                changed, [torch.where(found_inf > 0, *pair) for pair in zip(before, changed, strict=True)]
+            )
 
 
 def _rates(parameters: list[nn.Parameter], gradients: list[Tensor], group: dict) -> list[Tensor]:

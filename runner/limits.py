@@ -6,6 +6,7 @@ library check their arguments against the same rows. So both give the same answe
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
@@ -54,13 +55,37 @@ class OneOf:
         return f"it must be one of {', '.join(map(str, self.choices))}"
 
 
+@dataclass(frozen=True)
+class Duration:
+    """A time with its units, which a bare number would leave to be guessed."""
+
+    def __contains__(self, value: object) -> bool:
+        return seconds_of(str(value)) > 0
+
+    def __str__(self) -> str:
+        return "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds of a time as in 1.5h, 90min, 2h30min or 45s; 0 for what is none.
+
+    >>> from runner.limits import seconds_of
+    >>> seconds_of("2h30min"), seconds_of("90")
+    (9000.0, 0.0)
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}min)?(?:{number}s)?", duration)
+    parts = match.groups(default="0") if match else ()
+    return float(sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=bool(parts))))
+
+
 POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(at_least=0)
 COUNT = Range(at_least=1, whole=True)
 COUNT_OR_NONE = Range(at_least=0, whole=True)
 PORTIONS = ("auto", "all", "first_half", "second_half")  # of a batch
 
-LIMITS: dict[str, dict[str, Range | OneOf]] = {
+LIMITS: dict[str, dict[str, Range | OneOf | Duration]] = {
     "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
     "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
     "groupnorm": {"num_groups": COUNT},
@@ -142,9 +167,19 @@ LIMITS: dict[str, dict[str, Range | OneOf]] = {
         "cross_entropy_weight": NOT_NEGATIVE,
         "dice_weight": NOT_NEGATIVE,
         "ema": Range(above=0, below=1),
+        "num_devices": COUNT,
+        "max_time": Duration(),
+        "early_stopping_epochs": COUNT,
+        "evaluate_every_epochs": COUNT,
         "log_every_steps": COUNT,
+        "checkpoint_every_epochs": COUNT,
         "checkpoint_every_steps": COUNT,
-        "precision": OneOf(("auto", "fp32", "bf16", "fp16")),
+        "checkpoint_every_minutes": POSITIVE,
+        "keep_best": COUNT,
+        "on_divergence": OneOf(("stop", "skip", "restore")),
+        "max_divergences": COUNT,
+        "divergence_lr_factor": Range(above=0, at_most=1),
+        "precision": OneOf(("auto", "fp32", "bf16", "tf32", "fp16")),
         "device": OneOf(("auto", "cpu", "cuda")),
     },
     "": {"probe_every_epochs": COUNT},
@@ -171,7 +206,8 @@ LIMITS: dict[str, dict[str, Range | OneOf]] = {
 }
 
 
-NULLABLE = {("train", "max_steps"), ("train", "checkpoint_every_steps"), ("train", "ema"), ("model", "dropout")}
+NULLABLE = {("train", key) for key in ("max_steps", "max_time", "early_stopping_epochs", "ema")}
+NULLABLE |= {("train", "checkpoint_every_steps"), ("train", "checkpoint_every_minutes"), ("model", "dropout")}
 NULLABLE |= {("optimizer", "lr_batch_size"), ("dataset", "test_size"), ("dataset", "ignore_label")}
 NULLABLE |= {("dataset", "num_workers"), ("", "probe_every_epochs")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
@@ -9,12 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner import build
 from runner.checked import Checked
+from runner.data.seeds import mixed_seed
+from runner.data.shares import Share
 from runner.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
+from runner.training.distributed import num_ranks, over_ranks, rank
 from runner.training.ema import Ema
 from runner.training.loop import Trainer
 from runner.training.plan import Plan
 from runner.training.probing import Prober
+
+PLANNED = ("max_time", "early_stopping_epochs", "evaluate_every_epochs", "checkpoint_every_epochs")
+PLANNED += ("checkpoint_every_minutes", "keep_best", "on_divergence", "max_divergences", "divergence_lr_factor")
 
 
 def prepare(
@@ -29,6 +36,7 @@ def prepare(
     train, data, precision = config.train, checked.data, checked.precision
     torch.manual_seed(config.seed)
     _set_backends(train.deterministic)
+    precision.set_backends()
     device = precision.device
     channels_last = train.channels_last if train.channels_last is not None else device.type == "cuda"
 
@@ -48,11 +56,18 @@ def prepare(
     model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     optimizer = build.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
     ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
+    unused = any(method.leaves_unused for method in methods.values())
+    forward_model = over_ranks(model, device, unused_parameters=unused)
     if train.compile:
-        model.compile()
+        # the gates of stochastic depth part a model into its blocks, which share their code: a graph a shape and draw
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        forward_model.compile()
+    if rank() > 0:  # else all ranks would drop the same units
+        torch.manual_seed(mixed_seed(config.seed, rank()))
 
+    share = Share(rank(), num_ranks(), train.accumulation_steps)
     placing = {"device": device, "channels_last": channels_last}
-    batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, **placing)
+    batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, share=share, **placing)
     steps_per_epoch = len(batches)
     plan = Plan(
         epochs=train.epochs,
@@ -74,14 +89,16 @@ def prepare(
             config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         ),
         plateau=build.build_plateau_rule(config.schedule),
+        **{key: train[key] for key in PLANNED},
     )
     prober = None
     if config.probe:
+        whole = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, **placing)
         prober = Prober(
             OmegaConf.to_container(config.probe),
             at=config.probe_at,
             every_epochs=config.probe_every_epochs,
-            train_batches=batches,
+            train_batches=whole,
             loss=checked.task.loss,
             folder=folder.probes,
             tracker=tracker,
@@ -91,11 +108,12 @@ def prepare(
         optimizer,
         methods,
         batches,
-        data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, **placing),
+        data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, share=share, **placing),
         task=checked.task,
         plan=plan,
         precision=precision,
         tracker=tracker,
+        forward_model=forward_model,
         ema=ema,
         prober=prober,
         checkpoint=checkpoint,
@@ -103,6 +121,8 @@ def prepare(
 
 
 def _set_backends(deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add in any order
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)

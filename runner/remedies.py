@@ -17,7 +17,9 @@ from yaml import MarkedYAMLError
 from runner.config import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.grammar import all_parsed, is_swept, options_of, parsed
 from runner.limits import did_you_mean
+from runner.secret_values import without_secrets
 from runner.settings import A_LIST, A_MAPPING, SettingError
+from runner.torchrun import is_first
 
 WRONG_SETTING = 2  # the exit code
 EXPERIMENT, CASE = "experiment", "case"  # the groups whose options are whole runs, and what a study varies in them
@@ -168,7 +170,9 @@ def refuse(error: SettingError) -> NoReturn:
     """Show what is wrong with the settings and end the program with exit code 2."""
     from rich.console import Console
 
+    if not is_first():  # of several processes one tells it
+        raise SystemExit(WRONG_SETTING)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     console.print("Wrong setting.", style="bold red", end=" ")
-    console.print(str(error))
+    console.print(without_secrets(str(error)))
     raise SystemExit(WRONG_SETTING)

@@ -22,10 +22,11 @@ import torch
 import yaml
 from torch import nn
 
+from runner.limits import seconds_of
 from runner.methods.method import Method
 from runner.run_folder import RunFolder
 from runner.settings import SettingError, shown
-from runner.training.checkpoint import load_checkpoint
+from runner.training.checkpoint import Latest, load_latest
 
 MAY_CHANGE = {
     "agc": ("clip", "eps", "granularity", "exclude", "groups"),
@@ -43,6 +44,10 @@ MAY_CHANGE = {
 }
 
 
+class NothingLeft(ValueError):
+    """The run has been trained to its end."""
+
+
 def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
     """A new folder for a run. Raises SettingError if none can be made below `outputs`."""
     try:
@@ -51,32 +56,25 @@ def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
         raise SettingError(f"paths.outputs={outputs}: no folder can be made there ({error}).") from None
 
 
-def open_folder(
-    config: Mapping, model: nn.Module, methods: Mapping[str, Method], *, device: torch.device
-) -> tuple[RunFolder, dict | None]:
-    """The folder of `config["resume"]` and its last checkpoint, or None if the run was stopped before the first one.
+def latest_checkpoint(
+    folder: RunFolder, config: Mapping, model: nn.Module, methods: Mapping[str, Method], *, device: torch.device
+) -> Latest | None:
+    """The newest checkpoint in the folder that can be used, or None if the run was stopped before the first one.
 
-    `config` are the settings as plain data. Raises SettingError if the checkpoint is damaged, if the settings are of
-    another run than the checkpoint's (see above), and if nothing is left to train.
+    `config` are the settings as plain data. Raises ValueError if there are damaged checkpoints alone, and if the
+    settings are of another run than the checkpoint's (see above); NothingLeft if nothing is left to train.
     """
-    path = config["resume"]
-    folder = RunFolder(Path(path))
-    last = folder.checkpoint("last")
-    if not last.is_file():
-        return folder, None
-    try:
-        checkpoint = load_checkpoint(last, device)
-        check_methods(checkpoint["methods"], methods)
-        if folder.config.is_file():
-            check_settings(yaml.safe_load(folder.config.read_text()) or {}, config, methods)
-        check_fit(checkpoint, model, config["optimizer"]["name"])
-        check_average(checkpoint, config["train"]["ema"])
-        check_left(
-            checkpoint["progress"], config["train"], completed=folder.read_summary().get("status") == "completed"
-        )
-    except ValueError as error:
-        raise SettingError(f"resume={path}: {error}") from None
-    return folder, checkpoint
+    latest = load_latest(folder.checkpoint("last"), device)
+    if latest is None:
+        return None
+    checkpoint = latest.checkpoint
+    check_methods(checkpoint["methods"], methods)
+    if folder.config.is_file():
+        check_settings(yaml.safe_load(folder.config.read_text()) or {}, config, methods)
+    check_fit(checkpoint, model, config["optimizer"]["name"])
+    check_average(checkpoint, config["train"]["ema"])
+    check_left(checkpoint["progress"], config["train"], completed=folder.read_summary().get("status") == "completed")
+    return latest
 
 
 def check_methods(before: Iterable[str], now: Iterable[str]) -> None:
@@ -145,10 +143,13 @@ def check_average(checkpoint: Mapping, ema: float | None) -> None:
 
 
 def check_left(progress: Mapping, train: Mapping, *, completed: bool) -> None:
-    """Raise a ValueError if nothing is left to train. A run that was stopped before its test may still be tested.
+    """Raise NothingLeft if nothing is left to train. A run that was stopped before its test may still be tested.
 
-    `progress` is that of the checkpoint; `train` are the settings train.epochs and train.max_steps.
+    `progress` is that of the checkpoint; `train` are the settings train.epochs, train.max_steps and what ends a run
+    before these.
     """
+    if completed:
+        _check_not_stopped(progress, train)
     times = 2 ** progress.get("doublings", 0)  # by a schedule that prolongs the run
     place, end = (progress["epoch"], progress["batch"]), (times * train["epochs"], 0)
     step, max_steps = progress["step"], train["max_steps"] or math.inf
@@ -159,7 +160,23 @@ def check_left(progress: Mapping, train: Mapping, *, completed: bool) -> None:
     key = "epochs" if place >= end else "max_steps"
     least = progress["epoch"] // times + 1 if key == "epochs" else step + 1
     doubled = f" (times {times}: the number was doubled)" if key == "epochs" and times > 1 else ""
-    raise ValueError(
+    raise NothingLeft(
         f"nothing is left to train: the run has {progress['epoch']} epochs done, {step} steps; set train.{key}={least} "
         f"or more{doubled}."
     )
+
+
+def _check_not_stopped(progress: Mapping, train: Mapping) -> None:
+    """Raise NothingLeft if what ended the run would end it again at once."""
+    patience, max_time = train.get("early_stopping_epochs"), train.get("max_time")
+    best = progress.get("best", {}).get("epoch")
+    if patience is not None and best is not None and progress["epoch"] - best >= patience:
+        raise NothingLeft(
+            f"nothing is left to train: train.early_stopping_epochs={patience} ended the run, whose best epoch is "
+            f"{best} of {progress['epoch']}; set it to {progress['epoch'] - best + 1} or more, or to null."
+        )
+    if max_time is not None and progress.get("seconds", 0) >= seconds_of(max_time):
+        raise NothingLeft(
+            f"nothing is left to train: train.max_time={max_time} is over, after {progress['seconds']:.0f} seconds; "
+            "set it to more, or to null."
+        )

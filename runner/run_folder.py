@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from runner.allowed import as_words, check_words
 from runner.config import METHOD_GROUPS
 from runner.files import finite, write_atomically
 from runner.remedies import chosen_options
@@ -78,10 +79,13 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
     arguments = [f"resume='{resume[-1]}'" if word.startswith("resume=") else word for word in arguments]
     new = {_key(word) for word in arguments}
-    earlier = yaml.safe_load(folder.overrides.read_text())
+    source = f"resume={resume[-1]}: {folder.overrides.name}"
+    earlier = as_words(yaml.safe_load(folder.overrides.read_text()), source)
     before, now = chosen_options(earlier), chosen_options(arguments)
     new |= {method for group in new.intersection(METHOD_GROUPS) for method in {*before[group]} - {*now[group]}}
-    return [*(word for word in earlier if new.isdisjoint((_key(word), _key(word).partition(".")[0]))), *arguments]
+    kept = [word for word in earlier if new.isdisjoint((_key(word), _key(word).partition(".")[0]))]
+    check_words(kept, source)
+    return [*kept, *arguments]
 
 
 def _key(override: str) -> str:

@@ -19,14 +19,25 @@ class Train:
     channels_last: Optional[bool]
     compile: bool
     device: str
+    num_devices: int
     deterministic: bool
     sync_batchnorm: bool
     cross_entropy_weight: float
     dice_weight: float
     ema: Optional[float]
     ema_warmup: bool
+    max_time: Optional[str]
+    early_stopping_epochs: Optional[int]
+    evaluate_every_epochs: int
     log_every_steps: int
+    checkpoint_every_epochs: int
     checkpoint_every_steps: Optional[int]
+    checkpoint_every_minutes: Optional[float]
+    keep_best: int
+    auto_resume: bool
+    on_divergence: str
+    max_divergences: int
+    divergence_lr_factor: float
 
 
 @dataclass
@@ -48,6 +59,7 @@ class Paths:
 @dataclass
 class Sweep:
     name: Optional[str]
+    retry_failed: bool
 
 
 @dataclass

@@ -16,7 +16,8 @@ import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from runner.files import write_atomically
+from runner.allowed import check_words
+from runner.files import read_yaml, write_atomically
 from runner.grammar import all_parsed, is_swept, options_of
 from runner.method_folder import search_folders
 from runner.remedies import EXPERIMENT, chosen_options
@@ -26,6 +27,8 @@ SWEEP = "sweep"  # the group of axes and claims, and the node they stand in
 EXTREMES = {"largest": max, "smallest": min}
 NOT_A_RUN = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 FILE = "sweep.yaml"
+AND = " && "  # between the commands of a sweep that took several
+NOT_OF_A_JOB = ("sweep.", "wandb.", "paths.")  # overrides that make no other job
 
 
 def with_axes(arguments: Sequence[str]) -> list[str]:
@@ -49,6 +52,7 @@ def with_axes(arguments: Sequence[str]) -> list[str]:
             raise SettingError(f"{given[group].input_line}: a study is a sweep of its own; name one at a time.")
         axes |= found[0] if found else {}
     added = [f"{key}={values}" for key, values in axes.items() if key not in given]
+    check_words(added, f"{SWEEP}.axes")
     words = [word for word in arguments if word not in ("-m", "--multirun")]
     if axes and any(is_swept(word) for word in [*words, *added]):
         return ["-m", *words, *added]
@@ -78,7 +82,7 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
     from runner.report.claims import check_claims
     from runner.report.measures import check_measure
 
-    study = {key: value for key, value in OmegaConf.to_container(node).items() if key != "name"}
+    study = {key: value for key, value in OmegaConf.to_container(node).items() if key not in ("name", "retry_failed")}
     values = _values(jobs)
     axes = dict(values)
     for key, swept in study.pop("axes").items():  # an axis that the command line cut short may still be spoken of
@@ -101,11 +105,49 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
     return {**study, "axes": {key: column for key, column in values.items() if len(column) > 1}}
 
 
-def write_sweep(folder: Path, study: Mapping[str, Any], command: Sequence[str]) -> None:
-    """`sweep.yaml`: what was typed, what varies between the jobs, and what the study says of itself; for reports."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"command": f"python -m runner {shlex.join(command)}", **study}
-    write_atomically(folder / FILE, yaml.safe_dump(content, sort_keys=False, width=100))
+def read_jobs(folder: Path) -> dict[str, list[str]]:
+    """The jobs that `write_sweep` has recorded in a sweep's folder: their overrides by name; none without a record."""
+    return _record(folder).get("jobs") or {}
+
+
+def write_sweep(folder: Path, node: DictConfig, jobs: Mapping[str, Sequence[str]], command: Sequence[str]) -> None:
+    """`sweep.yaml`, for reports: what was typed, the jobs, what varies between them, what the study says of itself.
+
+    `jobs` are overrides by name; jobs that were recorded before stay, and so does the command where this one does
+    not cover them.
+    """
+    record = _record(folder)
+    before, earlier = record.get("jobs") or {}, record.get("command")
+    jobs = {name: [word for word in words if not word.startswith(NOT_OF_A_JOB)] for name, words in jobs.items()}
+    typed = f"python -m runner {shlex.join(command)}"
+    if earlier and jobs.keys() < before.keys():
+        typed = earlier
+    elif earlier and before.keys() - jobs.keys() and typed not in earlier.split(AND):
+        typed = f"{earlier}{AND}{typed}"
+    jobs = {**before, **jobs}
+    study = study_of(node, list(jobs.values()))
+    if before:
+        study["axes"] = {key: _in_order(values) for key, values in study["axes"].items()}
+    write_atomically(
+        folder / FILE, yaml.safe_dump({"command": typed, **study, "jobs": jobs}, sort_keys=False, width=100)
+    )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    file = folder / FILE
+    try:
+        record = read_yaml(file) if file.is_file() else {}
+    except yaml.YAMLError as error:
+        raise SettingError(f"{file}: this is not YAML ({' '.join(str(error).split())}). Mend or delete it.") from None
+    return record if isinstance(record, dict) else {}
+
+
+def _in_order(values: list[str]) -> list[str]:
+    """Numbers by size; anything else as it is."""
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return values
 
 
 def _selected(selector: Mapping[str, Any], *axes: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,31 +15,45 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
 from runner.experiments import without_replaced
 from runner.grammar import is_swept, parsed
-from runner.job import Job, job_name
+from runner.job import Job, config_hash, job_name
+from runner.launcher_watch import LauncherWatch
 from runner.method_folder import search_folders
 from runner.option_types import OPTION_TYPES
 from runner.overrides import as_typed
+from runner.planned_sweep import PATIENCE_SECONDS, PlannedSweep
 from runner.remedies import CASE, EXPERIMENT, explain, refuse
+from runner.run_lock import hold
 from runner.settings import SettingError
-from runner.study import study_of, write_sweep
+from runner.study import read_jobs, study_of, write_sweep
 
-_jobs_planned = 1  # in the process that started the sweep; elsewhere a job does not know how many there are
-_typed: list[str] = []  # there too: the command line as it was before anything was added
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+_planned = PlannedSweep([])  # that of the command line that runs in this process
+_watch: LauncherWatch | None = None
 
 
-def name_sweep(arguments: Sequence[str], typed: Sequence[str] = ()) -> list[str]:
+def plan_sweep(typed: Sequence[str], *, only: bool = False) -> PlannedSweep:
+    """The sweep of the command line `typed`, which Hydra's hooks fill as soon as they know its jobs.
+
+    `only` if the jobs are to be shown, not run.
+    """
+    global _planned
+    _planned = PlannedSweep(list(typed), is_only_planned=only)
+    return _planned
+
+
+def name_sweep(arguments: Sequence[str]) -> list[str]:
     """The command line's arguments with a `sweep.name` for a sweep that has none: the study, or the swept keys, and
-    the time. `typed` is the command line as the user wrote it, to be recorded.
+    the time.
 
     The flag -m goes to the front: Hydra takes no override behind a flag that stands between overrides.
     """
-    _typed[:] = typed or arguments
     overrides = [word for word in arguments if word not in ("-m", "--multirun")]
     if len(overrides) == len(arguments):
         return list(arguments)
@@ -75,17 +90,6 @@ def _belongs(key: str, methods: Collection[str], groups: Collection[str]) -> boo
     return node in methods or (bool(rest) and node in groups)
 
 
-def job_of(hydra: DictConfig) -> Job | None:
-    """The job that Hydra runs now, or None for a single run."""
-    if hydra.mode != RunMode.MULTIRUN:
-        return None
-    overrides = tuple(as_typed(hydra.overrides.task))
-    # known in the process of the command line alone, which with Hydra's basic launcher is this one
-    varied = {parsed(word).key_or_group for word in sys.argv if is_swept(word)}
-    number = hydra.job.num + 1
-    return Job(job_name(overrides, varied), number, max(_jobs_planned, number), Path(hydra.sweep.dir), overrides)
-
-
 def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
     """The folders with configuration groups: this package's and those that the command line added."""
     sources = (hydra or HydraConfig.get()).runtime.config_sources
@@ -93,47 +97,119 @@ def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
     return [CONF, *(folder for folder in folders if folder != CONF and folder.is_dir())]
 
 
+def settings_of(composed: DictConfig, hydra: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The validated configuration of what Hydra composed of `overrides`. Raises SettingError."""
+    one_option_each(hydra.runtime.choices)
+    folders = conf_folders(hydra)
+    return validate(without_replaced(composed, overrides, folders), folders)
+
+
+def split(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed_words = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    return [job for batch in BasicSweeper.split_arguments(parsed_words, None) for job in batch]
+
+
+def planned_jobs(
+    jobs: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], DictConfig],
+    folder: Path,
+    *,
+    sweep: Sequence[str],
+    hydra: DictConfig,
+) -> list[tuple[Job, DictConfig]]:
+    """Each job of a sweep with its validated configuration, which `compose` gives, with Hydra's node, for overrides.
+
+    `sweep` are the overrides of the whole sweep. A job with the settings of one that the folder has, has its name.
+    Raises SettingError for the first job whose settings are wrong; writes nothing.
+    """
+    varied = {parsed(word).key_or_group for word in sweep if is_swept(word)}
+    known = [
+        *(Path(str(name)).name for name in read_jobs(folder)),
+        *(path.name for path in folder.glob("*") if path.is_dir()),
+    ]
+    names = {name.rpartition("-")[2]: name for name in reversed(known)}
+    found = []
+    for number, words in enumerate(jobs, 1):
+        try:
+            composed = compose(words)
+            config = settings_of(composed, composed.hydra, words)
+        except (HydraException, OmegaConfBaseException, SettingError) as error:
+            raise explain(words, error, conf_folders(hydra), sweep=list(sweep)) from None
+        typed, digits = tuple(as_typed(words)), config_hash(OmegaConf.to_container(config))
+        name = names.setdefault(digits, job_name(typed, digits, varied))
+        found.append((Job(name, number, len(jobs), folder, typed), config))
+    return found
+
+
+def job_of(hydra: DictConfig, config: DictConfig, sweep: PlannedSweep) -> Job | None:
+    """The job that Hydra runs now, or None for a single run."""
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    overrides, number = tuple(as_typed(hydra.overrides.task)), hydra.job.num + 1
+    for job in sweep.jobs:
+        if (job.overrides, job.number) == (overrides, number):
+            return job
+    name = job_name(overrides, config_hash(OmegaConf.to_container(config)))  # of a sweeper that makes jobs on the way
+    return Job(name, number, max(len(sweep.jobs), number), Path(hydra.sweep.dir), overrides)
+
+
 class SweepCallback(Callback):
     """Hydra's hooks around a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Compose, validate and build (without memory or data) every job; a wrong one ends the sweep at once."""
-        global _jobs_planned
-        loader = GlobalHydra.instance().config_loader()
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
-        jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
-        _jobs_planned = len(jobs)
-        folders = conf_folders(config.hydra)
+        global _watch
+        loader, sweep = GlobalHydra.instance().config_loader(), list(config.hydra.overrides.task)
+        folder = Path(config.hydra.sweep.dir)
         try:
-            configs = []
-            for job in jobs:
-                try:
-                    composed = loader.load_sweep_config(config, list(job))
-                    one_option_each(composed.hydra.runtime.choices)
-                    configs.append(validate(without_replaced(composed, job, folders), folders))
-                except (HydraException, OmegaConfBaseException, SettingError) as error:
-                    raise explain(job, error, folders, sweep=list(config.hydra.overrides.task)) from None
-            study = study_of(config.sweep, [as_typed(job) for job in jobs])
+            found = planned_jobs(
+                split(sweep),
+                lambda words: loader.load_sweep_config(config, list(words)),
+                folder,
+                sweep=sweep,
+                hydra=config.hydra,
+            )
+            study_of(config.sweep, [job.overrides for job, _ in found])
             from runner.checked import check  # imports torch
 
-            for job_config in configs:
-                check(job_config)
+            checked = [check(job_config) for _, job_config in found]
+            if _planned.is_only_planned:
+                from runner.forecast import show_sweep
+
+                show_sweep(folder, [(*each, done) for each, done in zip(found, checked, strict=True)])
+                raise SystemExit
+            _record(folder, config.sweep, [job for job, _ in found])
         except SettingError as error:
             refuse(error)
-        write_sweep(Path(config.hydra.sweep.dir), study, _typed)
+        _planned.folder, _planned.jobs = folder, [job for job, _ in found]
+        _planned.retry_failed = found[0][1].sweep.retry_failed
+        _planned.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        if config.hydra.launcher._target_ != IN_THIS_PROCESS:
+            _watch = LauncherWatch(_planned.jobs, _planned.stop)
+            _watch.start()
 
-    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Show the table and the verdicts, and write the report."""
-        finish_sweep(Path(config.hydra.sweep.dir))
+
+def _record(folder: Path, node: DictConfig, jobs: Sequence[Job]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold(folder, wait_seconds=PATIENCE_SECONDS):
+            write_sweep(folder, node, {job.name: job.overrides for job in jobs}, _planned.typed)
+    except OSError as error:
+        raise SettingError(f"paths.outputs: {folder} cannot be written ({error}).") from None
 
 
-def finish_sweep(folder: Path) -> None:
-    """Print the table of a sweep's jobs, and of a study the verdicts; write report and results.csv."""
-    from runner.report.report import read_report
-    from runner.report.sweep_table import print_sweep
-    from runner.report.verdict_table import print_verdicts
+def stop_watching(*, at_once: bool = False) -> bool:
+    """End the watch over a launcher, if there is one; whether a signal came to it.
 
-    report = read_report(folder, into=folder)
-    print_sweep(report.runs, title=f"Sweep {folder}")
-    print_verdicts(report.verdicts)
-    print(f"Report: {report.write()}")
+    `at_once` if the launcher's processes may still be at work, or begin: these are to find that they should stop.
+    """
+    global _watch
+    if _watch is None:
+        return False
+    watch, _watch = _watch, None
+    was_stopped = watch.finish()
+    if not at_once:
+        watch.stop.unlink(missing_ok=True)
+    return was_stopped

@@ -1,8 +1,10 @@
-"""Measure what methods cost: `python scripts/bench.py methods [--device cuda] [--compile] [--json FILE]`.
+"""Measure what methods and what the training loop cost: `python scripts/bench.py methods|train [--device cuda] ...`.
 
-Prints a table for each comparison and writes all of it as JSON. What is compared runs in turn, in many short blocks;
-the ratios are those of the minima over the blocks (of the means for stochastic depth), with the medians beside them,
-so that other work on the machine spoils as little as possible. On a CPU torch gets 2 threads unless told otherwise.
+`methods` times layers, clips and whole steps beside the ways of other libraries. The ratios are those of the minima
+over the blocks (of the means for stochastic depth), with the medians beside them. `train` compares the runner's loop
+with a bare one in PyTorch, and shows where the rest of a step goes and what comes before the first. Both print tables
+and write all of it as JSON. What is compared runs in turn, in many short blocks, so that other work on the machine
+spoils as little as possible. On a CPU torch gets 2 threads unless told otherwise.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from benchmarks import training
 from benchmarks.methods import Comparison, Scale, comparisons, kept_memory
 from benchmarks.timing import interleaved
+from benchmarks.training import TrainingScale
 from rich.console import Console
 from rich.table import Table
 
@@ -47,12 +51,26 @@ def main() -> None:
     """Read the arguments, measure, print, write."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    scale = _scale(arguments)
+    device = _device(arguments.device)
     console = Console(highlight=False)
     load = os.getloadavg()[0]
-    console.print(f"{_machine(scale)}; load {load:.1f}")
+    console.print(f"{_machine(device)}; load {load:.1f}")
     if load > 1:
         console.print("Other work is running on this machine: trust the ratios less.", style="yellow")
+    measure = {"methods": _methods, "train": _train}[arguments.what]
+    settings, results = measure(arguments, device, console)
+    report = {
+        "settings": {**settings, "device": str(device), "threads": torch.get_num_threads(), "load": load},
+        "provenance": provenance(["python", "scripts/bench.py", *sys.argv[1:]]),
+        **results,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"Written to {arguments.json}")
+
+
+def _methods(arguments: argparse.Namespace, device: torch.device, console: Console) -> tuple[dict, dict]:
+    scale = _scale(arguments, Scale(device, blocks=arguments.blocks, compiled=arguments.compile), QUICK, CUDA)
     chosen = [
         comparison
         for comparison in comparisons(scale)
@@ -81,61 +99,123 @@ def main() -> None:
     for title, kept in memory.items():
         console.print(f"Kept for backward, {title}:", style="bold", soft_wrap=True)
         console.print(", ".join(f"{name} {size:,} bytes" for name, size in kept.items()))
-    settings = {key: str(value) if key == "device" else value for key, value in asdict(scale).items()}
-    report = {
-        "settings": {**settings, "threads": torch.get_num_threads(), "load": load},
-        "provenance": provenance(["python", "scripts/bench.py", *sys.argv[1:]]),
-        "comparisons": results,
-        "kept_for_backward": memory,
-    }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"Written to {arguments.json}")
+    return asdict(scale), {"comparisons": results, "kept_for_backward": memory}
+
+
+def _train(arguments: argparse.Namespace, device: torch.device, console: Console) -> tuple[dict, dict]:
+    scale = TrainingScale(
+        device,
+        blocks=arguments.blocks,
+        precision=arguments.precision,
+        compiled=arguments.compile,
+        settings=tuple(arguments.set),
+    )
+    scale = _scale(arguments, scale, training.QUICK, training.ON_CUDA)
+    measured = training.measure(scale)
+    started = training.start(scale)
+    targets = training.targets(scale, measured, started)
+    console.print(
+        f"\n{scale.model}, {measured['num_params'] / 1e6:.1f} M parameters, batch {scale.batch_size}, "
+        f"{scale.image_size} px; {scale.blocks} blocks of {scale.steps} steps",
+        style="bold",
+    )
+    for table in _train_tables(measured, started):
+        console.print(table)
+        console.print()
+    for target in targets:
+        bound = f"at least {target['at_least']}" if "at_least" in target else f"at most {target['at_most']}"
+        verdict = f"{target['what']}: {target['value']:.3f}, {'' if target['met'] else 'NOT '}{bound}"
+        console.print(verdict, style="" if target["met"] else "yellow")
+    return asdict(scale), {**measured, "start": started, "targets": targets}
+
+
+def _train_tables(measured: dict, started: dict) -> list[Table]:
+    arms = _columns("", "images/s", "a CPU second", "runner's share", "quartiles over blocks", "of CPU time")
+    for name, arm in measured["arms"].items():
+        row = [name, f"{arm['images_per_second']:.1f}", f"{arm['images_per_cpu_second']:.1f}"]
+        if name in measured["ratios"]:
+            wall, cpu = (measured["ratios"][name][clock] for clock in ("wall", "cpu"))
+            low, _, high = wall["quartiles_over_blocks"]
+            row += [f"{wall['of_medians']:.3f}", f"{low:.3f} - {high:.3f}", f"{cpu['of_medians']:.3f}"]
+        arms.add_row(*row)
+    breakdown = measured["breakdown"]
+    parts = _columns(f"a step ({breakdown['clock']} time)", "ms", "of the bare loop's")
+    bare = breakdown["step_ms"][training.BARE]
+    rows = {**breakdown["step_ms"], **breakdown["parts_ms"], "the rest": breakdown["rest_ms"]}
+    for name, milliseconds in rows.items():
+        parts.add_row(name, f"{milliseconds:.3f}", f"{milliseconds / bare:.2%}")
+    before = _columns("before the first step", "s")
+    before.add_row("imports (not counted)", f"{started['imports_s']:.2f}")
+    before.add_row("data (not counted)", f"{started['data_s']:.2f}")
+    for name, seconds in {**started["parts_s"], "together": started["to_first_step_s"]}.items():
+        before.add_row(name, f"{seconds:.3f}")
+    before.add_row("the first step over the second", f"{started['first_step_s'] - started['second_step_s']:.3f}")
+    between = _columns("between epochs", "s")
+    for name, seconds in breakdown["between_epochs_s"].items():
+        between.add_row(name, f"{seconds:.3f}")
+    tables = [arms, parts, between, before]
+    if memory := measured["peak_memory_bytes"]:
+        tables.append(_columns("peak memory", "MiB"))
+        for name, size in memory.items():
+            tables[-1].add_row(name, f"{size / 2**20:,.1f}")
+    return tables
 
 
 def _arguments() -> argparse.Namespace:
+    both = argparse.ArgumentParser(add_help=False)
+    both.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    both.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch on the CPU")
+    both.add_argument("--compile", action="store_true", help="compile models and layers")
+    both.add_argument("--blocks", type=int, default=20, help="interleaved blocks of each comparison")
+    both.add_argument("--model", help="of the whole steps")
+    both.add_argument("--batch-size", type=int, help="of the whole steps")
+    both.add_argument("--image-size", type=int, help="pixels, of the whole steps")
+    both.add_argument("--quick", action="store_true", help="tiny and fast, to see whether it works: means nothing")
+    both.add_argument("--json", type=Path, help="outputs/bench/methods.json or train.json by default")
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n")[1], allow_abbrev=False
     )
-    parser.add_argument("what", choices=("methods",))
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch on the CPU")
-    parser.add_argument("--compile", action="store_true", help="compile models and layers")
-    parser.add_argument("--blocks", type=int, default=20, help="interleaved blocks of each comparison")
-    parser.add_argument("--model", help="of the whole steps; resnet50 by default")
-    parser.add_argument("--batch-size", type=int, help="of the whole steps")
-    parser.add_argument("--image-size", type=int, help="pixels, of the whole steps")
-    parser.add_argument("--only", nargs="*", metavar="WORDS", help="comparisons with one of these in their title")
-    parser.add_argument("--quick", action="store_true", help="tiny and fast, to see whether it works: means nothing")
-    parser.add_argument("--json", type=Path, default=Path("outputs/bench/methods.json"))
+    kinds = parser.add_subparsers(dest="what", required=True)
+    methods = kinds.add_parser("methods", parents=[both], allow_abbrev=False, help="what each method costs")
+    methods.add_argument("--only", nargs="*", metavar="WORDS", help="comparisons with one of these in their title")
+    train = kinds.add_parser("train", parents=[both], allow_abbrev=False, help="the training loop beside a bare one")
+    train.add_argument("--steps", type=int, help="of a block")
+    train.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto")
+    train.add_argument("--set", nargs="*", metavar="KEY=VALUE", default=[], help="of the run, as train.ema=0.999")
     arguments = parser.parse_args()
+    arguments.json = arguments.json or Path(f"outputs/bench/{arguments.what}.json")
     models = [name for name in MODELS if name not in SEGMENTATION_MODELS]
     if arguments.model is not None and arguments.model not in models:
         parser.error(f"--model {arguments.model}: choose one of {', '.join(models)}")
-    for name in ("threads", "blocks", "batch_size", "image_size"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
+    for name in ("threads", "blocks", "batch_size", "image_size", "steps"):
+        if (value := getattr(arguments, name, None)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: it must be at least 1")
     return arguments
 
 
-def _scale(arguments: argparse.Namespace) -> Scale:
-    name = arguments.device
+def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    scale = Scale(device=torch.device(name), blocks=arguments.blocks, compiled=arguments.compile)
-    if name == "cuda":
-        scale = replace(scale, **CUDA)
+    return torch.device(name)
+
+
+def _scale(
+    arguments: argparse.Namespace, scale: Scale | TrainingScale, quick: dict, on_cuda: dict
+) -> Scale | TrainingScale:
+    """The size of the measurement for the device, and as the arguments say."""
+    if scale.device.type == "cuda":
+        scale = replace(scale, **on_cuda)
     if arguments.quick:
-        scale = replace(scale, **QUICK)
-    given = {key: getattr(arguments, key) for key in ("model", "batch_size", "image_size")}
+        scale = replace(scale, **quick)
+    given = {key: getattr(arguments, key, None) for key in ("model", "batch_size", "image_size", "steps")}
     return replace(scale, **{key: value for key, value in given.items() if value is not None})
 
 
-def _machine(scale: Scale) -> str:
-    if scale.device.type == "cuda":
-        return f"{torch.cuda.get_device_name(scale.device)}, torch {torch.__version__}"
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}"
 
 
@@ -163,12 +243,17 @@ def _result(comparison: Comparison, seconds: dict[str, list[float]]) -> dict:
 
 
 def _table(result: dict) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for header in ("ms", "ratio", "of medians"):
-        table.add_column(header, justify="right")
+    table = _columns("", "ms", "ratio", "of medians")
     for name, arm in result["arms"].items():
         table.add_row(name, f"{arm['ms']:.2f}", f"{arm['ratio']:.2f}", f"{arm['ratio_of_medians']:.2f}")
+    return table
+
+
+def _columns(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first)
+    for header in others:
+        table.add_column(header, justify="right")
     return table
 
 

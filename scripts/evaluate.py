@@ -19,6 +19,7 @@ from runner.experiments import without_replaced
 from runner.method_folder import add_search_path, search_folders
 from runner.remedies import explain
 from runner.run_folder import RunFolder, earlier_overrides
+from runner.safety import checked
 from runner.settings import SettingError
 
 
@@ -41,7 +42,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     """The line to print."""
     words = add_search_path(earlier_overrides([f"resume={folder}", *overrides]))
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with checked(words, typed=overrides), initialize_config_dir(str(CONF), version_base="1.3"):
             config = validate(without_replaced(compose("config", overrides=words), words))
     except HydraException as error:
         raise explain(words, error, search_folders(words)) from None
@@ -56,7 +57,9 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     from runner.training.precision import Precision, choose_device
     from runner.training.tasks import task_of
 
-    model, _ = load_run(folder, checkpoint)
+    model, _ = load_run(
+        folder, checkpoint, methods=config.paths.methods, allowed_packages=config.paths.allowed_packages
+    )
     trained = load_checkpoint(RunFolder(folder).checkpoint(checkpoint))["about"]
     # the images are normalized as those were that the model was trained on
     data = replace(build_data(config.dataset), mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))

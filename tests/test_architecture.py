@@ -18,7 +18,8 @@ READ_CONFIGURATIONS = {
     f"runner.{name}"
     for name in (
         *("__main__", "config", "experiments", "grammar", "overrides", "remedies", "settings", "study", "sweep"),
-        *("build", "checked", "chosen_methods", "description", "experiment", "preparation"),
+        *("forecast", "job_process", "safety", "step_time"),
+        *("build", "checked", "chosen_methods", "description", "experiment", "preparation", "ranks"),
     )
 }
 LONGEST_MODULE = 310

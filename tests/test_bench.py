@@ -1,9 +1,12 @@
 """The benchmark: that it runs and writes what it should, that it times what it says, and compares like with like."""
 
+import copy
 import json
 import os
+import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from runner import build
 from runner.config import CONF, METHOD_GROUPS
 from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, apply_weight_standardization
+from runner.optim import adamw, parameter_groups, sgd
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -23,9 +28,9 @@ def benchmarks():
     """The modules beside bench.py, which Python finds when it runs that file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
-        from benchmarks import methods, peers, timing
+        from benchmarks import methods, peers, timing, training, watched_run
 
-        yield SimpleNamespace(methods=methods, peers=peers, timing=timing)
+        yield SimpleNamespace(methods=methods, peers=peers, timing=timing, training=training, watched_run=watched_run)
 
 
 # ---- the command
@@ -98,11 +103,124 @@ def test_memory_kept_for_backward_is_in_the_report(report):
     assert weight <= convs["StdConv2d"] <= 1.01 * weight
 
 
-def test_a_gpu_that_is_not_there_is_named():
-    command = [sys.executable, SCRIPTS / "bench.py", "methods", "--device", "cuda"]
+@pytest.mark.parametrize("what", ["methods", "train"])
+def test_a_gpu_that_is_not_there_is_named(what):
+    command = [sys.executable, SCRIPTS / "bench.py", what, "--device", "cuda"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 1
     assert "--device cuda: torch sees no GPU here" in done.stderr
+
+
+# ---- the training loop
+
+
+@pytest.fixture(scope="module")
+def training_report(tmp_path_factory):
+    """What a quick run of the training benchmark writes, of a run with a method and an average of the weights."""
+    path = tmp_path_factory.mktemp("bench") / "train.json"
+    command = [sys.executable, SCRIPTS / "bench.py", "train", "--quick", "--model", "resnet20", "--device", "cpu"]
+    command += ["--threads", "1", "--json", path, "--set", "train.ema=0.9", "norm=agc"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    for part in ("images/s over the bare loop's", "norm of the gradient", "before the first step"):
+        assert part in done.stdout
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_the_training_report_compares_three_loops(training_report):
+    arms, ratios = training_report["arms"], training_report["ratios"]
+    assert list(arms) == ["runner", "bare loop", "default optimizer"]
+    for arm in arms.values():
+        assert len(arm["blocks_s"]) == len(arm["blocks_cpu_s"]) == training_report["settings"]["blocks"] == 2
+        assert arm["images_per_second"] == pytest.approx(8 / statistics.median(arm["blocks_s"]), rel=1e-3)
+    for name, ratio in ratios.items():
+        speeds = [arms[arm]["images_per_second"] for arm in ("runner", name)]
+        assert ratio["wall"]["of_medians"] == pytest.approx(speeds[0] / speeds[1])
+        low, middle, high = ratio["wall"]["quartiles_over_blocks"]
+        assert low <= middle <= high
+    assert training_report["optimizer"] == {"bare loop": "SGD, fused", "default optimizer": "SGD, as torch chooses"}
+    assert training_report["settings"]["settings"] == ["train.ema=0.9", "norm=agc"]
+
+
+@pytest.mark.slow
+def test_the_training_report_shows_where_the_rest_goes(training_report):
+    breakdown = training_report["breakdown"]
+    parts = {"average of the weights", "method agc", "sums of loss and counts", "norm of the gradient", "schedule"}
+    assert parts <= set(breakdown["parts_ms"])
+    assert all(milliseconds > 0 for milliseconds in breakdown["parts_ms"].values())
+    step, known = breakdown["step_ms"], sum(breakdown["parts_ms"].values())
+    assert breakdown["rest_ms"] == pytest.approx(step["runner"] - step["bare loop"] - known)
+    assert set(breakdown["between_epochs_s"]) == {"evaluation", "checkpoints"}
+    assert all(seconds > 0 for seconds in breakdown["between_epochs_s"].values())
+
+
+@pytest.mark.slow
+def test_the_training_report_tells_what_comes_before_the_first_step(training_report):
+    start = training_report["start"]
+    assert {"model and methods", "optimizer", "the rest"} <= set(start["parts_s"])
+    assert sum(start["parts_s"].values()) == pytest.approx(start["to_first_step_s"])
+    assert all(start[key] > 0 for key in ("imports_s", "data_s", "first_step_s", "second_step_s"))
+    targets = {target["what"]: target for target in training_report["targets"]}
+    ratio = training_report["ratios"]["bare loop"]["wall"]["of_medians"]
+    assert targets["images/s over the bare loop's"] | {"met": None} == {
+        "what": "images/s over the bare loop's",
+        "value": ratio,
+        "at_least": 0.97,
+        "met": None,
+    }
+    assert targets["seconds to the first step"]["value"] == start["to_first_step_s"]
+    for target in targets.values():
+        assert target["met"] is (target.get("at_least", -1) <= target["value"] <= target.get("at_most", 1e9))
+
+
+def test_the_bare_loop_trains_as_the_runner_does(benchmarks, composed, tmp_path):
+    """On the same batches it comes to the same weights: so both do the same work."""
+    scale = replace(
+        benchmarks.training.TrainingScale(torch.device("cpu"), blocks=1), **benchmarks.training.QUICK, model="resnet20"
+    )
+    config = composed(*scale.overrides(epochs=1, outputs=tmp_path))
+    seen = {}
+
+    def take(trainer):
+        seen["trainer"], seen["start"] = trainer, copy.deepcopy(trainer.model)
+
+    benchmarks.watched_run.run(config, take)
+    trainer, model = seen["trainer"], seen["start"]
+    optimizer = build.build_optimizer(config.optimizer, model, global_batch_size=4)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    benchmarks.training.train_bare(model, optimizer, trainer.train_batches, trainer.precision, 0)
+    moved = 0
+    for own, other, start in zip(model.parameters(), trainer.model.parameters(), before, strict=True):
+        change = (other - start).detach()
+        torch.testing.assert_close(own - start, change, rtol=1e-3, atol=1e-3 * change.abs().max().item())
+        moved += bool(change.any())
+    assert moved == len(before)
+
+
+def test_a_clock_counts_a_call_within_another_once(benchmarks, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(benchmarks.watched_run.time, "perf_counter", lambda: clock.now)
+    clocks = benchmarks.watched_run.Clocks(torch.device("cpu"), "wall")
+    calls = SimpleNamespace(inner=lambda: clock.take("inner", 3.0), missing=None)
+    calls.outer = lambda: (clock.take("outer", 1.0), calls.inner(), clock.take("outer", 1.0))
+    with clocks.on_all(calls, [("outer", "a"), ("inner", "b"), ("missing.part", "c")]):
+        calls.outer()
+        calls.inner()
+    calls.outer()
+    assert dict(clocks.seconds) == {"a": 2.0, "b": 6.0}
+
+
+def test_the_plain_optimizer_has_the_settings_of_the_other(benchmarks):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    groups = parameter_groups(model, weight_decay=0.3)
+    for fused in (sgd(groups, lr=0.7, momentum=0.8), adamw(groups, lr=0.7, beta1=0.8)):
+        plain = benchmarks.training.plain_optimizer(fused)
+        assert type(plain) is type(fused)
+        assert fused.defaults["fused"]
+        assert not plain.defaults["fused"]
+        for own, other in zip(plain.param_groups, fused.param_groups, strict=True):
+            assert all(own[key] == other[key] for key in own if key not in ("fused", "foreach"))
 
 
 # ---- timing

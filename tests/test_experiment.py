@@ -81,8 +81,8 @@ def multiply_adds(model, image):
 
 def test_a_run_leaves_these_files_and_no_other(finished):
     files = {str(path.relative_to(finished.run)) for path in finished.run.rglob("*") if path.is_file()}
-    checkpoints = {"checkpoints/best.pt", "checkpoints/last.pt"}
-    assert files == {"config.yaml", "overrides.yaml", "metrics.jsonl", "summary.json"} | checkpoints
+    checkpoints = {f"checkpoints/{name}.pt" for name in ("best", "last", "previous")}
+    assert files == {"config.yaml", "overrides.yaml", "metrics.jsonl", "summary.json", ".lock"} | checkpoints
     assert [path.name for path in finished.work.iterdir()] == ["outputs"]
     assert {path.name for path in (finished.work / "outputs").iterdir()} == {"runs", "wandb"}
 

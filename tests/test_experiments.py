@@ -21,7 +21,7 @@ from runner.data import cluttered_digits, digit_scenes, image_folder, mask_folde
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.models import nfnet
 from runner.settings import SettingError
-from runner.training import loop
+from runner.training import kept, state
 
 FOLDER = CONF / "experiment"
 FILES = [file for file in FOLDER.rglob("*.yaml") if "sweep" not in OmegaConf.load(file)]  # the others are studies
@@ -150,9 +150,10 @@ def data_sets(tmp_path, monkeypatch):
 def light(monkeypatch):
     """Two steps take a second or so: narrow NFNets, and checkpoints, of up to 0.8 GB, that stay in memory."""
     monkeypatch.setattr(nfnet, "WIDTHS", (256,) * 4)
-    kept = {}
-    monkeypatch.setattr(loop, "save_checkpoint", kept.__setitem__)
-    monkeypatch.setattr(experiment, "load_checkpoint", lambda path, device="cpu": kept[path])
+    in_memory = {}
+    for module in (state, kept):
+        monkeypatch.setattr(module, "save_checkpoint", lambda path, content, **_: in_memory.update({path: content}))
+    monkeypatch.setattr(experiment, "load_checkpoint", lambda path, device="cpu": in_memory[path])
 
 
 def test_every_part_of_the_house_has_records():

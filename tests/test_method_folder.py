@@ -99,18 +99,26 @@ def test_the_run_goes_on_and_is_read_from_anywhere(own, small, tmp_path, monkeyp
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     outcome = small(f"resume={run}", "train.epochs=2")
+    assert outcome.code == 2
+    again = f"add paths.methods={own} '{ALLOWED}' to the command line."
+    assert again in outcome.err.replace("\n", " ")
+    outcome = small(f"resume={run}", "train.epochs=2", f"paths.methods={own}", ALLOWED)
     assert outcome.code == 0, outcome.err
     assert len(yaml.safe_load((run / "overrides.yaml").read_text())) == len(
         set(yaml.safe_load((run / "overrides.yaml").read_text()))
     )
     method_folder._on_path, sys.path[:] = None, [entry for entry in sys.path if entry != str(own)]
     del sys.modules["gradient_centralization"]  # as in a process of its own
-    _, loaded = load_run(run)
+    with pytest.raises(SettingError, match=r"load_run\(FOLDER, methods='.*own', allowed_packages=\['gradient_cent"):
+        load_run(run)
+    packages = ["gradient_centralization"]
+    _, loaded = load_run(run, methods=own, allowed_packages=packages)
     assert "gradient_centralization" in loaded
     own.rename(tmp_path / "gone")
     with pytest.raises(SettingError, match=r"paths\.methods=.*own: there is no such folder"):
-        load_run(run)
-    outcome = small(f"resume={run}", f"paths.methods={tmp_path / 'gone'}", "train.epochs=3")
+        load_run(run, methods=own, allowed_packages=packages)
+    assert load_run(run, methods=tmp_path / "gone", allowed_packages=packages)
+    outcome = small(f"resume={run}", f"paths.methods={tmp_path / 'gone'}", ALLOWED, "train.epochs=3")
     assert outcome.code == 0, outcome.err
 
 
@@ -122,9 +130,12 @@ def test_a_run_of_it_is_evaluated(own, small, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     folder = tmp_path / "outputs/runs/run"
     accuracy = json.loads((folder / "summary.json").read_text())["metrics"]["accuracy"]
-    assert f"accuracy {100 * accuracy:.2f} %" in script.evaluate_run(folder, "best", "test", [])
+    with pytest.raises(SettingError, match=r"add paths\.methods=.* to the command line"):
+        script.evaluate_run(folder, "best", "test", [])
+    words = [f"paths.methods={own}", ALLOWED]
+    assert f"accuracy {100 * accuracy:.2f} %" in script.evaluate_run(folder, "best", "test", words)
     with pytest.raises(SettingError, match=r"no option gradient_c\. Did you mean"):
-        script.evaluate_run(folder, "best", "test", ["regularization=gradient_c"])
+        script.evaluate_run(folder, "best", "test", [*words, "regularization=gradient_c"])
 
 
 def test_a_sweep_over_it(own, small, tmp_path):
@@ -193,7 +204,9 @@ def test_a_faulty_module_is_named_with_the_reason(small, tmp_path, module, parts
 
 def test_a_class_must_have_the_places_of_a_method(small, tmp_path):
     write(tmp_path / "own", "class GradientCentralization:\n    order = 50\n")
-    assert_refused(small, tmp_path, "it lacks counted, apply,", "derive the class from runner.methods.method.Method")
+    assert_refused(
+        small, tmp_path, "it lacks ", "counted, ", "apply, ", "derive the class from runner.methods.method.Method"
+    )
 
 
 def test_a_class_must_take_the_settings(small, tmp_path):

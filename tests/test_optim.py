@@ -11,12 +11,14 @@ import runner.lars
 import runner.optim
 from runner import build
 from runner.methods import (
+    StdConv2d,
     apply_batch_channel_norm,
     apply_ghost_batchnorm,
     apply_group_norm,
     apply_instance_norm,
     apply_layer_norm,
     apply_weight_standardization,
+    cached_standardized_weights,
     remove_batchnorm,
 )
 from runner.models import nf_resnet26, nfnet_f0, resnet18
@@ -132,6 +134,118 @@ def test_a_parameter_without_a_gradient_in_the_first_steps_rests_and_trains_late
         optimizer.step()
         plain.step()
         torch.testing.assert_close(parameters, expected)
+
+
+SETTINGS = {sgd: {"momentum": 0.9, "nesterov": True}, adamw: {}, lars: {"momentum": 0.9}}
+each_optimizer = pytest.mark.parametrize("make", [sgd, adamw, lars], ids=["sgd", "adamw", "lars"])
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
+
+
+def small_net(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)).to(dtype)
+
+
+def random_gradients(model, step):
+    """Gradients of many sizes; the batch norm has none in the second of three steps."""
+    generator = torch.Generator().manual_seed(step)
+    for number, parameter in enumerate(model.parameters()):
+        size = 10.0 ** torch.randint(-4, 2, parameter.shape, generator=generator)
+        gradient = torch.randn(parameter.shape, generator=generator) * size
+        rests = step % 3 == 1 and number in (2, 3)
+        parameter.grad = None if rests else gradient.to(parameter.device, parameter.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_fused_steps_are_those_of_the_unfused_form_up_to_rounding(make, dtype, tolerance):
+    models = [small_net(dtype), small_net(dtype)]
+    fused, plain = (make(parameter_groups(model, weight_decay=0.1), lr=0.01, **SETTINGS[make]) for model in models)
+    assert fused.defaults["fused"]
+    for group in plain.param_groups:
+        group["fused"], group["foreach"] = False, False
+    for step in range(20):
+        for model, optimizer in zip(models, (fused, plain), strict=True):
+            random_gradients(model, step)
+            optimizer.step()
+    for own, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance * other.abs().max().item())
+
+
+@each_optimizer
+def test_an_optimizer_goes_on_from_its_state_with_the_same_bits(make, tmp_path):
+    """As the loop restores it: the state from the checkpoint, the groups' settings from the new optimizer."""
+    whole, parts = small_net(), small_net()
+    optimizers = [
+        make(parameter_groups(model, weight_decay=0.1), lr=0.01, **SETTINGS[make]) for model in (whole, parts)
+    ]
+    for step in range(6):
+        for number, model in enumerate((whole, parts)):
+            if (number, step) == (1, 2):
+                torch.save(optimizers[1].state_dict(), tmp_path / "optimizer.pt")
+                state = torch.load(tmp_path / "optimizer.pt", weights_only=True)["state"]
+                optimizers[1] = make(parameter_groups(model, weight_decay=0.1), lr=0.01, **SETTINGS[make])
+                settings = optimizers[1].state_dict()["param_groups"]
+                optimizers[1].load_state_dict({"state": state, "param_groups": settings})
+            random_gradients(model, step)
+            optimizers[number].step()
+    for own, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("unscaled", [True, False])
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@each_optimizer
+def test_under_a_loss_scale_a_step_is_the_plain_one_or_none(make, device, unscaled):
+    """None where the gradient overflows: weights, momenta and counts stay, and the scale is halved."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    models = [small_net().to(device), small_net().to(device)]
+    scaled, plain = (make(parameter_groups(model, weight_decay=0.1), lr=0.01, **SETTINGS[make]) for model in models)
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    for step in range(4):
+        overflows = step == 2
+        before = [parameter.clone() for parameter in models[0].parameters()]
+        for model in models:
+            random_gradients(model, step)
+        for parameter in models[0].parameters():
+            if parameter.grad is not None:
+                parameter.grad *= scaler.scale(torch.ones((), device=device))
+        if overflows:
+            models[0][3].weight.grad[0, 0] = torch.inf
+        if unscaled:
+            scaler.unscale_(scaled)
+        scaler.step(scaled)
+        scaler.update()
+        if overflows:
+            assert all(torch.equal(a, b) for a, b in zip(before, models[0].parameters(), strict=True))
+            assert scaler.get_scale() == 512
+        else:
+            plain.step()
+        for own, other in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_standardized_weights_are_those_after_a_fused_step():
+    """A fused step leaves a weight's version as it was, so that nothing may be kept by it."""
+    model = nn.Sequential(StdConv2d(3, 6, 3), nn.Flatten(), nn.Linear(96, 5))
+    optimizer = sgd(parameter_groups(model, weight_decay=0.1), lr=0.5)
+    images = torch.randn(2, 3, 6, 6)
+    for step in range(2):
+        with torch.no_grad(), cached_standardized_weights(model):
+            model(images)
+        version = model[0].weight._version
+        random_gradients(model, step)
+        optimizer.step()
+        assert model[0].weight._version == version  # else this test would say little
+        weight = model[0].weight.detach().flatten(1)
+        mean, std = weight.mean(1, keepdim=True), (weight.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        expected = nn.functional.conv2d(images, ((weight - mean) / std).view_as(model[0].weight), model[0].bias)
+        torch.testing.assert_close(model[0](images), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(model[0](images), expected)
+            with cached_standardized_weights(model):
+                torch.testing.assert_close(model[0](images), expected)
 
 
 @pytest.mark.parametrize("decay_norm_and_bias", [False, True])

@@ -479,11 +479,12 @@ def test_timm_train_nothing_is_read_from_a_gpu_within_a_step(small, monkeypatch)
         trainer.precision = SimpleNamespace(
             device=SimpleNamespace(type="cuda"), autocast=own.autocast, scaler=own.scaler
         )
+        trainer.take_step.precision = trainer.precision
         monkeypatch.setattr(Sums, "read", counted)
         with calls:
             train_epoch(trainer, interruption)
         monkeypatch.setattr(Sums, "read", read)
-        trainer.precision = own
+        trainer.precision = trainer.take_step.precision = own
 
     monkeypatch.setattr(loop.Trainer, "_train_epoch", on_another_device)
     methods = ("norm=[ghost_batchnorm,clip_by_norm]", "ghost_batchnorm.ghost_batch_size=4", "regularization=mixup")

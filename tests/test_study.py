@@ -104,7 +104,7 @@ def test_a_study_runs_from_one_command_to_its_verdicts(runner):
         summary = json.loads((job / "summary.json").read_text())
         assert (summary["status"], summary["metrics"]["accuracy"], summary["best"]) == ("completed", None, {})
         assert (job / "probes/activation_statistics.npz").is_file()
-        assert yaml.safe_load((job / "config.yaml").read_text())["sweep"] == {"name": "s"}
+        assert yaml.safe_load((job / "config.yaml").read_text())["sweep"] == {"name": "s", "retry_failed": True}
         assert not any((job / "checkpoints").iterdir())
     assert "grows nearly exponentially with depth" in outcome.out
     assert "With batch norm it hardly changes with depth." in (folder / "report.md").read_text()

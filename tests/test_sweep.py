@@ -1,6 +1,7 @@
 """Sweeps: every job checked before the first starts, one that fails stops no other, a table at the end."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -8,8 +9,9 @@ import signal
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from runner.job import job_name
+from runner.job import config_hash, job_name
 from runner.sweep import name_sweep
 from runner.training.loop import Trainer
 
@@ -162,25 +164,14 @@ def test_an_interrupted_job_ends_the_sweep(small, tmp_path, monkeypatch):
     assert sorted(summary["status"] for summary in summaries.values()) == ["completed", "interrupted"]
     folder = job_with(tmp_path / "outputs/sweeps/s", "agc.clip=0.02")
     assert f"python -m runner resume={folder.relative_to(tmp_path)}" in outcome.out
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith("Go on with the sweep: python -m runner dataset=random ")
+    assert last.endswith(" ".join(arguments))
     assert any("interrupted" in line for line in table_of(outcome.out))
 
     monkeypatch.setattr(Trainer, "_step", step)
     assert small(f"resume={folder.relative_to(tmp_path)}").code == 0
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
-
-
-def test_a_sweep_of_the_same_name_overwrites_nothing(small, tmp_path, monkeypatch):
-    arguments = ("train.max_steps=1", "norm=agc", "agc.clip=0.01,0.02", "sweep.name=s", "--multirun")
-    with monkeypatch.context() as patch:
-        spoil(patch, 0.02, fail)
-        assert small(*arguments).code == 1
-    sweep = tmp_path / "outputs/sweeps/s"
-    first = {path: path.read_bytes() for path in sweep.glob("*=*/**/*") if path.is_file()}
-    outcome = small(*arguments)
-    assert outcome.code == 0, "no job of this sweep failed"
-    assert {path: path.read_bytes() for path in first} == first
-    assert sorted(row["status"] for row in results(sweep)) == ["completed", "completed", "completed", "failed"]
-    assert [path.name for path in sweep.parent.iterdir()] == ["s"]
 
 
 def test_a_sweep_is_named_after_what_it_sweeps():
@@ -209,25 +200,41 @@ def test_a_method_may_be_set_where_its_group_is_swept(small, tmp_path):
         assert "agc.clip=0.01: not every job of norm=agc,batchnorm has agc." in outcome.err
 
 
-def test_a_jobs_folder_says_its_overrides():
-    assert job_name(["norm=agc", "agc.clip=0.01", "sweep.name=s", "wandb.mode=disabled"]) == "norm=agc,agc.clip=0.01"
-    assert job_name(["norm=[ghost_batchnorm,agc]"]) == "norm=ghost_batchnorm,agc"
-    assert job_name(["sweep.name=s"]) == "job"
-    assert job_name(["name=a b/c"]) == "name=a_b_c"
-    assert re.fullmatch(r"[A-Za-z0-9].*", job_name(["~train.epochs", "dataset.root=../../x y"]))
-    assert "/" not in job_name(["dataset.root=../../x y"])
+def test_a_jobs_folder_says_its_overrides_and_the_hash_of_its_settings():
+    words = ["norm=agc", "agc.clip=0.01", "sweep.name=s", "wandb.mode=disabled"]
+    assert job_name(words, "0123abcd") == "norm=agc,agc.clip=0.01-0123abcd"
+    assert job_name(["norm=[ghost_batchnorm,agc]"], "0123abcd") == "norm=ghost_batchnorm,agc-0123abcd"
+    assert job_name(["sweep.name=s"], "0123abcd") == "job-0123abcd"
+    assert job_name(["name=a b/c"], "0123abcd") == "name=a_b_c-0123abcd"
+    assert re.fullmatch(r"[A-Za-z0-9].*", job_name(["~train.epochs", "dataset.root=../../x y"], "0123abcd"))
+    assert "/" not in job_name(["dataset.root=../../x y"], "0123abcd")
 
 
-def test_a_long_name_of_a_job_is_cut_and_stays_its_own():
+def test_a_long_name_of_a_job_is_cut_and_keeps_its_end():
     common = [f"model.a_setting_with_a_long_name_{number}=1" for number in range(6)]
-    names = [job_name([*common, f"agc.clip={clip}"]) for clip in (0.01, 0.02)]
-    assert len(set(names)) == 2
-    assert all(len(name) <= 120 for name in names)
+    names = [job_name([*common, f"agc.clip={clip}"], "0123abcd") for clip in (0.01, 0.02)]
+    assert all(len(name) <= 120 and name.endswith("-0123abcd") for name in names)
     assert ["clip=0.01" in names[0], "clip=0.02" in names[1]] == [True, True]
+    assert len(job_name(["dataset.root=" + 300 * "x"], "0123abcd")) == 120
 
 
 def test_a_long_name_keeps_what_varies():
     words = [f"dataset.setting_{index}=some_longer_value" for index in range(8)]
-    name = job_name(["experiment=cifar10/resnet56", *words], {"experiment"})
+    name = job_name(["experiment=cifar10/resnet56", *words], "0123abcd", {"experiment"})
     assert "experiment=cifar10_resnet56" in name
-    assert name != job_name(["experiment=cifar10/resnet110_bjorck", *words], {"experiment"})
+
+
+def test_the_hash_is_that_of_the_settings_but_for_where_a_run_lies_and_how_it_is_watched(composed):
+    def digits(*overrides):
+        return config_hash(OmegaConf.to_container(composed(*overrides)))
+
+    settings = OmegaConf.to_container(composed())
+    for key in ("wandb", "sweep", "name", "resume"):
+        del settings[key]
+    del settings["paths"]["outputs"]
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
+    assert digits() == hashlib.sha256(canonical).hexdigest()[:8]
+    same = ("paths.outputs=/elsewhere", "wandb.mode=disabled", "wandb.tags=[a]", "sweep.name=s", "name=n")
+    assert digits(*same, "sweep.retry_failed=false", "seed=0", "norm=[batchnorm]") == digits()
+    others = ("seed=1", "norm=agc", "train.epochs=9", "dataset.validation=test", "train.device=cpu")
+    assert len({digits(), *(digits(word) for word in others)}) == 1 + len(others)

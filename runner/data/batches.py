@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from runner.data.dataset import IGNORE_INDEX, Data, EvaluationBatches, Label, TrainBatches
 from runner.data.seeds import mixed_seed
+from runner.data.shares import Share
 
 
 class Normalization:
@@ -34,12 +35,21 @@ class _Tensors:
     """Images (N, C, H, W) and targets (N,) or (N, H, W) of one split of `data`, on the device."""
 
     def __init__(
-        self, data: Data, images: Tensor, targets: Tensor, *, batch_size: int, device: torch.device, channels_last: bool
+        self,
+        data: Data,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        device: torch.device,
+        channels_last: bool,
+        share: Share,
     ) -> None:
         self.images = images.to(device)
         self.targets = targets.to(device)
         self.num_classes = data.num_classes
         self.batch_size = batch_size
+        self.share = share
         self.channels_last = channels_last
         self.normalized = Normalization(
             data, of_bytes=images.dtype == torch.uint8, device=device, channels_last=channels_last
@@ -67,8 +77,9 @@ class TensorTrainBatches(_Tensors, TrainBatches):
         order = torch.randperm(size, generator=generator).to(device)
         offsets = torch.randint(2 * self.crop_padding + 1, (2, size), generator=generator).to(device)
         flips = (torch.rand(size, generator=generator) < 0.5).to(device) & self.flip
+        places = torch.arange(size, device=device)
         for batch in range(start, len(self)):
-            place = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            place = self.share.of_batch(places[batch * self.batch_size :][: self.batch_size])
             indices = order[place]
             images, targets = self.normalized(self.images[indices]), self.targets[indices]
             if self.crop_padding or self.flip:
@@ -83,7 +94,7 @@ class TensorEvaluationBatches(_Tensors, EvaluationBatches):
     """Batches of a split as it lies in memory."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | Sequence[Label]]]:
-        for start in range(0, len(self.targets), self.batch_size):
+        for start in self.share.of_batches(range(0, len(self.targets), self.batch_size)):
             place = slice(start, start + self.batch_size)
             targets = self.targets[place].long()
             labels = targets if targets.ndim == 1 else [(mask, tuple(mask.shape)) for mask in targets]

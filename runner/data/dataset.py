@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from runner.data.shares import WHOLE, Share
+
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
 IGNORE_INDEX = 255  # a mask's value where no class is given, and at its padding
 SPLITS = ("train", "validation", "test")
@@ -24,9 +26,13 @@ class DataFault(RuntimeError):
 
 
 class TrainBatches(ABC):
-    """Shuffled, augmented batches of one size; the samples that fill no batch are left out of an epoch."""
+    """Shuffled, augmented batches of one size; the samples that fill no batch are left out of an epoch.
+
+    `batch_size` is that of all ranks together; what `epoch` gives is one rank's share of it.
+    """
 
     num_classes: int
+    batch_size: int
 
     @abstractmethod
     def __len__(self) -> int:
@@ -41,7 +47,7 @@ class TrainBatches(ABC):
 
 
 class EvaluationBatches(ABC):
-    """Every sample of a split once, in order."""
+    """Every sample of a split once, in order; over all ranks together."""
 
     channels_last: bool
 
@@ -73,15 +79,18 @@ class Data(ABC):
 
     @abstractmethod
     def train_batches(
-        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False
+        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> TrainBatches:
-        """Batches of the training split. Raises ValueError if it has fewer images than one."""
+        """Batches of the training split, of each the samples of `share`; `batch_size` is that of all ranks together.
+
+        Raises ValueError if the split has fewer images than a batch.
+        """
 
     @abstractmethod
     def evaluation_batches(
-        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False
+        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> EvaluationBatches:
-        """Batches of a split, one of `SPLITS`, at most `batch_size` samples each."""
+        """The batches of `share` of a split, one of `SPLITS`, at most `batch_size` samples each."""
 
     @property
     def evaluation_batch_size(self) -> int:

@@ -27,6 +27,7 @@ from runner.data.file_loader import (
     masks_of,
 )
 from runner.data.seeds import mixed_seed
+from runner.data.shares import WHOLE, Share
 
 NAMED = 3  # unreadable files that a message names
 
@@ -48,7 +49,7 @@ class FileData(Data):
     max_unreadable: int = 0
 
     def train_batches(
-        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False
+        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> FileTrainBatches:
         check_batch_size(batch_size, self)
         return FileTrainBatches(
@@ -61,10 +62,11 @@ class FileData(Data):
             channels_last=channels_last,
             num_workers=self.num_workers,
             max_unreadable=self.max_unreadable,
+            share=share,
         )
 
     def evaluation_batches(
-        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False
+        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> FileEvaluationBatches:
         return FileEvaluationBatches(
             self,
@@ -75,6 +77,7 @@ class FileData(Data):
             channels_last=channels_last,
             num_workers=self.num_workers,
             max_unreadable=self.max_unreadable,
+            share=share,
         )
 
 
@@ -92,8 +95,10 @@ class _Files:
         channels_last: bool = False,
         num_workers: int | None = 0,
         max_unreadable: int = 0,
+        share: Share = WHOLE,
     ) -> None:
         self.samples = samples
+        self.share = share
         self.num_classes = data.num_classes
         self.batch_size = batch_size
         self.device = device
@@ -157,7 +162,8 @@ class FileTrainBatches(_Files, TrainBatches):
         self._latest = current = object()
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         order = torch.randperm(len(self.samples), generator=generator)
-        parts = [order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
+        batches = (order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self)))
+        parts = [self.share.of_batch(batch) for batch in batches]
         self._plan.batches = _entries(self.samples, parts, self.seed, epoch)
         filled = (self._filled(batch, part, epoch) for batch, part in zip(self._loader, parts, strict=True))
         for images, targets, _, mask_shapes, *_ in _on_device(filled, self.device):
@@ -200,7 +206,7 @@ class FileEvaluationBatches(_Files, EvaluationBatches):
     """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | Sequence[Label]]]:
-        starts = range(0, len(self.samples), self.batch_size)
+        starts = self.share.of_batches(range(0, len(self.samples), self.batch_size))
         parts = [self.samples[start : start + self.batch_size] for start in starts]
         loader = self.loader([[(sample, 0) for sample in part] for part in parts], persistent=False)
         any_readable = False
@@ -215,7 +221,7 @@ class FileEvaluationBatches(_Files, EvaluationBatches):
                 places = [place for place, size in enumerate(sizes) if size == (height, width)]
                 alike = images[places][..., :height, :width]
                 yield self.normalized(alike), [(masks[place], (height, width)) for place in places]
-        if not any_readable:
+        if parts and not any_readable:
             raise self.none_readable()
 
     def _recorded(self, loaded: Iterable[tuple[LoadedBatch, Sequence[Sample]]]) -> Iterator[LoadedBatch]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runner.data.batches import TensorEvaluationBatches, TensorTrainBatches
 from runner.data.dataset import Data, check_batch_size
+from runner.data.shares import WHOLE, Share
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class TensorData(Data):
     flip: bool = False
 
     def train_batches(
-        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False
+        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> TensorTrainBatches:
         check_batch_size(batch_size, self)
         return TensorTrainBatches(
@@ -54,14 +55,21 @@ class TensorData(Data):
             batch_size=batch_size,
             device=device,
             channels_last=channels_last,
+            share=share,
         )
 
     def evaluation_batches(
-        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False
+        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> TensorEvaluationBatches:
         chosen: Split = getattr(self, split)
         return TensorEvaluationBatches(
-            self, chosen.images, chosen.targets, batch_size=batch_size, device=device, channels_last=channels_last
+            self,
+            chosen.images,
+            chosen.targets,
+            batch_size=batch_size,
+            device=device,
+            channels_last=channels_last,
+            share=share,
         )
 
 

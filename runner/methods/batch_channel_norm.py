@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.limits import check
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
@@ -137,7 +138,7 @@ def apply_batch_channel_norm(model: nn.Module, *, num_groups: int = 32, estimate
     check("batch_channel_norm", num_groups=num_groups)
     refuse_modules(
         model,
-        (nn.SyncBatchNorm, *GHOST_BATCH_NORMS.values()),
+        (*SYNC_BATCH_NORMS, *GHOST_BATCH_NORMS.values()),
         "it takes its statistics over other samples than batch-channel norm does; choose one of the two",
     )
     norms = batch_norms(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.layers.ghost_normalize import ghost_normalize
+from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.limits import check
 from runner.methods.method import Method
 from runner.surgery import nothing_to_change, refuse_modules, replace_modules
@@ -180,7 +181,7 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
     check("ghost_batchnorm", **settings)
     refuse_modules(
         model,
-        lambda module: isinstance(module, nn.SyncBatchNorm),
+        lambda module: isinstance(module, SYNC_BATCH_NORMS),
         "it shares its statistics over devices, the opposite of a ghost batch; choose one of the two",
     )
     known = (*GHOST_BATCH_NORMS, *GHOST_BATCH_NORMS.values())

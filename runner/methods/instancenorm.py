@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, replace_batch_norms
@@ -72,7 +73,7 @@ _INSTANCE_NORMS = {
     nn.BatchNorm1d: InstanceNorm1d,
     nn.BatchNorm2d: InstanceNorm2d,
     nn.BatchNorm3d: InstanceNorm3d,
-    nn.SyncBatchNorm: InstanceNorm2d,
+    **dict.fromkeys(SYNC_BATCH_NORMS, InstanceNorm2d),
 }
 _INSTANCE_NORMS |= {ghost: _INSTANCE_NORMS[plain] for plain, ghost in GHOST_BATCH_NORMS.items()}
 

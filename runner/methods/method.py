@@ -16,6 +16,7 @@ class Method:
     """
 
     order = 50
+    leaves_unused = False  # whether there are training steps in which some parameters have no part
     counted = "modules"  # what the number that `apply` returns is a number of, for the console
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:

@@ -53,6 +53,7 @@ class StochasticDepthMethod(Method):
         check("stochastic_depth", **self.settings, drop_warmup=drop_warmup, dropped_update=dropped_update)
         self.drop_warmup = drop_warmup
         self.dropped_update = dropped_update
+        self.leaves_unused = stochastic_method == "block" and drop_rate > 0
         self.differs_by_rank = stochastic_method == "sample" or not use_same_gpu_seed
         self.generator = torch.Generator()
         self.gates: list[StochasticDepth] = []

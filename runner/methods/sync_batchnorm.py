@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from runner.layers import sync_batch_norm as layer
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import PLAIN_BATCH_NORMS, batch_norms, replace_batch_norms
@@ -11,12 +12,12 @@ from runner.surgery import refuse_modules
 
 
 def apply_sync_batchnorm(model: nn.Module) -> int:
-    """Turn the batch norms of `model` into `nn.SyncBatchNorm`, in place; the number of layers turned is returned.
+    """Turn the batch norms of `model` into synchronized ones, in place; the number of layers turned is returned.
 
     In training the mean and the variance are those of the whole mini-batch over all devices of the default process
-    group; evaluation, and training without such a group, are plain batch norm's. Each layer is turned by
-    torch's converter, `nn.SyncBatchNorm.convert_sync_batchnorm`. Called on a whole model, that one loses hooks,
-    makes several layers of a shared one and turns subclasses of batch norm into what they are not; here none of this
+    group; evaluation, and training without such a group, are plain batch norm's. The layers compute what
+    torch's `nn.SyncBatchNorm` does, on a CPU too. torch's converter, called on a whole model, loses hooks, makes
+    several layers of a shared one and turns subclasses of batch norm into what they are not; here none of this
     happens. Parameter and buffer objects, training flags and state-dict keys stay, so an optimizer made before goes on
     training the model, and checkpoints load both ways.
 
@@ -39,11 +40,14 @@ def apply_sync_batchnorm(model: nn.Module) -> int:
         tuple(GHOST_BATCH_NORMS.values()),
         "its statistics over a few samples are the opposite of those over all devices; choose one of the two",
     )
-    norms = batch_norms(model, "become synchronized", (*PLAIN_BATCH_NORMS, nn.SyncBatchNorm))
-    plain = {name: norm for name, norm in norms.items() if not isinstance(norm, nn.SyncBatchNorm)}
-    return replace_batch_norms(
-        model, plain, nn.SyncBatchNorm.convert_sync_batchnorm, is_converted=lambda model: bool(norms)
-    )
+    norms = batch_norms(model, "become synchronized", (*PLAIN_BATCH_NORMS, nn.SyncBatchNorm, layer.SyncBatchNorm))
+    plain = {name: norm for name, norm in norms.items() if isinstance(norm, PLAIN_BATCH_NORMS)}
+    return replace_batch_norms(model, plain, _synchronized, is_converted=lambda model: bool(norms))
+
+
+def _synchronized(norm: nn.modules.batchnorm._BatchNorm) -> layer.SyncBatchNorm:
+    settings = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return layer.SyncBatchNorm(*settings, device="meta")  # it takes the tensors of `norm`
 
 
 class SyncBatchNorm(Method):

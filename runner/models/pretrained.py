@@ -220,7 +220,7 @@ def _published(model_name: str) -> Mapping[str, Enum]:
 def _download(weights: Enum, source: str | Path) -> dict[str, Tensor]:
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     try:
-        return dict(weights.get_state_dict(check_hash=True))
+        return dict(weights.get_state_dict(check_hash=True, weights_only=True))
     except (OSError, *UNREADABLE) as error:
         if cached.is_file():
             raise ValueError(f"model.pretrained={source}: {cached} is damaged; delete it.") from None

@@ -7,13 +7,15 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
 from runner.files import read_yaml
+from runner.run_lock import is_held
+from runner.run_state import INTERRUPTED, RUNNING
 from runner.setting_text import canonical, shown
 from runner.tracking.console import SCORES
 
@@ -49,6 +51,7 @@ class Run:
     on_test: bool = False
     summary: dict = field(default_factory=dict, repr=False)
     seed: int | None = None
+    state: str | None = None  # of one without a summary: "running", or "interrupted" by a sudden death
 
     @cached_property
     def arm(self) -> dict[str, object]:
@@ -83,7 +86,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return _unreadable(folder, "it has no summary.json: still running, or killed")
+        if is_held(folder):
+            return replace(_unreadable(folder, "it has no summary.json yet: it is running"), state=RUNNING)
+        return replace(_unreadable(folder, "it has no summary.json: still running, or killed"), state=INTERRUPTED)
     except (OSError, ValueError) as error:
         return _unreadable(folder, f"its summary.json cannot be read: {error}")
     if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):

@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runner.report.arms import common_overrides, last_parts
-from runner.report.runs import UNREADABLE, Run
+from runner.report.arm_table import BEST, arm_table
+from runner.report.arms import arms_of, common_overrides, last_parts
+from runner.report.runs import UNREADABLE, Run, Sweep
+from runner.run_state import RUNNING
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
 
 LONGEST_ERROR = 160
+WIDTH = 80  # of the table over the seeds
 NONE = format_share(None)
 
 
@@ -66,7 +69,7 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
         table.add_row(
             Text("*" if run is best else "", "bold green"),
             Text((" " if plain else "\n").join(cells) or run.folder.name, style),
-            Text(run.status, STATUS_STYLES.get(run.status, "bold red")),
+            Text(_status(run), STATUS_STYLES.get(_status(run), "bold red")),
             *(Text(shown(run) or NONE, "" if shown is _speed else style) for shown in numbers.values()),
         )
     if not plain:
@@ -78,10 +81,14 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     return table
 
 
-def print_sweep(runs: Sequence[Run], *, title: str = "Sweep", console: Console | None = None) -> None:
+def print_sweep(
+    runs: Sequence[Run], *, title: str = "Sweep", sweep: Sweep | None = None, console: Console | None = None
+) -> None:
     """Print the table of a sweep, then the error of each job that has one, with the job's folder.
 
-    Where the output is no terminal the table has one line a job, however wide.
+    Where jobs differ in their seed alone, a table of their means and standard deviations stands between, with what
+    the sweep's record says of its axes and measures. Where the output is no terminal a table has one line a row,
+    however wide.
     """
     console = console or Console()
     plain = is_plain(console)
@@ -95,12 +102,52 @@ def print_sweep(runs: Sequence[Run], *, title: str = "Sweep", console: Console |
             console.print(Text("(test): chosen on the test split, which stands in for validation"), soft_wrap=True)
     else:
         console.print(table)
+    if any(len(arm.runs) > 1 for arm in arms_of(runs, sweep)[1]):
+        _print_arms(runs, sweep or Sweep(), console, plain)
     for run in runs:
-        if run.error:
-            status = (f"{run.status}  ", STATUS_STYLES.get(run.status, "bold red"))
-            between = ": " if plain else "\n" + " " * (len(run.status) + 2)
+        if run.error and run.state != RUNNING:
+            status = (f"{_status(run)}  ", STATUS_STYLES.get(_status(run), "bold red"))
+            between = ": " if plain else "\n" + " " * (len(_status(run)) + 2)
             console.print(Text.assemble(status, f"{run.folder}{between}{_short(run.error)}"), soft_wrap=True)
     console.print()
+
+
+def _print_arms(runs: Sequence[Run], sweep: Sweep, console: Console, plain: bool) -> None:
+    """The arms' means over the seeds, as the report has them; the widest columns are folded on a terminal."""
+    axes, arms = arms_of(runs, sweep)
+    scores = {run.score for run in runs if run.status != UNREADABLE}
+    found = arm_table(axes, arms, sweep.measures, SCORES[scores.pop()] if len(scores) == 1 else "score")
+    table = Table(
+        title=Text("Over the seeds", "bold"),
+        title_justify="left",
+        box=None if plain else box.SIMPLE_HEAD,
+        border_style="dim",
+        header_style="" if plain else "dim",
+        caption=None if plain else Text(found.caption, "dim"),
+        caption_justify="left",
+        pad_edge=False,
+    )
+    for number, name in enumerate(found.columns):
+        justify = "right" if number in found.numeric else "left"
+        table.add_column(_ascii(name) if plain else name, justify=justify, no_wrap=plain, overflow="fold")
+    for row in found.rows:
+        table.add_row(*(Text(_ascii(str(cell)) if plain else str(cell)) for cell in row))
+    if plain:
+        Console(file=console.file, width=10_000).print(table)
+        console.print(Text(_ascii(found.caption)), soft_wrap=True)
+    else:
+        console.print(table, width=min(console.width, WIDTH))
+
+
+def _ascii(text: str) -> str:
+    """Text of the report without the signs beyond ASCII that it has."""
+    for sign, word in (("±", "+-"), (BEST, "*")):
+        text = text.replace(sign, word)
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _status(run: Run) -> str:
+    return run.state or run.status
 
 
 def _best(run: Run) -> str:

@@ -11,6 +11,8 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
+from runner.secret_values import without_secrets
+
 PACKAGES = ("torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "rich", "scikit-learn")
 GIT_TIMEOUT_SECONDS = 5
 
@@ -22,7 +24,7 @@ def provenance(command: Sequence[str]) -> dict:
     host's and the user's names are recorded, as they may be private.
     """
     return {
-        "command": shlex.join(command),
+        "command": shlex.join(map(without_secrets, command)),
         "git": _git_state(Path(__file__).resolve().parents[1]),
         "versions": _versions(),
         "hardware": _hardware(),

@@ -50,6 +50,10 @@ class Tracker:
         """Say something besides: a note, a warning or an error."""
         self.console.message(text, kind)
 
+    def go_back(self, step: int) -> None:
+        """Take back the rows after `step`, from which training goes on; W&B does not draw a step twice."""
+        self.metrics.cut_back(step)
+
     def finish(self, status: str, rows: Rows, *, summary: Mapping[str, object] | None = None) -> None:
         """Close the W&B run with `summary`, then show how the run ended and how to look at it in W&B."""
         self.wandb.summary({**(summary or {}), "status": status})
@@ -67,3 +71,18 @@ class Tracker:
             self.console.stop()
         finally:
             self.wandb.finish(EXIT_CODES["interrupted" if kind is KeyboardInterrupt else "failed"])
+
+
+class SilentTracker(Tracker):
+    """What a process is given that trains along with the first one, which alone keeps the records."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _nothing(self, *args, **kwargs) -> None:
+        pass
+
+    start = log = figure = progress = epoch = message = go_back = finish = _nothing
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -1,9 +1,11 @@
-"""Checkpoints: written whole or not at all, read without running any code that they hold."""
+"""Checkpoints: written whole or not at all, two generations of the last one, read without running code they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import nn
@@ -11,11 +13,45 @@ from torch import nn
 from runner.files import write_atomically
 from runner.methods.method import Method
 from runner.tensor_files import read_tensors
+from runner.training import checksum
+
+PREVIOUS = "previous.pt"  # the generation before last.pt
 
 
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write tensors, numbers, strings and containers of them, atomically."""
-    write_atomically(path, lambda file: torch.save(checkpoint, file))
+class CannotWrite(OSError):
+    """A checkpoint could not be written; what was there before is still there. The message says it all."""
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest checkpoint that can be used. `damaged` says what is wrong with a newer one, which it stands in for."""
+
+    checkpoint: dict
+    path: Path
+    damaged: str | None = None
+
+
+def save_checkpoint(path: Path, checkpoint: dict, *, previous: Path | None = None) -> None:
+    """Write tensors, numbers, strings and containers of them, atomically and with a checksum.
+
+    The file that was there stays under the name `previous`, if that is given. Raises CannotWrite if there is no room
+    or no right to; what was there before then stays as it was.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(checkpoint, file)
+        checksum.seal(file)
+
+    try:
+        write_atomically(path, write, previous=previous)
+    except (OSError, RuntimeError) as error:  # torch tells a full disk by an error of its own, raised over the first
+        causes = [cause for cause in (error, error.__context__, error.__cause__) if isinstance(cause, OSError)]
+        if not causes:
+            raise
+        raise CannotWrite(
+            f"{path}: the checkpoint cannot be written ({causes[0].strerror or causes[0]}). What was written before is "
+            "kept; mend that and go on from there with resume=."
+        ) from error
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
@@ -23,9 +59,32 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint.")
     try:
+        fault = checksum.fault(path)
+        if fault:
+            raise ValueError(fault)
         return read_tensors(path, device)
+    except OSError as error:
+        raise ValueError(f"{path}: this checkpoint cannot be read; {error.strerror or error}.") from None
     except ValueError as error:
         raise ValueError(f"{path}: this checkpoint cannot be used; {error}.") from None
+
+
+def load_latest(last: Path, device: torch.device | str = "cpu") -> Latest | None:
+    """The checkpoint `last`, or the generation before it where it is damaged; None if there is neither.
+
+    Raises ValueError, which names what is damaged, if there is no checkpoint but damaged ones.
+    """
+    faults = []
+    for path in (last, last.with_name(PREVIOUS)):
+        if not path.is_file():
+            continue
+        try:
+            return Latest(load_checkpoint(path, device), path, faults[0] if faults else None)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError(" ".join(faults))
+    return None
 
 
 def restore_model(checkpoint: Mapping, model: nn.Module, methods: Mapping[str, Method]) -> None:

@@ -63,12 +63,3 @@ def at_label_size(logits: Tensor, size: tuple[int, int], label_shape: tuple[int,
     """
     shown = logits[:, : size[0], : size[1]].float()
     return F.interpolate(shown.unsqueeze(0), label_shape, mode="bilinear", align_corners=False).squeeze(0)
-
-
-def summed_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor on each of them; the tensor itself where there is one process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor
-    total = tensor.clone()
-    torch.distributed.all_reduce(total)
-    return total

@@ -9,7 +9,7 @@ from torch import nn
 
 from runner.data.dataset import EvaluationBatches
 from runner.layers.standardized_conv import cached_standardized_weights
-from runner.training.confusion import summed_over_ranks
+from runner.training.distributed import summed
 from runner.training.precision import Precision
 from runner.training.tasks import Task
 
@@ -42,6 +42,6 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision,
             sums[0] += loss
             sums[1] += number
     model.train(was_training)
-    loss, number = summed_over_ranks(sums).tolist()
-    totals = summed_over_ranks(counts).tolist()
+    loss, number = summed(sums).tolist()
+    totals = summed(counts).tolist()
     return Evaluation({**task.scores(totals), "loss": loss / number}, totals, int(number))

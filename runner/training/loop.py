@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,19 +12,27 @@ from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.methods.method import Method
 from runner.schedules import make_schedule
 from runner.tracking.tracker import Tracker
-from runner.training.checkpoint import random_state, restore_model, restore_random_state, save_checkpoint
+from runner.training.clock import Clock
+from runner.training.distributed import Agreement, any_rank, bring_buffers_together, is_distributed
+from runner.training.divergence import Diverged, FirstNonFinite
 from runner.training.ema import Ema
 from runner.training.evaluation import evaluate
 from runner.training.interruption import Interruption
-from runner.training.plan import Diverged, Interrupted, Plan, Progress
+from runner.training.kept import KeptCheckpoints
+from runner.training.plan import Interrupted, Plan, Progress
 from runner.training.precision import Precision
 from runner.training.probing import Prober
+from runner.training.state import State
+from runner.training.step import OptimizerStep
 from runner.training.sums import Sums, Totals
 from runner.training.tasks import Task
 
 
 class Trainer:
-    """Trains a model to the end of its plan, from wherever the checkpoint left off."""
+    """Trains a model to the end of its plan, from wherever the checkpoint left off.
+
+    Each rank has one, over its share of the batches; `forward_model` is torch's wrapper of `model` for several.
+    """
 
     def __init__(
         self,
@@ -40,6 +46,7 @@ class Trainer:
         plan: Plan,
         precision: Precision,
         tracker: Tracker,
+        forward_model: nn.Module | None = None,
         ema: Ema | None = None,
         prober: Prober | None = None,
         checkpoint: dict | None = None,
@@ -55,14 +62,31 @@ class Trainer:
         self.plan = plan
         self.precision = precision
         self.tracker = tracker
-        self.loss_options = {key: value for method in methods.values() for key, value in method.loss_options().items()}
         self.sums = Sums(task, precision.device)
+        self.non_finite = FirstNonFinite(precision.device)
+        self.take_step = OptimizerStep(
+            model,
+            forward_model or model,
+            optimizer,
+            methods,
+            task=task,
+            precision=precision,
+            sums=self.sums,
+            non_finite=self.non_finite,
+            num_classes=train_batches.num_classes,
+            parts=plan.accumulation_steps,
+            ema=ema,
+            may_skip=plan.on_divergence == "skip",
+        )
+        self.kept = KeptCheckpoints(plan, task.score)
         self.logged = self.sums.read()  # the sums at the last row that was logged
         self.progress = Progress()
+        self.state = State(model, optimizer, methods, precision, self.sums, ema, plan)
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self.progress, self.logged = self.state.restore(checkpoint)
+            self.kept.check(self.progress, tracker)
+        self.clock = Clock(plan, self.progress)
         self._start_schedule()
-        self.lr = self.schedule.get_last_lr()[0]
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -70,24 +94,45 @@ class Trainer:
         return self.model if self.ema is None else self.ema.model
 
     def train(self) -> None:
-        """Train; after every epoch evaluate on the validation split and write last.pt, and best.pt if it is best.
+        """Train; at the end of epochs evaluate and write last.pt, and best.pt if it is best on the validation split.
 
         Raises Diverged; and Interrupted, after writing last.pt, when SIGINT or SIGTERM came.
         """
+        self.clock.start(self.progress)
         with Interruption() as interruption:
             if self.progress.step == 0:
                 self._probe()
-            while self.progress.epoch < self.epochs and self.progress.step < self.total_steps:
-                self._train_epoch(interruption)
-                self._finish_epoch()
-                if interruption.requested:
+                if self.plan.on_divergence == "restore":
+                    self._save_last()
+            while not self._is_over():
+                try:
+                    self._train_epoch(interruption)
+                    self._finish_epoch()
+                except Diverged as reason:
+                    self._go_back(reason)
+                if any_rank(interruption.requested):
                     raise Interrupted
 
+    def why_ended(self) -> str | None:
+        """Why training ended before the epochs or steps of its plan were done; None if they are."""
+        if self._is_done():
+            return None
+        if self.plan.stops_early(self.progress):
+            return f"no better {self.task.score} on the validation split for {self.plan.early_stopping_epochs} epochs"
+        return f"train.max_time={self.plan.max_time} is over" if self.clock.time_is_up else None
+
+    def _is_done(self) -> bool:
+        return self.progress.epoch >= self.epochs or self.progress.step >= self.total_steps
+
+    def _is_over(self) -> bool:
+        return self._is_done() or self.why_ended() is not None
+
     def _train_epoch(self, interruption: Interruption) -> None:
-        progress, plan = self.progress, self.plan
+        progress, plan, agreed = self.progress, self.plan, Agreement()
         self.model.train()
-        # a CPU computes at once, so that reading costs nothing; a GPU would be waited for
-        read_every = 1 if self.precision.device.type == "cpu" else plan.log_every_steps
+        # a CPU computes at once, so that reading costs nothing; a GPU, or other ranks, would be waited for
+        at_once = self.precision.device.type == "cpu" and not is_distributed()
+        read_every = 1 if at_once else plan.log_every_steps
         if progress.batch == 0:
             self.logged = self.sums.read()
         clock = time.perf_counter()
@@ -95,8 +140,11 @@ class Trainer:
             self._step(images, targets)
             progress.batch += 1
             progress.step += 1
-            progress.trained_images += len(targets)
-            ended = progress.batch == len(self.train_batches) or progress.step == self.total_steps
+            progress.trained_images += self.train_batches.batch_size
+            interrupted, time_is_up, minutes_over = agreed((interruption.requested, *self.clock.wishes()))
+            self.clock.time_is_up |= time_is_up
+            all_batches = progress.batch == len(self.train_batches)
+            ended = all_batches or progress.step == self.total_steps or self.clock.time_is_up
             if progress.step % read_every == 0 or ended:
                 totals = self.sums.read()
                 progress.train_seconds += time.perf_counter() - clock
@@ -111,46 +159,45 @@ class Trainer:
             if ended:
                 break
             due = plan.checkpoint_every_steps is not None and progress.step % plan.checkpoint_every_steps == 0
-            if due or interruption.requested:
+            if due or minutes_over or interrupted:
+                agreed.settle()
                 self._save_last()
-            if interruption.requested:
+            if interrupted:
                 raise Interrupted
+        agreed.settle()
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         """One optimizer step over all micro-batches of a batch."""
-        scaler, parts = self.precision.scaler, self.plan.accumulation_steps
-        for method in self.methods.values():
-            method.on_step(self.progress.step / self.total_steps)
-            images, targets = method.transform_batch(images, targets, self.train_batches.num_classes)
-        self.optimizer.zero_grad(set_to_none=True)
-        for part_images, part_targets in zip(images.chunk(parts), targets.chunk(parts), strict=True):
-            with self.precision.autocast():
-                logits = self.model(part_images)
-            logits = logits.float()
-            loss = self.task.loss(logits, part_targets, **self.loss_options)
-            scaler.scale(loss * self.task.share(part_targets, targets)).backward()
-            self.sums.add(loss.detach(), logits.detach(), part_targets)
-        scaler.unscale_(self.optimizer)
-        metrics: dict[str, Tensor] = {}
-        for name, method in self.methods.items():
-            metrics |= {f"{name}/{key}": value for key, value in method.transform_gradients(self.model).items()}
-        self.sums.add_step(metrics)
-        scaler.step(self.optimizer)
-        scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.model)
+        progress = self.progress
+        taken = self.take_step(images, targets, number=progress.step + 1, progress=progress.step / self.total_steps)
+        progress.skipped_in_a_row = 0 if taken else progress.skipped_in_a_row + 1
+        progress.skipped_steps += not taken
         self.lr = self.schedule.get_last_lr()[0]
         self.schedule.step()
+        if not taken:
+            self._skipped()
+
+    def _skipped(self) -> None:
+        """Tell of a step that was skipped; raise Diverged if it was one too many."""
+        step, quantity = self.non_finite.read()
+        what = f"the {quantity} was not finite at step {step}, at a learning rate of {self.lr:.3g}"
+        if self.progress.skipped_in_a_row > self.plan.max_divergences:
+            raise Diverged(f"{what}; {self.progress.skipped_in_a_row} steps in a row were skipped")
+        self.tracker.message(f"{what}: the step was skipped", "warning")
+        self.non_finite.clear()
 
     def _report(self, window: Totals) -> None:
-        """Show, and at times log, the means over the last steps; raise Diverged if they are not finite."""
+        """Show, and at times log, the means over the last steps; raise Diverged if a step was not finite."""
         progress, plan = self.progress, self.plan
+        found = self.non_finite.read()
+        if found is not None:
+            step, quantity = found
+            lr = self.plan.lr_factor(progress) * self._share(step - 1) * self.optimizer.param_groups[0]["initial_lr"]
+            raise Diverged(f"the {quantity} was not finite at step {step}, at a learning rate of {lr:.3g}")
+        if window.images == 0:
+            return  # every step of the window was skipped
         metrics = self.sums.means(window)
         speed = progress.trained_images / progress.train_seconds
-        if not math.isfinite(metrics["loss"]):
-            first, last = progress.step - window.steps + 1, progress.step
-            when = f"at step {last}" if first == last else f"between steps {first} and {last}"
-            raise Diverged(f"the training loss became {metrics['loss']} {when}, at a learning rate of {self.lr:.3g}")
         self.tracker.progress(
             step=progress.step,
             total_steps=self.total_steps,
@@ -168,42 +215,42 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the checkpoints and show the epoch's row."""
-        progress = self.progress
-        started = time.perf_counter()
+        progress, plan = self.progress, self.plan
         trained = self.sums.means(self.sums.read())
-        with self.precision.autocast():
-            for method in self.methods.values():
-                method.before_evaluation(self.evaluated_model, self._train_images)
-        validation = evaluate(self.evaluated_model, self.validation_batches, self.precision, self.task).metrics
-        seconds = time.perf_counter() - started
         speed = progress.trained_images / progress.train_seconds
         place = {"step": progress.step, "epoch": progress.epoch + 1}
-        if progress.batch == len(self.train_batches):  # else `max_steps` ended it, and a resumed run may finish it
+        ends_epoch = progress.batch == len(self.train_batches)  # else a resumed run may finish it
+        is_last = not ends_epoch or place["epoch"] == self.epochs or progress.step == self.total_steps
+        started = time.perf_counter()
+        validation = self._evaluate() if is_last or place["epoch"] % plan.evaluate_every_epochs == 0 else {}
+        seconds = time.perf_counter() - started
+        if ends_epoch:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.sums.clear()
         self.tracker.log({**place, "split": "train", **trained, "lr": self.lr, "images_per_second": speed})
-        self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
-        is_best = not progress.best or self._rank(validation) > self._rank(progress.best)
-        if is_best:
-            progress.best = {**validation, "epoch": place["epoch"]}
-            best = self._model_state(self.evaluated_model)
-            save_checkpoint(self.plan.best, {**best, **place, "metrics": validation})
-        self._prolong()
+        is_best = False
+        if validation:
+            self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
+            weights = self.state.of_model(self.evaluated_model)
+            is_best = self.kept.take({**weights, **place, "metrics": validation}, progress)
+            self._prolong()
         if self.prober is not None and progress.batch == 0 and self.prober.ends_epoch(progress.epoch):
             self.prober.measure(self.model, step=progress.step, epoch=progress.epoch)
-        self._save_last()
-        self.tracker.epoch(
-            {
-                "epoch": place["epoch"],
-                "epochs": self.epochs,
-                "train": trained,
-                "validation": validation,
-                "lr": self.lr,
-                "images_per_second": speed,
-                "seconds": progress.train_seconds,
-                "best": is_best,
-            }
-        )
+        if self._is_over() or place["epoch"] % plan.checkpoint_every_epochs == 0:
+            self._save_last()
+        found = {"train": trained, "validation": validation, "best": is_best}
+        pace = {"lr": self.lr, "images_per_second": speed, "seconds": progress.train_seconds}
+        self.tracker.epoch({"epoch": place["epoch"], "epochs": self.epochs, **found, **pace})
+
+    def _evaluate(self) -> dict[str, float]:
+        """The scores on the validation split."""
+        with self.precision.autocast():
+            for method in self.methods.values():
+                method.before_evaluation(self.evaluated_model, self._train_images)
+        bring_buffers_together(self.model)
+        if self.ema is not None:
+            bring_buffers_together(self.ema.model)
+        return evaluate(self.evaluated_model, self.validation_batches, self.precision, self.task).metrics
 
     def _probe(self) -> None:
         """Measure what is due at this step."""
@@ -211,31 +258,42 @@ class Trainer:
             self.prober.measure(self.model, step=self.progress.step, epoch=self.progress.epoch)
 
     def _prolong(self) -> None:
-        """Double the number of epochs if the schedule wants that while the validation score still rises."""
-        progress, rule = self.progress, self.plan.plateau
-        if rule is None or progress.batch > 0 or self.total_steps < self.epochs * len(self.train_batches):
-            return  # within an epoch, or where max_steps ends the training
-        best_epoch = progress.best["epoch"]
-        if rule.doubles(
-            epochs_done=progress.epoch, epochs=self.epochs, best_epoch=best_epoch, doublings=progress.doublings
-        ):
+        """Double the number of epochs where the plan says so."""
+        progress = self.progress
+        if self.plan.prolongs(progress, len(self.train_batches)):
             progress.doublings += 1
             self._start_schedule()
             self.tracker.message(
-                f"no plateau after {progress.epoch} epochs (epoch {best_epoch} is the best): the number of epochs is "
-                f"doubled to {self.epochs}"
+                f"no plateau after {progress.epoch} epochs (epoch {progress.best['epoch']} is the best): the number of "
+                f"epochs is doubled to {self.epochs}"
             )
+
+    def _go_back(self, reason: Diverged) -> None:
+        """Go on from last.pt with a lower learning rate, where the plan says so; else raise the reason."""
+        plan, restores = self.plan, self.progress.restores
+        if plan.on_divergence != "restore":
+            raise reason
+        if restores == plan.max_divergences:
+            raise Diverged(f"{reason}; training had gone back {restores} times") from None
+        self.progress, self.logged = self.state.load_last()
+        self.progress.restores = restores + 1
+        self.clock.start(self.progress)
+        self.non_finite.clear()
+        self._start_schedule()
+        self.tracker.go_back(self.progress.step)
+        self.tracker.message(
+            f"{reason}: back to step {self.progress.step}, with {plan.lr_factor(self.progress):.3g} times the rate",
+            "warning",
+        )
 
     def _start_schedule(self) -> None:
         """The learning rate of the step that comes next, in a training as long as it is now."""
         steps_per_epoch = len(self.train_batches)
         self.epochs = self.plan.epochs_of(self.progress)
         self.total_steps = self.plan.total_steps(self.progress, steps_per_epoch)
-        self.schedule = make_schedule(self.optimizer, self.plan.share_of(self.total_steps), step=self.progress.step)
-
-    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """Higher scores are better; of equal ones the lower loss."""
-        return metrics[self.task.score], -metrics["loss"]
+        self._share = self.plan.share_of(self.total_steps)
+        factor = self.plan.lr_factor(self.progress)
+        self.schedule = make_schedule(self.optimizer, lambda step: factor * self._share(step), step=self.progress.step)
 
     def _train_images(self) -> Iterator[Tensor]:
         """The images of the epoch once more, as they lay in the micro-batches but for what `transform_batch` did."""
@@ -243,37 +301,5 @@ class Trainer:
             yield from images.chunk(self.plan.accumulation_steps)
 
     def _save_last(self) -> None:
-        save_checkpoint(
-            self.plan.last,
-            {
-                **self._model_state(self.model),
-                **({} if self.ema is None else {"ema": self.ema.state_dict()}),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.precision.scaler.state_dict(),
-                "sums": self.sums.state_dict(),
-                "logged": asdict(self.logged),
-                "random": random_state(self.precision.device),
-                "progress": asdict(self.progress),
-            },
-        )
-
-    def _model_state(self, model: nn.Module) -> dict:
-        """What it takes to evaluate the model: a method's state may say how (the drop rates of a warm-up)."""
-        return {
-            "model": model.state_dict(),
-            "methods": {name: method.state_dict() for name, method in self.methods.items()},
-            "about": self.plan.about,
-        }
-
-    def _restore(self, checkpoint: dict) -> None:
-        """Take up a last.pt. Learning rate, momentum and the like are this run's own settings, not the checkpoint's."""
-        restore_model(checkpoint, self.model, self.methods)
-        settings = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": settings})
-        self.precision.scaler.load_state_dict(checkpoint["scaler"])
-        self.sums.load_state_dict(checkpoint["sums"])
-        self.logged = Totals(**checkpoint["logged"])
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint["ema"], self.model)
-        self.progress = Progress(**checkpoint["progress"])
-        restore_random_state(checkpoint["random"], self.precision.device)
+        self.clock.saved(self.progress)
+        self.state.save(self.progress, self.logged)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.limits import seconds_of
 from runner.schedules import PlateauRule, Share
 
 
@@ -13,7 +14,9 @@ from runner.schedules import PlateauRule, Share
 class Progress:
     """How far a run has come: `step` optimizer steps in all, `batch` of them in the epoch `epoch` (counted from 0).
 
-    `doublings` is how often the number of epochs has been doubled, by a schedule that does so.
+    `seconds` are those of the whole training, `train_seconds` those of its steps. `doublings` is how often the number
+    of epochs has been doubled, by a schedule that does so; `skipped_steps` and `restores` are what became of steps
+    whose loss or gradient was not finite, `skipped_in_a_row` the last of them.
     """
 
     epoch: int = 0
@@ -23,6 +26,11 @@ class Progress:
     trained_images: int = 0
     best: dict = field(default_factory=dict)  # best.pt's validation metrics and its epoch (counted from 1)
     doublings: int = 0
+    seconds: float = 0.0
+    kept: list = field(default_factory=list)  # the same of each of the `keep_best` epochs, the best first
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    restores: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,15 @@ class Plan:
     about: dict  # what a reader of a checkpoint needs to know besides, as plain values
     share_of: Callable[[int], Share]
     plateau: PlateauRule | None = None
+    max_time: str | None = None
+    early_stopping_epochs: int | None = None
+    evaluate_every_epochs: int = 1
+    checkpoint_every_epochs: int = 1
+    checkpoint_every_minutes: float | None = None
+    keep_best: int = 1
+    on_divergence: str = "stop"
+    max_divergences: int = 3
+    divergence_lr_factor: float = 0.5
 
     def epochs_of(self, progress: Progress) -> int:
         """The number of epochs as it stands."""
@@ -52,9 +69,34 @@ class Plan:
         steps = self.epochs_of(progress) * steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    def lr_factor(self, progress: Progress) -> float:
+        """What the learning rate is multiplied with, since training went back after it had diverged."""
+        return self.divergence_lr_factor**progress.restores
 
-class Diverged(Exception):
-    """The training loss is no longer finite: a result, not a fault."""
+    def out_of_time(self, seconds: float) -> bool:
+        """Whether a training of so many seconds has had its time."""
+        return self.max_time is not None and seconds >= seconds_of(self.max_time)
+
+    def prolongs(self, progress: Progress, steps_per_epoch: int) -> bool:
+        """Whether the number of epochs is doubled now: the schedule wants it while the validation score still rises."""
+        epochs = self.epochs_of(progress)
+        if (
+            self.plateau is None
+            or progress.batch > 0
+            or self.total_steps(progress, steps_per_epoch) < epochs * steps_per_epoch
+        ):
+            return False  # within an epoch, or where max_steps ends the training
+        return self.plateau.doubles(
+            epochs_done=progress.epoch,
+            epochs=epochs,
+            best_epoch=progress.best["epoch"],
+            doublings=progress.doublings,
+        )
+
+    def stops_early(self, progress: Progress) -> bool:
+        """Whether the validation score has not risen for so many epochs that training ends."""
+        patience = self.early_stopping_epochs
+        return patience is not None and bool(progress.best) and progress.epoch - progress.best["epoch"] >= patience
 
 
 class Interrupted(Exception):

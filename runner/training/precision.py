@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -19,21 +19,27 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 class Precision:
-    """Autocast and loss scaling. Weights, gradients and the optimizer's state are float32 throughout."""
+    """Autocast, TF32 and loss scaling. Weights, gradients and the optimizer's state are float32 throughout."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         if name == "auto":
             name = (
                 "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
             )
-        if name == "fp16" and device.type != "cuda":
-            raise ValueError("train.precision=fp16: half precision needs a GPU. Use fp32 or bf16 on a CPU.")
+        if name in ("fp16", "tf32") and device.type != "cuda":
+            kind = {"fp16": "half precision", "tf32": "TensorFloat-32"}[name]
+            raise ValueError(f"train.precision={name}: {kind} needs a GPU. Use fp32 or bf16 on a CPU.")
         self.name = name
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
         """The context for the forward pass."""
-        if self.name == "fp32":
+        if self.name not in DTYPES:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.name])
+
+    def set_backends(self) -> None:
+        """Under fp32 round no factors to TF32's 10 bits on CUDA, as torch does in convolutions by default."""
+        torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
+        torch.backends.cudnn.allow_tf32 = self.name != "fp32"

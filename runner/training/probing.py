@@ -16,6 +16,7 @@ from runner.figures import draw
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
+from runner.training.distributed import rank
 
 AT_THE_END = "learning_curves"  # is made of the run's metrics, not of its model
 
@@ -27,6 +28,8 @@ class Prober:
     first of the first epoch's, augmented as in training, the same ones each time. A result is written to `folder` as
     <probe>.npz and <probe>.png, or <probe>-step<n> where there are several moments; its numbers become a row of metrics
     with the split "probe". A probe that does not suit the model says so and is left out; the run goes on.
+
+    All ranks measure, on the same batches, since a synchronized batch norm needs them all; the first one writes.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class Prober:
             self._keep(AT_THE_END, found, step=step, file=AT_THE_END)
 
     def _keep(self, name: str, found: Measurement, *, step: int, file: str) -> None:
+        if rank() > 0:
+            return
         self.folder.mkdir(exist_ok=True)
         found.save(self.folder / f"{file}.npz")
         picture = self.folder / f"{file}.png"

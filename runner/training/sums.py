@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from runner.training.distributed import num_ranks, rank, summed
 from runner.training.tasks import Task
 
 
@@ -39,7 +40,10 @@ class Totals:
 
 
 class Sums:
-    """Sums over the images and steps of an epoch; adding to them never makes the host wait for the device."""
+    """Sums over the images and steps of an epoch; adding to them never makes the host wait for the device.
+
+    Each rank adds what it sees; what is read, and kept in a checkpoint, is of all ranks together.
+    """
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self.task = task
@@ -72,13 +76,13 @@ class Sums:
             self.methods[name] = self.methods.get(name, 0) + added
 
     def read(self) -> Totals:
-        """The sums as numbers: here the host waits for the device, once."""
+        """The sums as numbers: here the host waits for the device, once. To be called on all ranks together."""
         parts = [self.loss.view(1), self.counts.double(), *self.methods.values()]
-        loss, *values = torch.cat(parts).tolist()  # counts below 2^53 are exact
+        loss, *values = summed(torch.cat(parts)).tolist()  # counts below 2^53 are exact
         counts, values = values[: len(self.counts)], values[len(self.counts) :]
         pairs = zip(values[::2], values[1::2], strict=True)
         methods = dict(zip(self.methods, pairs, strict=True))
-        return Totals(self.images, self.steps, loss, tuple(map(int, counts)), methods)
+        return Totals(self.images * num_ranks(), self.steps, loss, tuple(map(int, counts)), methods)
 
     def means(self, totals: Totals) -> dict[str, float]:
         """Loss per image, scores, and the methods' metrics per step; a metric is NaN if it was finite in no step."""
@@ -89,17 +93,18 @@ class Sums:
         }
 
     def state_dict(self) -> dict:
-        """For a checkpoint in the middle of an epoch."""
+        """For a checkpoint in the middle of an epoch. To be called on all ranks together."""
         return {
-            "images": self.images,
+            "images": self.images * num_ranks(),
             "steps": self.steps,
-            "loss": self.loss,
-            "counts": self.counts,
-            "methods": dict(self.methods),
+            "loss": summed(self.loss),
+            "counts": summed(self.counts),
+            "methods": {name: summed(value) for name, value in self.methods.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave."""
-        self.images, self.steps = state["images"], state["steps"]
-        self.loss, self.counts = state["loss"].to(self.device), state["counts"].to(self.device)
-        self.methods = {name: value.to(self.device) for name, value in state["methods"].items()}
+        """Take up what `state_dict` gave, be it of more ranks or of fewer: the first one takes it all."""
+        self.images, self.steps = state["images"] // num_ranks(), state["steps"]
+        share = 1 if rank() == 0 else 0
+        self.loss, self.counts = share * state["loss"].to(self.device), share * state["counts"].to(self.device)
+        self.methods = {name: share * value.to(self.device) for name, value in state["methods"].items()}

@@ -20,6 +20,7 @@ from runner.training.confusion import (
     new_confusion,
     pixel_accuracy,
 )
+from runner.training.distributed import num_ranks, summed
 from runner.training.losses import cross_entropy, segmentation_loss
 
 
@@ -32,7 +33,10 @@ class Task(Protocol):
         """The training loss, a mean; `options` are those of the methods (label_smoothing)."""
 
     def share(self, part: Tensor, whole: Tensor) -> float | Tensor:
-        """The weight of a micro-batch's loss in that of its batch, from the targets of both; they add up to 1."""
+        """The weight of a micro-batch's loss in that of its batch, from this rank's targets of both.
+
+        The mean over the ranks of what they add up to is 1.
+        """
 
     def new_counts(self, device: torch.device) -> Tensor:
         """Counts of nothing yet, 1-dimensional."""
@@ -96,7 +100,8 @@ class Segmentation:
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """By labelled pixels, so that the cross-entropy of a batch is the same in one part and in several."""
-        return (part != IGNORE_INDEX).sum() / (whole != IGNORE_INDEX).sum().clamp(min=1)
+        labelled = summed((whole != IGNORE_INDEX).sum())
+        return num_ranks() * (part != IGNORE_INDEX).sum() / labelled.clamp(min=1)
 
     def new_counts(self, device: torch.device) -> Tensor:
         return new_confusion(self.num_classes, device)

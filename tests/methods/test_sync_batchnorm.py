@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
+from runner.layers import sync_batch_norm
 from runner.methods.batch_channel_norm import BatchChannelNorm2d
 from runner.methods.ghost_batchnorm import GhostBatchNorm2d
 from runner.methods.sync_batchnorm import SyncBatchNorm, apply_sync_batchnorm
@@ -21,7 +22,7 @@ def test_objects_keys_and_checkpoints_stay():
     parameters, buffers, keys = dict(model.named_parameters()), dict(model.named_buffers()), list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert apply_sync_batchnorm(model) == 20
-    assert sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == 20
+    assert sum(isinstance(module, sync_batch_norm.SyncBatchNorm) for module in model.modules()) == 20
     assert list(model.state_dict()) == keys
     assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
     assert all(buffers[name] is buffer for name, buffer in model.named_buffers())
@@ -42,7 +43,7 @@ def test_on_one_device_it_is_batch_norm(kind, shape, momentum):
     nn.init.normal_(plain.weight), nn.init.normal_(plain.bias)
     model = nn.Sequential(copy.deepcopy(plain))
     assert apply_sync_batchnorm(model) == 1
-    assert type(model[0]) is nn.SyncBatchNorm
+    assert type(model[0]) is sync_batch_norm.SyncBatchNorm
     assert model[0].eps == 0.1
     for _ in range(2):
         x = torch.randn(shape, dtype=torch.float64)
@@ -61,7 +62,7 @@ def test_shared_layers_hooks_and_training_flags_stay():
     shared.weight.requires_grad_(False)
     assert apply_sync_batchnorm(model) == 1
     assert model["a"] is model["b"] is model["c"][0]
-    assert type(model["a"]) is nn.SyncBatchNorm
+    assert type(model["a"]) is sync_batch_norm.SyncBatchNorm
     assert not model["a"].training
     assert not model["a"].weight.requires_grad
     model["a"](torch.randn(2, 4, 3, 3))

@@ -172,7 +172,7 @@ def downloads(monkeypatch, source):
 )
 def test_torchvisions_weights_by_name(downloads, source, name, model_name):
     weights = read_weights(name, model_name)
-    assert downloads == [(ResNet18_Weights.IMAGENET1K_V1, {"check_hash": True})]
+    assert downloads == [(ResNet18_Weights.IMAGENET1K_V1, {"check_hash": True, "weights_only": True})]
     assert weights.source == name
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in weights.tensors.items())
 

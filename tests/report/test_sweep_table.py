@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from runner.report.runs import read_runs
 from runner.report.sweep_table import best_job, print_sweep
+from runner.run_lock import hold
 
 COMMON = ["norm=agc", "model=nf_resnet50"]
 
@@ -86,7 +88,8 @@ def test_an_unreadable_job_is_listed_with_the_reason(sweep, content, reason):
     assert reason in runs[0].error
     console = on_terminal()
     print_sweep(runs, console=console)
-    assert any(line.startswith("unreadable  sweep/a=1") for line in lines(console))
+    status = "interrupted" if content is None else "unreadable"
+    assert any(line.startswith(f"{status}  sweep/a=1") for line in lines(console))
 
 
 def test_the_best_is_a_completed_one_by_validation_then_loss_then_order(sweep):
@@ -133,7 +136,7 @@ def test_the_table_on_a_terminal(sweep, width):
         "failed  sweep/agc.clip=0.02,train.global_batch_size=256",
         "        CUDA out of memory",
     ]
-    assert text[end + 4].startswith("unreadable  sweep/agc.clip=0.1")
+    assert text[end + 4].startswith("interrupted  sweep/agc.clip=0.1")
 
 
 def test_keys_that_end_alike_are_not_shortened(sweep):
@@ -229,3 +232,40 @@ def test_what_no_job_has_is_no_column(sweep):
     print_sweep(read_runs(["sweep"]), console=console)
     rows = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
     assert rows[1:4] == [["overrides", "status"], ["case=a", "completed"], ["case=b", "completed"]]
+
+
+def test_a_job_that_runs_is_no_error(sweep):
+    folder = sweep(["a=1"], 0.9)
+    sweep(["a=2"], 0.8)
+    (folder / "summary.json").unlink()
+    (folder / "config.yaml").write_text("seed: 0")
+    (folder / "overrides.yaml").write_text("[norm=agc, model=nf_resnet50, a=1]")
+    console = Console(file=io.StringIO())
+    with hold(folder):
+        print_sweep(read_runs(["sweep"]), console=console)
+    rows = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
+    [row] = [row for row in rows if "running" in row]
+    assert row == ["norm=agc", "model=nf_resnet50", "a=1", "running", "-", "-", "-"]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_means_and_deviations_over_the_seeds(sweep, plain):
+    for clip, scores in ((0.01, (0.9, 0.92, 0.94)), (0.02, (0.8, 0.8, 0.83))):
+        for seed, score in enumerate(scores):
+            sweep([f"agc.clip={clip}", f"seed={seed}"], score)
+    console = Console(file=io.StringIO()) if plain else on_terminal(80)
+    print_sweep(read_runs(["sweep"]), console=console)
+    text = console.file.getvalue() if plain else "\n".join(lines(console))
+    assert max(map(cell_len, text.splitlines())) <= 80 or plain
+    assert text.isascii() or not plain
+    [row] = [line.split() for line in text.split("Over the seeds")[1].splitlines() if "0.01" in line]
+    sign = "+-" if plain else "±"
+    mean, deviation = 100 * statistics.mean(score := [0.9, 0.92, 0.94]), 100 * statistics.stdev(score)
+    assert row[:5] == ["*" if plain else "★", "0.01", f"{mean:.1f}", sign, f"{deviation:.1f}"]
+
+
+def test_without_repetitions_there_are_no_means(sweep):
+    six_jobs(sweep)
+    console = Console(file=io.StringIO())
+    print_sweep(read_runs(["sweep"]), console=console)
+    assert "Over the seeds" not in console.file.getvalue()

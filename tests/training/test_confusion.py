@@ -7,7 +7,7 @@ import torch
 from sklearn import metrics
 from torch.nn import functional as F
 
-from runner.training import confusion
+from runner.training import confusion, distributed
 
 
 def random_batch(seed, number=4, num_classes=5, size=(6, 7)):
@@ -107,7 +107,7 @@ def count_on_a_rank(rank, folder):
         logits, targets = random_batch(0)
         confusion.add(counts, logits.chunk(2)[rank], targets.chunk(2)[rank])
         own = counts.clone()
-        sums = [confusion.summed_over_ranks(counts) for _ in range(2)]
+        sums = [distributed.summed(counts) for _ in range(2)]
         torch.save({"sums": sums, "own": own, "after": counts}, folder / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -122,4 +122,4 @@ def test_two_processes_count_what_one_does(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert all(torch.equal(total, whole) for total in found["sums"])
         assert torch.equal(found["after"], found["own"])
-    assert confusion.summed_over_ranks(whole) is whole
+    assert distributed.summed(whole) is whole

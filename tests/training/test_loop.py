@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -81,7 +82,7 @@ def assert_same(a, b):
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
-            if key not in ("train_seconds", "wandb_id"):
+            if key not in ("seconds", "train_seconds", "wandb_id"):
                 assert_same(a[key], b[key])
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b)
@@ -266,7 +267,7 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     outcome = tiny("resume=outputs/runs/run")
     assert outcome.code == 2
-    assert "last.pt: this checkpoint cannot be used; it is damaged" in outcome.err
+    assert "last.pt: this checkpoint cannot be used; it is cut off" in outcome.err
 
 
 def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
@@ -274,8 +275,7 @@ def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
     summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())
     assert outcome.code == 0
     assert summary["status"] == "diverged"
-    assert "the training loss became" in summary["error"]
-    assert "at a learning rate of" in summary["error"]
+    assert re.match(r"the (training loss|gradient) was not finite at step \d, at a learning rate of", summary["error"])
     assert summary["metrics"] == {"accuracy": None, "loss": None}
     assert "diverged" in outcome.out
 

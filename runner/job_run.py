@@ -1,0 +1,64 @@
+"""A job of a sweep from the decision whether to run it to its status, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from runner.files import write_atomically
+from runner.job import Job
+from runner.job_lines import show_job
+from runner.run_lock import Taken, hold
+from runner.run_state import FAILED, RESULTS, RUNNING, read_state
+from runner.secret_values import without_secrets
+from runner.settings import SettingError
+from runner.tracking.console import RunConsole
+
+Run = Callable[[Any, list[str], list[str], Job], str]  # that of runner.experiment; the first is the configuration
+
+
+def run_job(
+    run: Run, config: Any, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool
+) -> str:
+    """Run the job unless it has a result or another process has it; returns its status, or "running".
+
+    A failure is recorded and shown, and is no exception. Raises KeyboardInterrupt, and SettingError where no folder
+    can be made.
+    """
+    try:
+        job.path.mkdir(parents=True, exist_ok=True)
+        with hold(job.path):
+            state = read_state(job.path, taken=False)
+            if state.status in RESULTS or (state.status == FAILED and not retry_failed):
+                show_job(job, state.text, "before")
+                return state.status
+            try:
+                return run(config, list(overrides), list(command), job)
+            except (Exception, SystemExit) as error:  # the boundary of a job: the others go on
+                is_told = isinstance(error, SettingError)  # whose message says it all
+                reason = str(error) if is_told else f"{type(error).__name__}: {error}"
+                record_failure(job, overrides, reason, reason if is_told else traceback.format_exc().rstrip())
+                return FAILED
+    except Taken:
+        show_job(job, "running elsewhere")
+        return RUNNING
+    except OSError as error:
+        raise SettingError(f"paths.outputs: {job.path} cannot be written ({error}).") from None
+
+
+def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:
+    """Write the error.txt and summary.json of a job that could not write its own, and show what happened."""
+    reason, trace = without_secrets(reason), without_secrets(trace)
+    if show:
+        RunConsole().message(trace, "error")
+    summary = {
+        "status": FAILED,
+        "overrides": [word for word in overrides if not word.startswith("sweep.")],
+        "error": reason,
+    }
+    with suppress(OSError):  # of a full disk; shown
+        write_atomically(job.path / "error.txt", f"{trace}\n")
+        write_atomically(job.path / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,152 @@
+"""The processes of one run: started here through torch's elastic launcher, or by torchrun outside.
+
+`train.num_devices=8` starts eight on this machine. Under `torchrun --nproc-per-node=8 -m runner ...`, on one machine or
+several, each process is a rank already, and joins the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shlex
+import signal
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from runner import experiment, torchrun
+from runner.allowed import words_again
+from runner.checked import check
+from runner.chosen_methods import conf_folders_of
+from runner.config import validate
+from runner.job import Job
+from runner.run_folder import RunFolder
+from runner.secret_values import without_secrets
+from runner.settings import SettingError
+from runner.tracking.console import RunConsole
+from runner.training import distributed
+from runner.training.precision import choose_device
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHOES = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # of another rank's death
+FOLDER = "folder"  # the file in which the first rank says where the run lies
+
+
+def run(config: DictConfig, overrides: list[str], command: list[str], job: Job | None = None) -> str:
+    """`experiment.run` in as many processes as the configuration says. Raises SettingError before anything is written.
+
+    If one of them dies the others are ended, and the run has failed with the error of the first that died.
+    """
+    if torchrun.num_ranks() > 1:
+        with distributed.joined(_own_device(config.train.device)):
+            return experiment.run(config, overrides, command, job)
+    if config.train.num_devices == 1:
+        return experiment.run(config, overrides, command, job)
+    check(config)
+    with tempfile.TemporaryDirectory(prefix="runner-") as told:
+        plain = (OmegaConf.to_container(config), overrides, command, job, told)
+        launched = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=config.train.num_devices,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            signals_to_handle="SIGQUIT",  # the others are passed on, see `_passed_on`
+        )
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here
+        try:
+            with _passed_on():
+                outcomes = elastic_launch(launched, _rank)(*plain)
+        except ChildFailedError as error:
+            return _failed(error, Path(told), config.paths)
+    status, refusal = outcomes[0]
+    if refusal is not None:
+        raise SettingError(refusal)
+    return status
+
+
+@record
+def _rank(
+    settings: Mapping, overrides: list[str], command: list[str], job: Job | None, told: str
+) -> tuple[str | None, str | None]:
+    """One rank of a run that was started here: its status, or why its settings were refused."""
+    number = int(os.environ["RANK"])
+    if number > 0:
+        warnings.simplefilter("ignore")
+    if settings["train"]["device"] != "cuda" and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // settings["train"]["num_devices"]))
+    created = OmegaConf.create(dict(settings))
+    config = validate(created, conf_folders_of(created))
+    with distributed.joined(_own_device(config.train.device)):
+        try:
+            return experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
+        except SettingError as error:
+            return None, str(error)
+
+
+def _own_device(name: str) -> torch.device:
+    """This rank's device, which becomes torch's current one."""
+    device = choose_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+@contextmanager
+def _passed_on() -> Iterator[None]:
+    """Pass Ctrl-C and SIGTERM on to the ranks, which write a checkpoint and end, instead of dying of them here.
+
+    As SIGTERM, since a terminal's Ctrl-C goes to the ranks as well, and a second one would end them at once.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _place(failure: ProcessFailure) -> tuple[int, int]:
+    """Which of several failures comes first: those killed, then those with an error of their own, then the echoes."""
+    killed = failure.exitcode < 0 and -failure.exitcode not in SIGNALS
+    echo = -failure.exitcode in SIGNALS or any(word in str(failure.message) for word in ECHOES)
+    return (0 if killed else 2 if echo else 1), failure.timestamp
+
+
+def _failed(error: ChildFailedError, told: Path, paths: DictConfig) -> str:
+    """Tell of the rank that died first, also in the run's folder; `paths` are the settings of that name."""
+    number, failure = min(error.failures.items(), key=lambda item: _place(item[1]))
+    reason, trace = failure.message, ""
+    if isinstance(reason, Mapping):
+        trace = str(reason.get("extraInfo", {}).get("py_callstack", ""))
+        reason = reason.get("message", reason)
+    text = without_secrets(f"rank {number} (process {failure.pid}) failed: {str(reason).strip()}")
+    console = RunConsole()
+    console.message(text, "error")
+    file = told / FOLDER
+    if file.is_file():
+        folder = RunFolder(Path(file.read_text()))
+        summary = {"metrics": {}, "best": {}, **folder.read_summary(), "status": "failed", "error": text}
+        folder.error.write_text(without_secrets(f"{text}\n{trace}"))
+        folder.write_summary(summary)
+        again = shlex.join(["python", "-m", "runner", f"resume={folder.path}", *words_again(paths)])
+        console.message(f"go on with: {again}")
+    return "failed"

@@ -1,0 +1,34 @@
+"""The wall clock of a run: how long it has been training, and what is due because of it."""
+
+from __future__ import annotations
+
+import time
+
+from runner.training.distributed import rank
+from runner.training.plan import Plan, Progress
+
+
+class Clock:
+    """Counts the seconds of a training, over all the times that it was resumed; the first rank's decides."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan = plan
+        self.start(progress)
+
+    def start(self, progress: Progress) -> None:
+        """Begin, or go on, to count."""
+        self._saved = time.perf_counter()
+        self._began = self._saved - progress.seconds
+        self.time_is_up = self.plan.out_of_time(progress.seconds)
+
+    def wishes(self) -> tuple[bool, bool]:
+        """Whether the run's time is up, and whether a checkpoint is due."""
+        if rank() > 0:
+            return False, False
+        now, minutes = time.perf_counter(), self.plan.checkpoint_every_minutes
+        return self.plan.out_of_time(now - self._began), minutes is not None and now - self._saved >= 60 * minutes
+
+    def saved(self, progress: Progress) -> None:
+        """Note in `progress` how long training has taken, as a checkpoint is about to be written."""
+        self._saved = time.perf_counter()
+        progress.seconds = self._saved - self._began

@@ -1,0 +1,68 @@
+"""The checkpoints of the best epochs: best.pt, and beside it those of the next best where more are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from runner.tracking.tracker import Tracker
+from runner.training.checkpoint import load_checkpoint, save_checkpoint
+from runner.training.distributed import rank
+from runner.training.plan import Plan, Progress
+
+
+class KeptCheckpoints:
+    """Keeps the weights of the `plan.keep_best` epochs with the highest score, of equal ones with the lowest loss.
+
+    The best lie in best.pt; with more than one wanted, each of them lies in epoch-<number>.pt too. Which they are
+    stands in the progress, so that a resumed run goes on judging as before.
+    """
+
+    def __init__(self, plan: Plan, score: str) -> None:
+        self.plan = plan
+        self.score = score
+
+    def take(self, checkpoint: dict, progress: Progress) -> bool:
+        """Keep an epoch's checkpoint, with its `metrics` and `epoch`, if it is good enough; whether it is the best."""
+        metrics = {**checkpoint["metrics"], "epoch": checkpoint["epoch"]}
+        earlier = [entry for entry in progress.kept if entry["epoch"] != metrics["epoch"]]
+        # of equal ones the earlier comes first
+        entries = sorted([*earlier, metrics], key=self._rank, reverse=True)
+        progress.kept, dropped = entries[: self.plan.keep_best], entries[self.plan.keep_best :]
+        is_best = not progress.best or self._rank(metrics) > self._rank(progress.best)
+        if is_best:
+            progress.best = metrics
+        if rank() == 0:
+            if is_best:
+                save_checkpoint(self.plan.best, checkpoint)
+            if self.plan.keep_best > 1 and metrics in progress.kept:
+                save_checkpoint(self._path(metrics["epoch"]), checkpoint)
+            for entry in dropped:
+                self._path(entry["epoch"]).unlink(missing_ok=True)
+        return is_best
+
+    def check(self, progress: Progress, tracker: Tracker) -> None:
+        """Choose the best anew, and say so, where best.pt is not of the epoch that progress calls the best.
+
+        So it is where a run goes on from an older checkpoint, and best.pt has been written since.
+        """
+        if not progress.best:
+            return
+        try:
+            found = load_checkpoint(self.plan.best)["epoch"]
+        except ValueError as error:
+            tracker.message(f"{error} The best epoch is chosen anew.", "warning")
+        else:
+            if found == progress.best["epoch"]:
+                return
+            tracker.message(
+                f"best.pt is of epoch {found}, after the checkpoint that the run goes on from: the best epoch is "
+                "chosen anew."
+            )
+        progress.best, progress.kept = {}, []
+
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        return metrics[self.score], -metrics["loss"]
+
+    def _path(self, epoch: int) -> Path:
+        return self.plan.best.with_name(f"epoch-{epoch:03}.pt")
