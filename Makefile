@@ -34,7 +34,7 @@ describe: setup  ## print every model's parameters, multiply-adds and activation
 	@$(BIN)/python scripts/describe.py $(ARGS)
 
 test: setup  ## run the tests but for the slow ones; ARGS go to pytest
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-slow: setup  ## run the slow tests: processes killed, several devices, launchers
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -34,6 +34,7 @@ from runner.run_folder import RunFolder
 from runner.secret_values import without_secrets
 from runner.settings import SettingError
 from runner.tracking.console import RunConsole
+from runner.tracking.tracker import EXIT_CODES
 from runner.training import distributed
 from runner.training.precision import choose_device
 
@@ -89,11 +90,15 @@ def _rank(
         torch.set_num_threads(max(1, torch.get_num_threads() // settings["train"]["num_devices"]))
     created = OmegaConf.create(dict(settings))
     config = validate(created, conf_folders_of(created))
+    launcher = os.getppid()
     with distributed.joined(_own_device(config.train.device)):
         try:
-            return experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
+            outcome = experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
         except SettingError as error:
-            return None, str(error)
+            outcome = None, str(error)
+    if os.getppid() != launcher:  # it died, and nobody will ever fetch the outcome, for which torch would wait
+        os._exit(EXIT_CODES["interrupted"])
+    return outcome
 
 
 def _own_device(name: str) -> torch.device:

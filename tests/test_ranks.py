@@ -58,17 +58,11 @@ def last(folder, name):
 
 
 def ranks_of(process):
-    """The process ids of the ranks that `process` started, by rank."""
-    found = {}
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    for pid in children.stdout.split():
-        try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"RANK=")]
-        found.update(dict.fromkeys(ranks, int(pid)))
-    return found
+    """The process ids of the ranks that `process` started, in their order."""
+    children = subprocess.run(
+        ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
+    return sorted(int(line.split()[0]) for line in children.stdout.splitlines() if "spawn_main" in line)
 
 
 METHODS = {
@@ -115,7 +109,7 @@ def test_two_ranks_go_on_to_the_same_bits(tmp_path):
     checkpoint = tmp_path / "outputs/runs/parts/checkpoints/last.pt"
     while not checkpoint.is_file() and stopped.poll() is None:
         time.sleep(0.02)
-    for pid in (stopped.pid, *ranks_of(stopped).values()):
+    for pid in (stopped.pid, *ranks_of(stopped)):
         os.kill(pid, signal.SIGKILL)
     stopped.communicate()
     assert last(tmp_path, "parts")["progress"]["step"] < 16
@@ -199,6 +193,18 @@ def test_a_signal_writes_a_checkpoint_and_tells_how_to_go_on(tmp_path, number):
     assert "resume=outputs/runs/run" in out
     assert json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["status"] == "interrupted"
     assert len(losses(tmp_path, "run")) == last(tmp_path, "run")["progress"]["step"]
+
+
+@pytest.mark.slow
+def test_ranks_end_where_their_launcher_is_killed(tmp_path):
+    process = started(tmp_path, "train.num_devices=2", "train.epochs=300", "name=run")
+    while not (tmp_path / "outputs/runs/run/metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    assert len(ranks_of(process)) == 2
+    process.kill()
+    process.communicate(timeout=60)  # the ranks have its output open as long as they live
+    assert last(tmp_path, "run")["progress"]["step"] > 0
+    assert json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.slow
