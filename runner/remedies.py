@@ -6,6 +6,7 @@ which of several overrides is at fault. This module looks at the overrides one b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +23,7 @@ from runner.settings import A_LIST, A_MAPPING, SettingError
 from runner.torchrun import is_first
 
 WRONG_SETTING = 2  # the exit code
+SECONDS_TO_TELL = 20
 EXPERIMENT, CASE = "experiment", "case"  # the groups whose options are whole runs, and what a study varies in them
 
 
@@ -170,7 +172,8 @@ def refuse(error: SettingError) -> NoReturn:
     """Show what is wrong with the settings and end the program with exit code 2."""
     from rich.console import Console
 
-    if not is_first():  # of several processes one tells it
+    if not is_first():  # of several processes one tells it, if the others leave it the time to
+        time.sleep(SECONDS_TO_TELL)
         raise SystemExit(WRONG_SETTING)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     console.print("Wrong setting.", style="bold red", end=" ")
