@@ -55,7 +55,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
         return experiment.run(config, overrides, command, job)
     check(config)
     with tempfile.TemporaryDirectory(prefix="runner-") as told:
-        plain = (OmegaConf.to_container(config), overrides, command, job, told)
+        plain = (OmegaConf.to_container(config), overrides, command, job, told, os.getpid())
         launched = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -80,9 +80,9 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
 
 @record
 def _rank(
-    settings: Mapping, overrides: list[str], command: list[str], job: Job | None, told: str
+    settings: Mapping, overrides: list[str], command: list[str], job: Job | None, told: str, launcher: int
 ) -> tuple[str | None, str | None]:
-    """One rank of a run that was started here: its status, or why its settings were refused."""
+    """One rank of a run that the process `launcher` started: its status, or why its settings were refused."""
     number = int(os.environ["RANK"])
     if number > 0:
         warnings.simplefilter("ignore")
@@ -90,7 +90,8 @@ def _rank(
         torch.set_num_threads(max(1, torch.get_num_threads() // settings["train"]["num_devices"]))
     created = OmegaConf.create(dict(settings))
     config = validate(created, conf_folders_of(created))
-    launcher = os.getppid()
+    if os.getppid() != launcher:  # it died while this process started
+        os._exit(EXIT_CODES["interrupted"])
     with distributed.joined(_own_device(config.train.device)):
         try:
             outcome = experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
