@@ -16,10 +16,9 @@ from runner.methods.method import Method
 from runner.resume import NothingLeft, latest_checkpoint, new_folder
 from runner.run_folder import RunFolder
 from runner.run_lock import Taken, hold
+from runner.run_state import RESULTS
 from runner.settings import SettingError
 from runner.training.checkpoint import Latest
-
-RESULTS = ("completed", "diverged")
 
 
 @dataclass

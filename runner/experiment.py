@@ -6,18 +6,15 @@ import contextlib
 import shlex
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from runner import build
-from runner.allowed import Allowed, words_again
+from runner.allowed import words_again
 from runner.checked import Checked, check
 from runner.chosen_methods import conf_folders_of
-from runner.config import METHOD_GROUPS, validate, with_defaults
+from runner.config import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.shares import Share
 from runner.description import closing_rows, flat, idle, opening_rows, sizes
@@ -130,7 +127,7 @@ def _lead(
             failure = error
             summary["error"] = without_secrets(_told(error) or f"{type(error).__name__}: {error}")
             trace = without_secrets(traceback.format_exc())
-            tracker.message(_told(error) or trace.rstrip(), "error")
+            tracker.message(summary["error"] if _told(error) else trace.rstrip(), "error")
             with contextlib.suppress(OSError):  # as on a full disk, of which the message above speaks
                 folder.error.write_text(trace)
         summary["data"] = sizes(checked.data)
@@ -163,39 +160,6 @@ def _follow(config: DictConfig, checked: Checked) -> str:
         return "diverged"
     except Interrupted:
         return "interrupted"
-
-
-def load_run(
-    folder: str | Path,
-    checkpoint: str = "best",
-    *,
-    methods: str | Path | None = None,
-    allowed_packages: Sequence[str] = (),
-) -> tuple[torch.nn.Module, DictConfig]:
-    """The trained model of a run folder, on the CPU and ready for evaluation, and the run's configuration.
-
-    `checkpoint` is "best" (chosen on the validation split) or "last". A run with methods of your own needs their folder
-    `methods` and the `allowed_packages` again: nothing that lies in the folder can allow them. Raises ValueError if the
-    folder holds no run, or no such checkpoint.
-    """
-    folder = RunFolder(Path(folder))
-    if not folder.config.is_file():
-        raise ValueError(f"{folder.path}: no run lies there ({folder.config.name} is missing).")
-    allowed = Allowed(tuple(allowed_packages), Path(methods).resolve() if methods else None)
-    config = validate(allowed.put_in(with_defaults(OmegaConf.load(folder.config)), folder.path))
-    saved = load_checkpoint(folder.checkpoint(checkpoint))
-    about = saved["about"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the run showed them when it began
-        built = build.build_changed_model(
-            config,
-            num_classes=about["num_classes"],
-            example_input=torch.zeros(2, 3, about["image_size"], about["image_size"]),
-            pretrained=False,
-        )
-    averaged = {"model": saved["ema"]["model"]} if "ema" in saved else {}  # what an evaluation of last.pt looks at
-    restore_model({**saved, **averaged}, built.model, built.methods)
-    return built.model.eval(), config
 
 
 def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint: dict | None) -> Rows:

@@ -60,10 +60,9 @@ class Forecast:
         self, overrides: Sequence[str], config: DictConfig, checked: Checked, state: RunState, path: Path
     ) -> PlannedRun:
         """What is planned for the run in the folder `path`, which stands as `state` says."""
-        if state.status in RESULTS:
-            return PlannedRun(tuple(overrides), state.status, state.text)
-        if state.status == FAILED and not config.sweep.retry_failed:
-            return PlannedRun(tuple(overrides), state.status, "failed, left so")
+        if state.is_left_alone(retry_failed=config.sweep.retry_failed):
+            text = "failed, left so" if state.status == FAILED else state.text
+            return PlannedRun(tuple(overrides), state.status, text)
         total = total_steps(config, len(checked.data.train))
         step = state.step if state.status == RUNNING else _checkpointed(path)
         text = TO_DO if state.status == TO_DO else f"{state.status} at step {step} of {total}"

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +25,7 @@ from runner.job import Job
 from runner.job_run import record_failure, run_job
 from runner.run_lock import Taken, hold
 from runner.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
+from runner.signals import taken_by
 
 OUTPUT = "console.txt"  # what the job prints
 LOOK_EVERY_SECONDS = 0.2
@@ -40,7 +41,7 @@ def run_job_apart(
     So it is after a SIGINT or SIGTERM to this process; the status is "interrupted" then.
     """
     state = read_state(job.path)
-    if state.status in (*RESULTS, RUNNING) or (state.status == FAILED and not retry_failed):
+    if state.status == RUNNING or state.is_left_alone(retry_failed=retry_failed):
         return state.status
     if _interrupted or stop.exists():
         return INTERRUPTED
@@ -60,7 +61,7 @@ def run_job_apart(
             stderr=output,
             start_new_session=True,  # a terminal's Ctrl-C comes from here alone
         )
-        with _signals_kept():
+        with taken_by(_note):
             code = _run(process, json.dumps(content), stop)
     state = read_state(job.path)
     if code == 0 or state.status in RESULTS:
@@ -90,23 +91,10 @@ def _run(process: subprocess.Popen, content: str, stop: Path) -> int:
     return process.returncode
 
 
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Signals that would end this process are noted instead; outside a main thread there are none."""
-
-    def note(*_: object) -> None:
-        global _interrupted
-        _interrupted = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _note(*_: object) -> None:
+    """Keep a signal that would end this process in mind instead."""
+    global _interrupted
+    _interrupted = True
 
 
 def main() -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from runner.files import write_atomically
 from runner.job import Job
 from runner.job_lines import show_job
+from runner.run_folder import RunFolder
 from runner.run_lock import Taken, hold
-from runner.run_state import FAILED, RESULTS, RUNNING, read_state
+from runner.run_state import FAILED, RUNNING, read_state
 from runner.secret_values import without_secrets
 from runner.settings import SettingError
 from runner.tracking.console import RunConsole
@@ -32,7 +31,7 @@ def run_job(
         job.path.mkdir(parents=True, exist_ok=True)
         with hold(job.path):
             state = read_state(job.path, taken=False)
-            if state.status in RESULTS or (state.status == FAILED and not retry_failed):
+            if state.is_left_alone(retry_failed=retry_failed):
                 show_job(job, state.text, "before")
                 return state.status
             try:
@@ -51,14 +50,8 @@ def run_job(
 
 def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:
     """Write the error.txt and summary.json of a job that could not write its own, and show what happened."""
-    reason, trace = without_secrets(reason), without_secrets(trace)
     if show:
-        RunConsole().message(trace, "error")
-    summary = {
-        "status": FAILED,
-        "overrides": [word for word in overrides if not word.startswith("sweep.")],
-        "error": reason,
-    }
+        RunConsole().message(without_secrets(trace), "error")
     with suppress(OSError):  # of a full disk; shown
-        write_atomically(job.path / "error.txt", f"{trace}\n")
-        write_atomically(job.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        spoken = [word for word in overrides if not word.startswith("sweep.")]
+        RunFolder(job.path).write_failure(reason, trace, {"overrides": spoken})

@@ -7,18 +7,18 @@ for, since they need not be children of this process; they write their checkpoin
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 from runner.job import Job
 from runner.job_lines import show_error, show_job
 from runner.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
+from runner.signals import taken_by
 
 LOOK_EVERY_SECONDS = 1.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LauncherWatch:
@@ -30,20 +30,19 @@ class LauncherWatch:
         self._seen: dict[str, str] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
-        self._handlers: dict[int, object] = {}
+        self._taken = ExitStack()
 
     def start(self) -> None:
         """Begin to watch, and to take the signals."""
         self._look(first=True)
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._taken.enter_context(taken_by(self._on_signal))
         self._thread.start()
 
     def finish(self) -> bool:
         """Say what is left to say, and give back the signals; whether one came."""
         self._over.set()
         self._thread.join()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._taken.close()
         self._look()
         return self.stop.exists()
 

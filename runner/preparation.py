@@ -38,7 +38,7 @@ def prepare(
     _set_backends(train.deterministic)
     precision.set_backends()
     device = precision.device
-    channels_last = train.channels_last if train.channels_last is not None else device.type == "cuda"
+    channels_last = precision.channels_last(train.channels_last)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

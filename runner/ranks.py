@@ -14,8 +14,8 @@ import signal
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -33,12 +33,12 @@ from runner.job import Job
 from runner.run_folder import RunFolder
 from runner.secret_values import without_secrets
 from runner.settings import SettingError
+from runner.signals import ENDING, taken_by
 from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES
 from runner.training import distributed
 from runner.training.precision import choose_device
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHOES = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # of another rank's death
 FOLDER = "folder"  # the file in which the first rank says where the run lies
 
@@ -64,11 +64,11 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
-            signals_to_handle="SIGQUIT",  # the others are passed on, see `_passed_on`
+            signals_to_handle="SIGQUIT",  # the others are passed on, see `_pass_on`
         )
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here
         try:
-            with _passed_on():
+            with taken_by(_pass_on):
                 outcomes = elastic_launch(launched, _rank)(*plain)
         except ChildFailedError as error:
             return _failed(error, Path(told), config.paths)
@@ -110,30 +110,20 @@ def _own_device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def _passed_on() -> Iterator[None]:
+def _pass_on(number: int, frame: FrameType | None) -> None:
     """Pass Ctrl-C and SIGTERM on to the ranks, which write a checkpoint and end, instead of dying of them here.
 
     As SIGTERM, since a terminal's Ctrl-C goes to the ranks as well, and a second one would end them at once.
     """
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in multiprocessing.active_children():
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for process in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
 
 
 def _place(failure: ProcessFailure) -> tuple[int, int]:
     """Which of several failures comes first: those killed, then those with an error of their own, then the echoes."""
-    killed = failure.exitcode < 0 and -failure.exitcode not in SIGNALS
-    echo = -failure.exitcode in SIGNALS or any(word in str(failure.message) for word in ECHOES)
+    killed = failure.exitcode < 0 and -failure.exitcode not in ENDING
+    echo = -failure.exitcode in ENDING or any(word in str(failure.message) for word in ECHOES)
     return (0 if killed else 2 if echo else 1), failure.timestamp
 
 
@@ -144,15 +134,13 @@ def _failed(error: ChildFailedError, told: Path, paths: DictConfig) -> str:
     if isinstance(reason, Mapping):
         trace = str(reason.get("extraInfo", {}).get("py_callstack", ""))
         reason = reason.get("message", reason)
-    text = without_secrets(f"rank {number} (process {failure.pid}) failed: {str(reason).strip()}")
+    text = f"rank {number} (process {failure.pid}) failed: {str(reason).strip()}"
     console = RunConsole()
-    console.message(text, "error")
+    console.message(without_secrets(text), "error")
     file = told / FOLDER
     if file.is_file():
         folder = RunFolder(Path(file.read_text()))
-        summary = {"metrics": {}, "best": {}, **folder.read_summary(), "status": "failed", "error": text}
-        folder.error.write_text(without_secrets(f"{text}\n{trace}"))
-        folder.write_summary(summary)
+        folder.write_failure(text, f"{text}\n{trace}", {"metrics": {}, "best": {}, **folder.read_summary()})
         again = shlex.join(["python", "-m", "runner", f"resume={folder.path}", *words_again(paths)])
         console.message(f"go on with: {again}")
     return "failed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -12,6 +12,7 @@ from runner.allowed import as_words, check_words
 from runner.config import METHOD_GROUPS
 from runner.files import finite, write_atomically
 from runner.remedies import chosen_options
+from runner.secret_values import without_secrets
 from runner.settings import SettingError
 
 
@@ -55,6 +56,11 @@ class RunFolder:
     def write_summary(self, summary: dict) -> None:
         """`summary.json`; a number that is not finite is written as null, which every reader knows."""
         write_atomically(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+
+    def write_failure(self, reason: str, trace: str, summary: Mapping[str, object]) -> None:
+        """`error.txt` and the summary of a run that failed and could not write its own; secrets are masked."""
+        write_atomically(self.error, f"{without_secrets(trace)}\n")
+        self.write_summary({**summary, "status": "failed", "error": without_secrets(reason)})
 
     def read_summary(self) -> dict:
         """What `summary.json` says; empty where there is none."""

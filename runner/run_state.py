@@ -29,6 +29,10 @@ class RunState:
         """What went wrong, where something did."""
         return self.summary.get("error")
 
+    def is_left_alone(self, *, retry_failed: bool) -> bool:
+        """Whether a sweep does not run it again: it has a result, or it failed and is not to be tried again."""
+        return self.status in RESULTS or (self.status == FAILED and not retry_failed)
+
     @property
     def text(self) -> str:
         """The status, and of a completed run what it reached: `completed, test accuracy 98.3 %`."""

@@ -46,7 +46,7 @@ def measure_step(config: DictConfig, checked: Checked) -> StepTime:
         built = build.build_changed_model(
             config, num_classes=data.num_classes, example_input=data.example_input(), pretrained=False
         )
-    channels_last = train.channels_last if train.channels_last is not None else device.type == "cuda"
+    channels_last = checked.precision.channels_last(train.channels_last)
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     model = built.model.to(device=device, memory_format=memory_format)
     step = OptimizerStep(

@@ -50,8 +50,8 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     import torch
 
     from runner.build import build_data
-    from runner.experiment import load_run
     from runner.tracking.console import SCORES
+    from runner.trained import load_run
     from runner.training.checkpoint import load_checkpoint
     from runner.training.evaluation import evaluate
     from runner.training.precision import Precision, choose_device

@@ -19,7 +19,7 @@ READ_CONFIGURATIONS = {
     for name in (
         *("__main__", "config", "experiments", "grammar", "overrides", "remedies", "settings", "study", "sweep"),
         *("forecast", "job_process", "safety", "step_time"),
-        *("build", "checked", "chosen_methods", "description", "experiment", "preparation", "ranks"),
+        *("build", "checked", "chosen_methods", "description", "experiment", "preparation", "ranks", "trained"),
     )
 }
 LONGEST_MODULE = 310

@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from runner.report.arms import last_parts
+from runner.report.console_table import console_table
+from runner.run_state import RESULTS
 from runner.tracking.console import STATUS_STYLES, format_duration, is_plain
 
 WIDTH = 80
 SLOW_SECONDS = 10  # a step of which the plan speaks
-FINISHED = ("completed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,14 @@ def print_plan(
     own = [[word for word in run.overrides if word not in common] for run in runs]
     keys = list(dict.fromkeys(word.partition("=")[0] for words in own for word in words))
     short = keys if plain else last_parts(keys)
-    table = Table(
-        title=Text(title, "bold"),
-        title_justify="left",
-        box=None if plain else box.SIMPLE_HEAD,
-        border_style="dim",
-        header_style="" if plain else "dim",
-        pad_edge=False,
-    )
+    table = console_table(title, plain=plain)
     table.add_column("overrides", overflow="fold", no_wrap=plain)
     table.add_column("state", no_wrap=plain)
     table.add_column("time left", justify="right", no_wrap=True)
     table.add_column("estimate", no_wrap=plain)
     for run, words in zip(runs, own, strict=True):
         shown = [short[keys.index(key)] + word[len(key) :] for word in words for key in [word.partition("=")[0]]]
-        done = run.status in FINISHED or run.text.endswith("left so")
+        done = run.status in RESULTS or run.text.endswith("left so")
         time = "-" if done else "not known" if run.seconds is None else _duration(run.seconds)
         status = Text(run.text, STATUS_STYLES.get(run.status, "bold" if run.status == "running" else ""))
         table.add_row(Text((" " if plain else "\n").join(shown) or "-"), status, time, run.source or "-")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from runner.report.arm_table import BEST, arm_table
 from runner.report.arms import arms_of, common_overrides, last_parts
+from runner.report.console_table import console_table
 from runner.report.runs import UNREADABLE, Run, Sweep
 from runner.run_state import RUNNING
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
@@ -39,16 +39,7 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     part. A failed or diverged job has no metrics here; a number that no job has is no column. `plain` makes a table
     of ASCII with one line a run.
     """
-    table = Table(
-        title=Text(title, "bold"),
-        title_justify="left",
-        box=None if plain else box.SIMPLE_HEAD,
-        border_style="dim",
-        header_style="" if plain else "dim",
-        caption_style="dim",
-        caption_justify="left",
-        pad_edge=False,
-    )
+    table = console_table(title, plain=plain)
     score = next((SCORES.get(run.score, run.score) for run in runs if run.status != UNREADABLE), "accuracy")
     table.add_column("", width=1)
     table.add_column("overrides", overflow="fold", no_wrap=plain)
@@ -117,16 +108,8 @@ def _print_arms(runs: Sequence[Run], sweep: Sweep, console: Console, plain: bool
     axes, arms = arms_of(runs, sweep)
     scores = {run.score for run in runs if run.status != UNREADABLE}
     found = arm_table(axes, arms, sweep.measures, SCORES[scores.pop()] if len(scores) == 1 else "score")
-    table = Table(
-        title=Text("Over the seeds", "bold"),
-        title_justify="left",
-        box=None if plain else box.SIMPLE_HEAD,
-        border_style="dim",
-        header_style="" if plain else "dim",
-        caption=None if plain else Text(found.caption, "dim"),
-        caption_justify="left",
-        pad_edge=False,
-    )
+    table = console_table("Over the seeds", plain=plain)
+    table.caption = None if plain else Text(found.caption, "dim")
     for number, name in enumerate(found.columns):
         justify = "right" if number in found.numeric else "left"
         table.add_column(_ascii(name) if plain else name, justify=justify, no_wrap=plain, overflow="fold")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from types import FrameType, TracebackType
+from contextlib import ExitStack
+from types import FrameType
+
+from runner.signals import taken_by
 
 AT_ONCE_SECONDS = 0.5
 
@@ -16,21 +18,17 @@ class Interruption:
     One that comes with the first is no second wish: a launcher that dies, or a terminal, may send several together.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
         self.requested = False
         self._since = 0.0
-        self._before: dict[int, object] = {}
+        self._taken = ExitStack()
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # elsewhere no handler can be set
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._taken.enter_context(taken_by(self._handle))
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *_: object) -> None:
+        self._taken.close()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -39,6 +39,10 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.name])
 
+    def channels_last(self, setting: bool | None) -> bool:
+        """Whether images lie in memory channels last: as train.channels_last says, or where it is null, on a GPU."""
+        return self.device.type == "cuda" if setting is None else setting
+
     def set_backends(self) -> None:
         """Under fp32 round no factors to TF32's 10 bits on CUDA, as torch does in convolutions by default."""
         torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
