@@ -13,20 +13,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from runner.command_line.overrides import as_typed, prepare_overrides
+from runner.command_line.remedies import explain, refuse
 from runner.config import CONF
-from runner.job_run import run_job
 from runner.method_folder import add_search_path, search_folders
-from runner.overrides import as_typed, prepare_overrides
-from runner.remedies import explain, refuse
-from runner.run_folder import earlier_overrides
-from runner.safety import checked
-from runner.secret_values import without_secrets
-from runner.settings import SettingError
-from runner.study import with_axes
-from runner.sweep import job_of, name_sweep, plan_sweep, settings_of, stop_watching
+from runner.runs.run_folder import earlier_overrides
+from runner.safety.loader import checked
+from runner.safety.secret_values import without_secrets
+from runner.settings.text import SettingError
+from runner.sweeps.job_run import run_job
+from runner.sweeps.study import with_axes
+from runner.sweeps.sweep import job_of, name_sweep, plan_sweep, settings_of, stop_watching
 from runner.torchrun import with_num_devices
 from runner.tracking.console import RunConsole
-from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.remedies
+from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.command_line.remedies
 
 WRONG = (HydraException, OmegaConfBaseException, YAMLError, ValueError)  # what wrong settings raise
 
@@ -49,7 +49,7 @@ def main() -> None:
             config = settings_of(composed, settings, settings.overrides.task)
             planned = job_of(settings, config, sweep)
             if sweep.is_only_planned:
-                from runner.forecast import show_run
+                from runner.sweeps.forecast import show_run
 
                 show_run(config, overrides)
                 return "planned"
@@ -60,7 +60,7 @@ def main() -> None:
                 return statuses[-1]
             command = ["python", "-m", "runner", *planned.overrides]
             if sweep.is_elsewhere:
-                from runner.job_process import run_job_apart
+                from runner.sweeps.job_process import run_job_apart
 
                 rules = {"retry_failed": sweep.retry_failed, "stop": sweep.stop}
                 return run_job_apart(config, overrides, command, planned, **rules)

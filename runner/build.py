@@ -26,7 +26,7 @@ from runner.methods.method import Method
 from runner.models import MODELS
 from runner.models.initialization import initialize
 from runner.models.pretrained import check_weights, fits, load_weights, read_weights
-from runner.settings import SettingError
+from runner.settings.text import SettingError
 
 
 def build_data(node: DictConfig) -> Data:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from runner import build
 from runner.config import method_nodes
 from runner.data.dataset import Data, check_batch_size
-from runner.settings import SettingError
+from runner.settings.text import SettingError
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 

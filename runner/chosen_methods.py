@@ -13,8 +13,8 @@ from runner.config import CONF, METHOD_GROUPS, method_nodes, methods_folder
 from runner.method_folder import import_class
 from runner.methods.method import Method
 from runner.methods.sync_batchnorm import SyncBatchNorm
-from runner.settings import SettingError
-from runner.targets import check_defined
+from runner.safety.targets import check_defined
+from runner.settings.text import SettingError
 
 NOTHING_TO_CHANGE = "nothing to change"  # how runner.surgery begins the one message that has no remedy
 CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers

@@ -2,7 +2,7 @@
 
 `validate` takes what Hydra composed and returns it typed, or raises a `SettingError` whose message names the key,
 the value and the remedy. A method's node is typed by the defaults of its own YAML file, so a new method needs no
-line here or in runner.option_types.
+line here or in runner.settings.option_types.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any, Optional, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from runner import limits
-from runner.combinations import check_combinations, choose_portions
-from runner.limits import did_you_mean
-from runner.option_types import OPTION_TYPES
-from runner.probe_types import PROBE_TYPES
-from runner.schema import TOP_LEVEL, Root, Study, Sweep
-from runner.secret_values import check_no_secrets
-from runner.settings import SettingError, assign, check_entries, shown, typed_node
-from runner.targets import METHOD_PACKAGE, check_target, targets_in
+from runner.safety.secret_values import check_no_secrets
+from runner.safety.targets import METHOD_PACKAGE, check_target, targets_in
+from runner.settings import limits
+from runner.settings.combinations import check_combinations, choose_portions
+from runner.settings.limits import did_you_mean
+from runner.settings.option_types import OPTION_TYPES
+from runner.settings.probe_types import PROBE_TYPES
+from runner.settings.schema import TOP_LEVEL, Root, Study, Sweep
+from runner.settings.text import SettingError, shown
+from runner.settings.typed import assign, check_entries, typed_node
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())

@@ -12,7 +12,7 @@ from runner.config import method_nodes
 from runner.data.dataset import Data
 from runner.methods.method import Method
 from runner.optim import scaled_lr
-from runner.settings import shown
+from runner.settings.text import shown
 from runner.tracking.console import SCORES, Rows, format_count, format_duration, format_lr, format_share
 from runner.training.precision import Precision
 

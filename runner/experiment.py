@@ -11,20 +11,20 @@ from collections.abc import Callable
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from runner.allowed import words_again
 from runner.checked import Checked, check
 from runner.chosen_methods import conf_folders_of
+from runner.command_line.overrides import method_group
 from runner.config import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.shares import Share
 from runner.description import closing_rows, flat, idle, opening_rows, sizes
-from runner.entry import Entry, enter
-from runner.job import Job
-from runner.overrides import method_group
 from runner.preparation import prepare
-from runner.run_folder import RunFolder
-from runner.secret_values import without_secrets
-from runner.settings import SettingError
+from runner.runs.entry import Entry, enter
+from runner.runs.job import Job
+from runner.runs.run_folder import RunFolder
+from runner.safety.allowed import words_again
+from runner.safety.secret_values import without_secrets
+from runner.settings.text import SettingError
 from runner.tracking.console import Rows, RunConsole
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.provenance import provenance

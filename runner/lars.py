@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.limits import check
+from runner.settings.limits import check
 
 
 class Lars(Optimizer):

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from runner.command_line.grammar import all_parsed
 from runner.config import CONF, methods_folder
-from runner.grammar import all_parsed
-from runner.settings import SettingError
-from runner.targets import METHOD_PACKAGE
+from runner.safety.targets import METHOD_PACKAGE
+from runner.settings.text import SettingError
 
 _SEARCH_PATH = "hydra.searchpath"
 _on_path: Path | None = None  # the folder that `_put_on_path` added

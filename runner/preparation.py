@@ -12,7 +12,7 @@ from runner import build
 from runner.checked import Checked
 from runner.data.seeds import mixed_seed
 from runner.data.shares import Share
-from runner.run_folder import RunFolder
+from runner.runs.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
 from runner.training.distributed import num_ranks, over_ranks, rank
 from runner.training.ema import Ema

@@ -25,14 +25,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from runner import experiment, torchrun
-from runner.allowed import words_again
 from runner.checked import check
 from runner.chosen_methods import conf_folders_of
 from runner.config import validate
-from runner.job import Job
-from runner.run_folder import RunFolder
-from runner.secret_values import without_secrets
-from runner.settings import SettingError
+from runner.runs.job import Job
+from runner.runs.run_folder import RunFolder
+from runner.safety.allowed import words_again
+from runner.safety.secret_values import without_secrets
+from runner.settings.text import SettingError
 from runner.signals import ENDING, taken_by
 from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from runner.setting_text import SettingError
+from runner.settings.text import SettingError
 
 KEY = "train.num_devices"
 

@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from runner import build
-from runner.allowed import Allowed
 from runner.config import validate, with_defaults
-from runner.run_folder import RunFolder
+from runner.runs.run_folder import RunFolder
+from runner.safety.allowed import Allowed
 from runner.training.checkpoint import load_checkpoint, restore_model
 
 

@@ -25,8 +25,8 @@ from benchmarks.training import TrainingScale
 from rich.console import Console
 from rich.table import Table
 
-from runner.combinations import SEGMENTATION_MODELS
 from runner.models import MODELS
+from runner.settings.combinations import SEGMENTATION_MODELS
 from runner.tracking.provenance import provenance
 
 QUICK = {

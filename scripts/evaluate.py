@@ -14,13 +14,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from runner.command_line.experiments import without_replaced
+from runner.command_line.remedies import explain
 from runner.config import CONF, validate
-from runner.experiments import without_replaced
 from runner.method_folder import add_search_path, search_folders
-from runner.remedies import explain
-from runner.run_folder import RunFolder, earlier_overrides
-from runner.safety import checked
-from runner.settings import SettingError
+from runner.runs.run_folder import RunFolder, earlier_overrides
+from runner.safety.loader import checked
+from runner.settings.text import SettingError
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from runner.__main__ import main
+from runner.command_line.experiments import without_replaced
 from runner.config import CONF, validate
-from runner.experiments import without_replaced
 from runner.models import MODELS
 
 TINY = ("dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8")

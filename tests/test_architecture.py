@@ -17,11 +17,13 @@ MODULES = {
 READ_CONFIGURATIONS = {
     f"runner.{name}"
     for name in (
-        *("__main__", "config", "experiments", "grammar", "overrides", "remedies", "settings", "study", "sweep"),
-        *("forecast", "job_process", "safety", "step_time"),
+        *("__main__", "config", "safety.loader", "settings.typed"),
+        *(f"command_line.{name}" for name in ("experiments", "grammar", "overrides", "remedies")),
+        *(f"sweeps.{name}" for name in ("forecast", "job_process", "step_time", "study", "sweep")),
         *("build", "checked", "chosen_methods", "description", "experiment", "preparation", "ranks", "trained"),
     )
 }
+LIGHT = ("__main__", "config", "method_folder", "command_line.remedies", "sweeps.sweep", "runs.run_folder")
 LONGEST_MODULE = 310
 
 
@@ -72,21 +74,24 @@ def members(*packages):
     [
         ("models", "methods training tracking report data surgery build experiment config"),
         ("layers", "models methods training tracking report data surgery build experiment config"),
-        ("methods", "models training tracking report data build experiment config sweep"),
+        ("methods", "models training tracking report data build experiment config sweeps"),
         ("data", "models methods training tracking report build experiment config"),
         ("surgery", "models methods training tracking report data build experiment config"),
         ("optim", "models methods training tracking report data build experiment config"),
         ("schedules", "models methods training tracking report data build experiment config"),
-        ("training", "models report build experiment config sweep run_folder"),
-        ("tracking", "models methods training report data build experiment config sweep run_folder"),
-        ("report", "models methods training data build experiment config sweep"),
+        ("training", "models report build experiment config sweeps runs"),
+        ("tracking", "models methods training report data build experiment config sweeps runs"),
+        ("report", "models methods training data build experiment config sweeps"),
         ("probes", "models methods layers training tracking report data surgery build experiment config figures"),
         ("figures", "models methods layers training tracking report data surgery build experiment config probes"),
-        ("build", "experiment training tracking report sweep"),
+        ("build", "experiment training tracking report sweeps"),
         ("experiment", "__main__ report"),
         ("tensor_files", "models methods training tracking report data surgery build experiment config"),
-        ("limits", "config build experiment"),
-        ("combinations", "config limits methods build experiment"),
+        ("settings", "models methods training tracking report data build experiment config sweeps runs command_line"),
+        ("settings.combinations", "settings.limits"),
+        ("safety", "models methods training tracking report data build experiment sweeps runs"),
+        ("command_line", "models methods training tracking report data build experiment sweeps runs"),
+        ("runs", "models report build experiment sweeps"),
         ("method_folder", "methods build experiment"),
     ],
 )
@@ -109,12 +114,12 @@ def test_hydra_and_omegaconf_stay_at_the_boundary():
     assert readers == READ_CONFIGURATIONS
 
 
-@pytest.mark.parametrize("module", ["__main__", "config", "method_folder", "remedies", "sweep", "run_folder"])
+@pytest.mark.parametrize("module", LIGHT)
 def test_the_command_line_imports_no_torch(module):
     names = reached(f"runner.{module}")
     assert not [name for name in names if part(name, "torch", "torchvision", "wandb", "sklearn", "numpy")]
-    assert part("runner.limits", *names)
-    assert part("runner.combinations", *names)
+    assert part("runner.settings.limits", *names)
+    assert part("runner.settings.combinations", *names)
 
 
 @pytest.mark.parametrize("package", ["report", "tracking"])
@@ -138,7 +143,7 @@ def test_what_needs_no_torch_runs_without_it():
     """What the lines above read, Python itself confirms."""
     light = [m for m in MODULES if part(m, "runner.report", "runner.tracking", "runner.figures")]
     light += ["runner.measurement", "runner.probes.learning_curves"]
-    light += [f"runner.{name}" for name in ("__main__", "config", "method_folder", "remedies", "sweep", "run_folder")]
+    light += [f"runner.{name}" for name in LIGHT]
     code = f"import sys, importlib; sys.modules['torch'] = None; [importlib.import_module(m) for m in {light}]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,10 +5,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from runner import config as config_module
-from runner.combinations import SEGMENTATION_DATASETS, SEGMENTATION_MODELS
 from runner.config import CONF, method_nodes
-from runner.option_types import OPTION_TYPES
-from runner.settings import SettingError
+from runner.settings.combinations import SEGMENTATION_DATASETS, SEGMENTATION_MODELS
+from runner.settings.option_types import OPTION_TYPES
+from runner.settings.text import SettingError
 
 
 def options(group):

@@ -20,9 +20,9 @@ from torch import nn
 
 from runner import load_run
 from runner.__main__ import main
-from runner.combinations import NORMALIZATIONS
 from runner.config import CONF
 from runner.methods.agc import AdaptiveGradientClipping
+from runner.settings.combinations import NORMALIZATIONS
 from runner.training import loop
 from runner.training.checkpoint import load_checkpoint
 

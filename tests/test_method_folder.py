@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from runner import load_run, method_folder
+from runner.command_line.overrides import prepare_overrides
 from runner.config import CONF
 from runner.method_folder import add_search_path, search_folders
-from runner.overrides import prepare_overrides
-from runner.settings import SettingError
+from runner.settings.text import SettingError
 from runner.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]

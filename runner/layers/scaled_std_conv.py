@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.standardize import scaled_standardize
 from runner.layers.standardized_conv import StandardizedConv
-from runner.limits import check
+from runner.settings.limits import check
 
 
 class ScaledStdConv2d(StandardizedConv, SamePadConv2d):

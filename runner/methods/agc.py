@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from runner.layers.classifier import find_classifier
-from runner.limits import LIMITS, check, did_you_mean
 from runner.methods.cache_sized import cache_sized_parts
 from runner.methods.method import Method
+from runner.settings.limits import LIMITS, check, did_you_mean
 from runner.surgery import nothing_to_change
 
 

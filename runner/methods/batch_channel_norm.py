@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
-from runner.limits import check
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, check_num_groups, replace_batch_norms
+from runner.settings.limits import check
 from runner.surgery import refuse_modules
 
 

@@ -29,8 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.layers.ghost_normalize import ghost_normalize
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
-from runner.limits import check
 from runner.methods.method import Method
+from runner.settings.limits import check
 from runner.surgery import nothing_to_change, refuse_modules, replace_modules
 
 

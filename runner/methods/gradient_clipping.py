@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from runner.limits import check
 from runner.methods.cache_sized import cache_sized_parts
 from runner.methods.method import Method
+from runner.settings.limits import check
 from runner.surgery import nothing_to_change
 
 

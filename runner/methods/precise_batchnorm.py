@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner.limits import check
 from runner.methods.method import Method
+from runner.settings.limits import check
 from runner.surgery import nothing_to_change, refuse_modules
 
 

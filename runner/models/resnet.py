@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from runner.layers.stem import stem_named
-from runner.limits import check
+from runner.settings.limits import check
 
 
 class ScaledResNet(ResNet):

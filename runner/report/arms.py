@@ -14,7 +14,7 @@ from runner.files import read_yaml
 from runner.report.measures import measure
 from runner.report.runs import APART, UNREADABLE, Run, Sweep
 from runner.report.statistics import t_interval
-from runner.setting_text import canonical, shown
+from runner.settings.text import canonical, shown
 
 ABSENT = ""  # the value of a setting that a run does not have at all, such as agc.clip without agc
 GROUPS = ("case", "model", "norm", "regularization", "optimizer", "schedule", "dataset", "experiment")

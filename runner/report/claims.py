@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from runner.limits import did_you_mean
 from runner.report.measures import check_measure
-from runner.setting_text import SettingError, canonical, same_value, shown
+from runner.settings.limits import did_you_mean
+from runner.settings.text import SettingError, canonical, same_value, shown
 
 TRANSFORMS = ("log10", "log2")
 WORDS = {

@@ -13,7 +13,7 @@ import yaml
 
 from runner.files import read_yaml
 from runner.report.runs import UNREADABLE, Run, read_run, section
-from runner.setting_text import shown
+from runner.settings.text import shown
 from runner.tracking.console import SCORES
 from runner.tracking.metrics_log import SPLITS, MetricsLog
 

@@ -12,7 +12,7 @@ from runner.report.claims import Claim
 from runner.report.measures import measure
 from runner.report.runs import Run
 from runner.report.statistics import slope
-from runner.setting_text import canonical
+from runner.settings.text import canonical
 
 ENDED = ("completed", "diverged")
 LOGARITHMS = {None: lambda value: value, "log10": math.log10, "log2": math.log2}

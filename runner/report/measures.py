@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from zipfile import BadZipFile
 
-from runner.limits import did_you_mean
-from runner.probe_types import PROBE_TYPES
 from runner.report.probe_files import probe_files
 from runner.report.probe_labels import PROBE_LABELS
 from runner.report.runs import Run, section
-from runner.setting_text import canonical
+from runner.settings.limits import did_you_mean
+from runner.settings.probe_types import PROBE_TYPES
+from runner.settings.text import canonical
 from runner.tracking.console import SCORES
 from runner.tracking.metrics_log import MetricsLog
 

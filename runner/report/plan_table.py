@@ -11,7 +11,7 @@ from rich.text import Text
 
 from runner.report.arms import last_parts
 from runner.report.console_table import console_table
-from runner.run_state import RESULTS
+from runner.runs.run_state import RESULTS
 from runner.tracking.console import STATUS_STYLES, format_duration, is_plain
 
 WIDTH = 80
@@ -20,7 +20,7 @@ SLOW_SECONDS = 10  # a step of which the plan speaks
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that may be begun or gone on with: `status` as runner.run_state says it, `text` with what goes with it.
+    """A run that may be begun or gone on with: `status` as in runner.runs.run_state, `text` with what goes with it.
 
     `seconds` is the time that it takes still, and `per_step` that of a step, as far as known; `source` is where
     that is from. A run without is done, or its time is not known.

@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from runner.files import read_yaml
-from runner.run_lock import is_held
-from runner.run_state import INTERRUPTED, RUNNING
-from runner.setting_text import canonical, shown
+from runner.runs.run_lock import is_held
+from runner.runs.run_state import INTERRUPTED, RUNNING
+from runner.settings.text import canonical, shown
 from runner.tracking.console import SCORES
 
 UNREADABLE = "unreadable"

@@ -13,7 +13,7 @@ from runner.report.arm_table import BEST, arm_table
 from runner.report.arms import arms_of, common_overrides, last_parts
 from runner.report.console_table import console_table
 from runner.report.runs import UNREADABLE, Run, Sweep
-from runner.run_state import RUNNING
+from runner.runs.run_state import RUNNING
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
 
 LONGEST_ERROR = 160

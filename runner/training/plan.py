@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.limits import seconds_of
 from runner.schedules import PlateauRule, Share
+from runner.settings.limits import seconds_of
 
 
 @dataclass

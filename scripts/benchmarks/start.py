@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from benchmarks import watched_run  # noqa: E402
 from benchmarks.watched_run import Clocks, WatchedBatches  # noqa: E402
 from runner import build, experiment  # noqa: E402
-from runner.run_folder import RunFolder  # noqa: E402
+from runner.runs.run_folder import RunFolder  # noqa: E402
 from runner.training.loop import Trainer  # noqa: E402
 
 IMPORTS, DATA = "imports", "data"

@@ -11,8 +11,8 @@ from torchvision.transforms import functional as reference
 from runner.build import build_data
 from runner.data import image_folder as module
 from runner.data.image_folder import image_folder, imagenet, read_rgb, train_transform
-from runner.limits import LIMITS
-from runner.settings import SettingError
+from runner.settings.limits import LIMITS
+from runner.settings.text import SettingError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

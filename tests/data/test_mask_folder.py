@@ -14,7 +14,7 @@ from runner.config import CONF
 from runner.data import mask_folder as module
 from runner.data.dataset import IGNORE_INDEX, SEGMENTATION
 from runner.data.mask_folder import ade20k, mask_folder, scene_data
-from runner.settings import SettingError
+from runner.settings.text import SettingError
 
 CPU = torch.device("cpu")
 NUM_TRAIN, NUM_TEST = 12, 3

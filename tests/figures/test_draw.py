@@ -5,7 +5,7 @@ import pytest
 
 from runner.figures import NAMES, draw
 from runner.measurement import Measurement
-from runner.probe_types import PROBE_TYPES
+from runner.settings.probe_types import PROBE_TYPES
 
 
 def measurement(name, scale=1.0):

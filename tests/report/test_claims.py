@@ -5,7 +5,7 @@ import yaml
 
 from runner.report.claims import Threshold, parse_claim
 from runner.report.verdicts import check_claims
-from runner.settings import SettingError
+from runner.settings.text import SettingError
 
 AXES = {
     "case": ["none", "batchnorm"],

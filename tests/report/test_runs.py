@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runner.report.runs import Sweep, read_run, read_runs, read_sweep
-from runner.setting_text import same_value
+from runner.settings.text import same_value
 
 OVERRIDES = ["norm=[agc]", "++agc.clip=0.01", "~case", "wandb.mode=disabled", "name=x", "seed=3"]
 

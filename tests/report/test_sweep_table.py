@@ -12,7 +12,7 @@ from rich.console import Console
 
 from runner.report.runs import read_runs
 from runner.report.sweep_table import best_job, print_sweep
-from runner.run_lock import hold
+from runner.runs.run_lock import hold
 
 COMMON = ["norm=agc", "model=nf_resnet50"]
 

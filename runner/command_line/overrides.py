@@ -1,0 +1,84 @@
+"""What is done to the command line's overrides before Hydra composes them.
+
+Hydra keeps a mapping closed, so that `agc.groups={layer4:0.02}` would be refused, and it takes `+norm=agc` and `~agc`
+without a word and does something else than asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from runner.command_line.grammar import options_of, parsed
+from runner.command_line.remedies import chosen_options
+from runner.config import LIST_GROUPS, METHOD_GROUPS
+from runner.method_folder import search_folders
+from runner.settings.text import SettingError
+
+
+def prepare_overrides(arguments: Sequence[str]) -> list[str]:
+    """The command line's arguments with `++` before a setting whose default is a mapping, or an entry of it.
+
+    Raises SettingError for an override that adds or moves an option, or deletes a method.
+    """
+    folders = search_folders(arguments)
+    chosen = chosen_options(arguments)
+    prepared = []
+    for word in arguments:
+        override = parsed(word)  # the message for one that is not comes when Hydra composes
+        if override is not None:
+            _refuse_amiss(override, arguments, folders)
+            if _is_open(override, chosen, folders):
+                word = f"++{word}"
+        prepared.append(word)
+    return prepared
+
+
+def as_typed(words: Sequence[str]) -> list[str]:
+    """Overrides without the `++` of `prepare_overrides`, as they are recorded and shown.
+
+    >>> from runner.command_line.overrides import as_typed
+    >>> as_typed(["norm=agc", "++agc.groups={layer4:0.02}"])
+    ['norm=agc', 'agc.groups={layer4:0.02}']
+    """
+    return [word.removeprefix("++") for word in words]
+
+
+def _refuse_amiss(override: Override, arguments: Sequence[str], folders: Sequence[Path]) -> None:
+    key, word = override.key_or_group, override.input_line
+    is_group = any((folder / key).is_dir() for folder in folders)
+    if is_group and key not in LIST_GROUPS and isinstance(override.value(), list):
+        raise SettingError(f"{word}: {key} takes one option, not a list; add -m for a sweep.")
+    if is_group and (override.package is not None or override.is_add() or override.is_force_add()):
+        options = [str(option) for option in options_of(override)]
+        if key in LIST_GROUPS and override.package is None:
+            others = chosen_options([other for other in arguments if other != word])[key]
+            options = list(dict.fromkeys([*others, *options]))
+        right = f"'{key}=[{','.join(options)}]'" if len(options) > 1 else f"{key}={','.join(options)}"
+        raise SettingError(f"{word}: options of a group are chosen in one place; write {right}.")
+    group = method_group(key, folders)
+    if override.is_delete() and group is not None:
+        others = [option for option in chosen_options(arguments)[group] if option != key]
+        raise SettingError(f"{word}: a method is left out where it is chosen; write '{group}=[{','.join(others)}]'.")
+
+
+def _is_open(override: Override, chosen: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> bool:
+    """Whether it sets, and neither adds nor deletes, a setting of a chosen method whose default is a mapping."""
+    node, _, rest = override.key_or_group.partition(".")
+    group = method_group(node, folders)
+    if not rest or group is None or node not in chosen[group]:
+        return False
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        return False
+    file = next(file for file in (folder / group / f"{node}.yaml" for folder in folders) if file.is_file())
+    defaults = OmegaConf.load(file).get(node)
+    return isinstance(defaults, DictConfig) and isinstance(defaults.get(rest.partition(".")[0]), DictConfig)
+
+
+def method_group(name: str, folders: Sequence[Path]) -> str | None:
+    """The group of the method called `name`, or None if there is no such method."""
+    groups = (group for group in METHOD_GROUPS if any((f / group / f"{name}.yaml").is_file() for f in folders))
+    return next(groups, None)

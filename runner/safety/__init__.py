@@ -1,0 +1,1 @@
+"""What a configuration or a command line may do: import, name, reveal."""

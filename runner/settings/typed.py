@@ -1,0 +1,81 @@
+"""Settings one by one: given a type, or refused in words."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, ValidationError
+
+from runner.settings.limits import did_you_mean
+from runner.settings.text import SettingError, shown
+
+A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"
+
+
+def typed_node(prefix: str, kind: type, node: Any) -> DictConfig:
+    """`node` as a structured configuration of type `kind`; `prefix` is its place, for messages."""
+    if not isinstance(node, DictConfig):
+        raise SettingError(f"{prefix}={node}: this is a group of settings, not a value; set {prefix}.KEY=VALUE.")
+    known = [field.name for field in fields(kind)]
+    for key in node:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f"Settings: {', '.join(known)}."
+            raise SettingError(f"{prefix}.{key}={node[key]}: there is no such setting. {hint}")
+    typed = OmegaConf.structured(kind)
+    for key in known:
+        if key not in node:
+            raise SettingError(f"{prefix}.{key}: this setting is missing; it needs a value.")
+        assign(typed, key, node[key], place=f"{prefix}.")
+    return typed
+
+
+def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
+    """Set a value of a typed node, or raise a SettingError that says which type it must have."""
+    kind = get_type_hints(OmegaConf.get_type(typed))[key]
+    try:
+        if bool in (kind, *get_args(kind)) and not isinstance(value, (bool, type(None))):
+            raise ValidationError  # OmegaConf would take 3 for true
+        typed[key] = value
+    except (ValidationError, ConfigTypeError, ConfigKeyError):
+        raise SettingError(f"{place}{key}={shown(value)}: it must be {_type_name(kind)}.") from None
+
+
+def check_entries(key: str, value: Any, default: Any) -> None:
+    """Raise a SettingError if an entry of a list or a mapping is not of the kind of the default's entries.
+
+    Where the default is empty, a list is one of names, and a mapping gives each name one number, word or truth value.
+    Entries of a default with several kinds are not checked.
+    """
+    if not isinstance(default, (list, dict)) or value == default:
+        return
+    value = OmegaConf.to_container(value)
+    values, models = (list(each.values()) if isinstance(each, dict) else each for each in (value, default))
+    kinds = {type(entry) for entry in models} or ({str} if isinstance(default, list) else {str, bool, int, float})
+    if models and len(kinds) > 1 and kinds != {int, float}:
+        return
+    kinds |= {int} if float in kinds else set()
+    if isinstance(value, dict):
+        fits = all(isinstance(name, str) and type(entry) in kinds for name, entry in value.items())
+        kind = "a mapping that gives each name one value, as in {layer4: 0.02, layer3.0.conv1: 0.01}"
+    else:
+        fits = all(type(entry) in kinds for entry in values)
+        kind = "a list of names, as in [a,b]; quote a name of digits: ['1']"
+        if str not in kinds:
+            kind = "a list of the kind of its default, " + shown(default)
+    if not fits:
+        raise SettingError(f"{key}={shown(value)}: it must be {kind}.")
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    options = [option for option in get_args(kind) if option is not type(None)]
+    if get_origin(kind) is list or kind is list:
+        return A_LIST
+    if kind is dict:
+        return A_MAPPING
+    if get_origin(kind) is Union:
+        null = ", or null" if type(None) in get_args(kind) else ""
+        return " or ".join(names[option] for option in options) + null
+    return names[kind]

@@ -1,0 +1,1 @@
+"""Sweeps: their jobs, the processes that run them, studies, and the forecast of what is left."""

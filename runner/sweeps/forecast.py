@@ -1,0 +1,137 @@
+"""`python -m runner plan ...`: the jobs of a sweep, how each stands, and how long what is left would take."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from yaml import YAMLError
+
+from runner.checked import Checked, check
+from runner.config import method_nodes
+from runner.files import read_yaml
+from runner.report.plan_table import PlannedRun, print_plan
+from runner.runs.job import Job
+from runner.runs.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
+from runner.settings.limits import seconds_of
+from runner.sweeps.step_time import StepTime, measure_step
+from runner.training.checkpoint import load_latest
+
+FINISHED, MEASURED = "from finished jobs", "measured here"
+FREE = ("name", "seed", "resume", "probe", "probe_at", "probe_every_epochs", "schedule", "wandb", "paths", "sweep")
+COSTLY = ("precision", "channels_last", "device", "num_devices", "global_batch_size", "accumulation_steps", "ema")
+COSTLY += ("sync_batchnorm", "compile", "deterministic")  # settings of train.* on which a step's time depends
+NOTES = {
+    FINISHED: "seconds a step of finished jobs with the same model, methods and batch",
+    MEASURED: "a few steps on random images; reading images, probes and compilation come on top",
+}
+
+
+def show_sweep(folder: Path, jobs: Sequence[tuple[Job, DictConfig, Checked]]) -> None:
+    """Print how each job of the sweep in `folder` stands, and an estimate of the time; writes nothing."""
+    forecast = Forecast(_finished_in(folder))
+    runs = [
+        forecast.of(job.overrides, config, checked, read_state(job.path), job.path) for job, config, checked in jobs
+    ]
+    print_plan(runs, title=f"Sweep {folder}" if folder.is_dir() else f"A new sweep: {folder}", notes=NOTES)
+
+
+def show_run(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Print an estimate of the time of a single run, or of what is left of the one that `resume` names."""
+    path = Path(config.resume or "")
+    state = read_state(path) if config.resume else RunState(TO_DO)
+    run = Forecast({}).of(overrides, config, check(config), state, path)
+    print_plan([run], title=f"Run {path}" if config.resume else "A new run", notes=NOTES)
+
+
+class Forecast:
+    """Estimates the time of runs; `finished` are seconds a step of runs that are there, by `_cost`."""
+
+    def __init__(self, finished: Mapping[str, float]) -> None:
+        self._finished = finished
+        self._measured: dict[str, StepTime] = {}
+
+    def of(
+        self, overrides: Sequence[str], config: DictConfig, checked: Checked, state: RunState, path: Path
+    ) -> PlannedRun:
+        """What is planned for the run in the folder `path`, which stands as `state` says."""
+        if state.is_left_alone(retry_failed=config.sweep.retry_failed):
+            text = "failed, left so" if state.status == FAILED else state.text
+            return PlannedRun(tuple(overrides), state.status, text)
+        total = total_steps(config, len(checked.data.train))
+        step = state.step if state.status == RUNNING else _checkpointed(path)
+        text = TO_DO if state.status == TO_DO else f"{state.status} at step {step} of {total}"
+        if total == 0:  # probes alone
+            return PlannedRun(tuple(overrides), state.status, text)
+        per_step, source = self._seconds_per_step(config, checked, total)
+        seconds = per_step * max(total - step, 0)
+        if config.train.max_time is not None:
+            seconds = min(seconds, seconds_of(config.train.max_time))
+        return PlannedRun(tuple(overrides), state.status, text, seconds, per_step, source)
+
+    def _seconds_per_step(self, config: DictConfig, checked: Checked, total: int) -> tuple[float, str]:
+        """Seconds for a step with its share of the evaluations, and where they are from."""
+        cost = _cost(OmegaConf.to_container(config))
+        if cost in self._finished:
+            return self._finished[cost], FINISHED
+        if cost not in self._measured:
+            Console(stderr=True).print("timing a few steps of", config.model.name, *method_nodes(config), style="dim")
+            self._measured[cost] = measure_step(config, checked)
+        found, data, train = self._measured[cost], checked.data, config.train
+        epochs = math.ceil(total * train.global_batch_size / len(data.train))
+        evaluations = math.ceil(epochs / train.evaluate_every_epochs)
+        images = evaluations * len(data.validation) + 2 * len(data.test)
+        return (
+            found.training * train.global_batch_size / train.num_devices + found.evaluation * images / total,
+            MEASURED,
+        )
+
+
+def total_steps(config: DictConfig | Mapping, training_images: int) -> int:
+    """The optimizer steps of a whole run, unless its schedule prolongs it or it ends early."""
+    train = config["train"]
+    steps = train["epochs"] * (training_images // train["global_batch_size"])
+    return steps if train["max_steps"] is None else min(steps, train["max_steps"])
+
+
+def _checkpointed(path: Path) -> int:
+    """The step that the run in the folder `path` would go on from; 0 without a checkpoint that can be used."""
+    try:
+        latest = load_latest(path / "checkpoints" / "last.pt")
+    except ValueError:  # told when it is run
+        return 0
+    return latest.checkpoint["progress"]["step"] if latest else 0
+
+
+def _finished_in(folder: Path) -> dict[str, float]:
+    """Seconds for a step, evaluations included, of the runs in `folder` that have a result; the median by `_cost`."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("*/summary.json")):
+        state = read_state(path.parent)
+        speed = state.summary.get("throughput") or {}
+        try:
+            config = read_yaml(path.with_name("config.yaml"))
+            steps = speed["images_per_second"] * speed["train_seconds"] / config["train"]["global_batch_size"]
+            seconds = max(speed["seconds"], speed["train_seconds"])  # the first is of the last attempt alone
+            if state.status in RESULTS and steps > 0:
+                found.setdefault(_cost(config), []).append(seconds / steps)
+        except (OSError, YAMLError, KeyError, TypeError):
+            continue  # a run of another version, or one that measured nothing
+    return {cost: statistics.median(values) for cost, values in found.items()}
+
+
+def _cost(config: Mapping) -> str:
+    """What the time of a step depends on, as a text: model, methods, data, optimizer and some of train.*."""
+    kept = {key: value for key, value in config.items() if key not in FREE}
+    kept["train"] = {key: config["train"].get(key) for key in COSTLY}
+    kept["optimizer"] = config["optimizer"]["name"]
+    for name, node in kept.items():  # a clip costs the same whatever its size, not so a drop rate
+        if isinstance(node, Mapping) and "_target_" in node:
+            kept[name] = {key: v for key, v in node.items() if not isinstance(v, float) or key == "drop_rate"}
+    kept["dataset"] = {key: value for key, value in config["dataset"].items() if key not in ("root", "download")}
+    return json.dumps(kept, sort_keys=True)

@@ -1,0 +1,38 @@
+"""The lines that the console shows of a job which does not show itself: passed over, or at work elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from runner.runs.job import Job
+from runner.runs.run_state import RunState
+from runner.tracking.console import STATUS_STYLES, RunConsole, is_plain
+
+
+def show_job(job: Job, what: str, when: str = "") -> None:
+    """One line: which job, what is with it, and when it came to that."""
+    console = Console()
+    status, _, rest = what.partition(" ")
+    if is_plain(console):
+        text = Text(f"job {job.number}/{job.total}: {job.name}  {' '.join(filter(None, (what, when)))}")
+    else:
+        parts = (
+            (f"job {job.number}/{job.total}", "cyan"),
+            f"  {job.name}  ",
+            (status, STATUS_STYLES.get(status, "bold")),
+        )
+        text = Text.assemble(*parts, " ".join(filter(None, ("", rest, when))))
+    console.print(text, soft_wrap=True)
+    console.file.flush()
+
+
+def show_error(folder: Path, state: RunState) -> None:
+    """The traceback of a failed run, from its error.txt, or the reason that its summary gives."""
+    try:
+        text = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").rstrip()
+    except OSError:
+        text = ""
+    RunConsole().message(text or state.error or "no reason given", "error")

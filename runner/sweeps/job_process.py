@@ -1,0 +1,117 @@
+"""A job in a process of its own, for the processes of a launcher.
+
+A job that dies, for want of memory say, then takes neither the launcher's process nor another job with it, and its
+death is recorded as a failure. What it prints is in its folder. It gets what it needs on its standard input, which
+stays open as long as the process above lives: its end is that of the job, which writes a checkpoint first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from runner.config import validate
+from runner.runs.job import Job
+from runner.runs.run_lock import Taken, hold
+from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
+from runner.signals import taken_by
+from runner.sweeps.job_run import record_failure, run_job
+
+OUTPUT = "console.txt"  # what the job prints
+LOOK_EVERY_SECONDS = 0.2
+
+_interrupted = False  # a signal came to this process of a launcher: it runs no further job
+
+
+def run_job_apart(
+    config: DictConfig, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool, stop: Path
+) -> str:
+    """As `run_job`, in a process of its own. Once the file `stop` is there the job ends, and no other begins.
+
+    So it is after a SIGINT or SIGTERM to this process; the status is "interrupted" then.
+    """
+    state = read_state(job.path)
+    if state.status == RUNNING or state.is_left_alone(retry_failed=retry_failed):
+        return state.status
+    if _interrupted or stop.exists():
+        return INTERRUPTED
+    content = {
+        "config": OmegaConf.to_container(config),
+        "overrides": list(overrides),
+        "command": list(command),
+        "job": {**vars(job), "folder": str(job.folder)},
+        "retry_failed": retry_failed,
+    }
+    job.path.mkdir(parents=True, exist_ok=True)
+    with (job.path / OUTPUT).open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a terminal's Ctrl-C comes from here alone
+        )
+        with taken_by(_note):
+            code = _run(process, json.dumps(content), stop)
+    state = read_state(job.path)
+    if code == 0 or state.status in RESULTS:
+        return state.status
+    if _interrupted or stop.exists():
+        return INTERRUPTED
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    reason = f"Its process died ({how}). What it printed is in {OUTPUT}."
+    with suppress(Taken), hold(job.path):
+        record_failure(job, overrides, reason, reason, show=False)
+    return FAILED
+
+
+def _run(process: subprocess.Popen, content: str, stop: Path) -> int:
+    """The exit code of the process, which gets `content`; it is asked to end when a signal came or `stop` is there."""
+    with suppress(BrokenPipeError):  # it died; its exit code tells
+        process.stdin.write(f"{content}\n".encode())
+        process.stdin.flush()
+    asked = False
+    while process.poll() is None:
+        if not asked and (_interrupted or stop.exists()):
+            process.terminate()
+            asked = True
+        time.sleep(LOOK_EVERY_SECONDS)
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    return process.returncode
+
+
+def _note(*_: object) -> None:
+    """Keep a signal that would end this process in mind instead."""
+    global _interrupted
+    _interrupted = True
+
+
+def main() -> None:
+    """Run the job that the standard input tells of, and end when that ends."""
+    content = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    config = validate(OmegaConf.create(content["config"]))
+    job = Job(**{**content["job"], "folder": Path(content["job"]["folder"]), "overrides": tuple(content["overrides"])})
+    from runner.ranks import run  # imports torch
+
+    run_job(run, config, content["overrides"], content["command"], job, retry_failed=content["retry_failed"])
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A job of a sweep from the decision whether to run it to its status, whatever happens on the way."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from runner.runs.job import Job
+from runner.runs.run_folder import RunFolder
+from runner.runs.run_lock import Taken, hold
+from runner.runs.run_state import FAILED, RUNNING, read_state
+from runner.safety.secret_values import without_secrets
+from runner.settings.text import SettingError
+from runner.sweeps.job_lines import show_job
+from runner.tracking.console import RunConsole
+
+Run = Callable[[Any, list[str], list[str], Job], str]  # that of runner.experiment; the first is the configuration
+
+
+def run_job(
+    run: Run, config: Any, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool
+) -> str:
+    """Run the job unless it has a result or another process has it; returns its status, or "running".
+
+    A failure is recorded and shown, and is no exception. Raises KeyboardInterrupt, and SettingError where no folder
+    can be made.
+    """
+    try:
+        job.path.mkdir(parents=True, exist_ok=True)
+        with hold(job.path):
+            state = read_state(job.path, taken=False)
+            if state.is_left_alone(retry_failed=retry_failed):
+                show_job(job, state.text, "before")
+                return state.status
+            try:
+                return run(config, list(overrides), list(command), job)
+            except (Exception, SystemExit) as error:  # the boundary of a job: the others go on
+                is_told = isinstance(error, SettingError)  # whose message says it all
+                reason = str(error) if is_told else f"{type(error).__name__}: {error}"
+                record_failure(job, overrides, reason, reason if is_told else traceback.format_exc().rstrip())
+                return FAILED
+    except Taken:
+        show_job(job, "running elsewhere")
+        return RUNNING
+    except OSError as error:
+        raise SettingError(f"paths.outputs: {job.path} cannot be written ({error}).") from None
+
+
+def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:
+    """Write the error.txt and summary.json of a job that could not write its own, and show what happened."""
+    if show:
+        RunConsole().message(without_secrets(trace), "error")
+    with suppress(OSError):  # of a full disk; shown
+        spoken = [word for word in overrides if not word.startswith("sweep.")]
+        RunFolder(job.path).write_failure(reason, trace, {"overrides": spoken})

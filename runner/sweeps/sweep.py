@@ -1,0 +1,215 @@
+"""Sweeps (`-m`): the folder's name, every job's settings checked before the first starts, the table at the end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.command_line.experiments import without_replaced
+from runner.command_line.grammar import is_swept, parsed
+from runner.command_line.overrides import as_typed
+from runner.command_line.remedies import CASE, EXPERIMENT, explain, refuse
+from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
+from runner.method_folder import search_folders
+from runner.runs.job import Job, config_hash, job_name
+from runner.runs.run_lock import hold
+from runner.settings.option_types import OPTION_TYPES
+from runner.settings.text import SettingError
+from runner.sweeps.launcher_watch import LauncherWatch
+from runner.sweeps.planned_sweep import PATIENCE_SECONDS, PlannedSweep
+from runner.sweeps.study import read_jobs, study_of, write_sweep
+
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+_planned = PlannedSweep([])  # that of the command line that runs in this process
+_watch: LauncherWatch | None = None
+
+
+def plan_sweep(typed: Sequence[str], *, only: bool = False) -> PlannedSweep:
+    """The sweep of the command line `typed`, which Hydra's hooks fill as soon as they know its jobs.
+
+    `only` if the jobs are to be shown, not run.
+    """
+    global _planned
+    _planned = PlannedSweep(list(typed), is_only_planned=only)
+    return _planned
+
+
+def name_sweep(arguments: Sequence[str]) -> list[str]:
+    """The command line's arguments with a `sweep.name` for a sweep that has none: the study, or the swept keys, and
+    the time.
+
+    The flag -m goes to the front: Hydra takes no override behind a flag that stands between overrides.
+    """
+    overrides = [word for word in arguments if word not in ("-m", "--multirun")]
+    if len(overrides) == len(arguments):
+        return list(arguments)
+    if any(word.startswith("sweep.name=") for word in arguments):
+        return ["-m", *_put_off(overrides)]
+    studies = [word.partition("=")[2] for word in overrides if word.startswith(f"{EXPERIMENT}=") and not is_swept(word)]
+    swept = [parsed(word).key_or_group.rpartition(".")[2] for word in overrides if is_swept(word)]
+    overrides = _put_off(overrides)
+    name = "-".join([*(study.replace("/", "-") for study in studies or swept[:4]), time.strftime("%Y%m%d-%H%M%S")])
+    return ["-m", *overrides, f"sweep.name={name}"]
+
+
+def _put_off(overrides: Sequence[str]) -> list[str]:
+    """`overrides`, where a setting of an option or a method whose group is swept becomes a sweep of one value.
+
+    Hydra composes a sweep once without what is swept, so `agc.clip=0.02` under `norm=[agc],[agc,none]` would find no
+    node agc there.
+    """
+    records = any(is_swept(word, group) for word in overrides for group in (EXPERIMENT, CASE))
+    swept = [group for group in METHOD_GROUPS if records or any(is_swept(word, group) for word in overrides)]
+    folders = [folder / group for folder in search_folders(overrides) for group in swept]
+    methods = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    groups = {group for group in OPTION_TYPES if records or any(is_swept(word, group) for word in overrides)}
+    return [
+        f"{key}=choice({value})" if _belongs(key, methods, groups) and not is_swept(word, key) else word
+        for word in overrides
+        for key, _, value in [word.partition("=")]
+    ]
+
+
+def _belongs(key: str, methods: Collection[str], groups: Collection[str]) -> bool:
+    """Whether `key` is a setting of one of the methods, or of an option of one of the groups."""
+    node, _, rest = key.partition(".")
+    return node in methods or (bool(rest) and node in groups)
+
+
+def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
+    """The folders with configuration groups: this package's and those that the command line added."""
+    sources = (hydra or HydraConfig.get()).runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    return [CONF, *(folder for folder in folders if folder != CONF and folder.is_dir())]
+
+
+def settings_of(composed: DictConfig, hydra: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The validated configuration of what Hydra composed of `overrides`. Raises SettingError."""
+    one_option_each(hydra.runtime.choices)
+    folders = conf_folders(hydra)
+    return validate(without_replaced(composed, overrides, folders), folders)
+
+
+def split(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed_words = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    return [job for batch in BasicSweeper.split_arguments(parsed_words, None) for job in batch]
+
+
+def planned_jobs(
+    jobs: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], DictConfig],
+    folder: Path,
+    *,
+    sweep: Sequence[str],
+    hydra: DictConfig,
+) -> list[tuple[Job, DictConfig]]:
+    """Each job of a sweep with its validated configuration, which `compose` gives, with Hydra's node, for overrides.
+
+    `sweep` are the overrides of the whole sweep. A job with the settings of one that the folder has, has its name.
+    Raises SettingError for the first job whose settings are wrong; writes nothing.
+    """
+    varied = {parsed(word).key_or_group for word in sweep if is_swept(word)}
+    known = [
+        *(Path(str(name)).name for name in read_jobs(folder)),
+        *(path.name for path in folder.glob("*") if path.is_dir()),
+    ]
+    names = {name.rpartition("-")[2]: name for name in reversed(known)}
+    found = []
+    for number, words in enumerate(jobs, 1):
+        try:
+            composed = compose(words)
+            config = settings_of(composed, composed.hydra, words)
+        except (HydraException, OmegaConfBaseException, SettingError) as error:
+            raise explain(words, error, conf_folders(hydra), sweep=list(sweep)) from None
+        typed, digits = tuple(as_typed(words)), config_hash(OmegaConf.to_container(config))
+        name = names.setdefault(digits, job_name(typed, digits, varied))
+        found.append((Job(name, number, len(jobs), folder, typed), config))
+    return found
+
+
+def job_of(hydra: DictConfig, config: DictConfig, sweep: PlannedSweep) -> Job | None:
+    """The job that Hydra runs now, or None for a single run."""
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    overrides, number = tuple(as_typed(hydra.overrides.task)), hydra.job.num + 1
+    for job in sweep.jobs:
+        if (job.overrides, job.number) == (overrides, number):
+            return job
+    name = job_name(overrides, config_hash(OmegaConf.to_container(config)))  # of a sweeper that makes jobs on the way
+    return Job(name, number, max(len(sweep.jobs), number), Path(hydra.sweep.dir), overrides)
+
+
+class SweepCallback(Callback):
+    """Hydra's hooks around a sweep."""
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Compose, validate and build (without memory or data) every job; a wrong one ends the sweep at once."""
+        global _watch
+        loader, sweep = GlobalHydra.instance().config_loader(), list(config.hydra.overrides.task)
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            found = planned_jobs(
+                split(sweep),
+                lambda words: loader.load_sweep_config(config, list(words)),
+                folder,
+                sweep=sweep,
+                hydra=config.hydra,
+            )
+            study_of(config.sweep, [job.overrides for job, _ in found])
+            from runner.checked import check  # imports torch
+
+            checked = [check(job_config) for _, job_config in found]
+            if _planned.is_only_planned:
+                from runner.sweeps.forecast import show_sweep
+
+                show_sweep(folder, [(*each, done) for each, done in zip(found, checked, strict=True)])
+                raise SystemExit
+            _record(folder, config.sweep, [job for job, _ in found])
+        except SettingError as error:
+            refuse(error)
+        _planned.folder, _planned.jobs = folder, [job for job, _ in found]
+        _planned.retry_failed = found[0][1].sweep.retry_failed
+        _planned.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        if config.hydra.launcher._target_ != IN_THIS_PROCESS:
+            _watch = LauncherWatch(_planned.jobs, _planned.stop)
+            _watch.start()
+
+
+def _record(folder: Path, node: DictConfig, jobs: Sequence[Job]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold(folder, wait_seconds=PATIENCE_SECONDS):
+            write_sweep(folder, node, {job.name: job.overrides for job in jobs}, _planned.typed)
+    except OSError as error:
+        raise SettingError(f"paths.outputs: {folder} cannot be written ({error}).") from None
+
+
+def stop_watching(*, at_once: bool = False) -> bool:
+    """End the watch over a launcher, if there is one; whether a signal came to it.
+
+    `at_once` if the launcher's processes may still be at work, or begin: these are to find that they should stop.
+    """
+    global _watch
+    if _watch is None:
+        return False
+    watch, _watch = _watch, None
+    was_stopped = watch.finish()
+    if not at_once:
+        watch.stop.unlink(missing_ok=True)
+    return was_stopped

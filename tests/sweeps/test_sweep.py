@@ -1,0 +1,240 @@
+"""Sweeps: every job checked before the first starts, one that fails stops no other, a table at the end."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from runner.runs.job import config_hash, job_name
+from runner.sweeps.sweep import name_sweep
+from runner.training.loop import Trainer
+
+
+def jobs_of(folder):
+    """The summary of each job of a sweep by its folder's name."""
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
+
+
+def job_with(folder, override):
+    """The folder of the one job of a sweep that has this override."""
+    [name] = [name for name, summary in jobs_of(folder).items() if override in summary["overrides"]]
+    return folder / name
+
+
+def only_sweep(folder):
+    [sweep] = (folder / "outputs/sweeps").iterdir()
+    return sweep
+
+
+def results(folder):
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_of(out):
+    """The lines of the table, from its title on."""
+    lines = out.splitlines()
+    return lines[next(number for number, line in enumerate(lines) if line.startswith("Sweep ")) :]
+
+
+def spoil(monkeypatch, clip, deed):
+    """Have `deed()` called in each step of the job with this agc.clip."""
+    step = Trainer._step
+
+    def spoilt(trainer, *args):
+        step(trainer, *args)
+        if trainer.methods["agc"].clip == clip:
+            deed()
+
+    monkeypatch.setattr(Trainer, "_step", spoilt)
+
+
+def fail():
+    raise RuntimeError("the device fell off")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "values"),
+    [
+        (("norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=4,8"), "ghost_batchnorm.ghost_batch_size", "4 8"),
+        (
+            ("regularization=stochastic_depth", "stochastic_depth.drop_rate=0.1,0.5"),
+            "stochastic_depth.drop_rate",
+            "0.1 0.5",
+        ),
+        (("norm=agc", "agc.clip=0.005,0.02"), "agc.clip", "0.005 0.02"),
+    ],
+)
+def test_a_sweep_ends_with_a_table(small, tmp_path, overrides, key, values):
+    values = values.split()
+    outcome = small("train.max_steps=1", "-m", *overrides)
+    assert outcome.code == 0, outcome.out + outcome.err
+    sweep = only_sweep(tmp_path)
+    summaries = jobs_of(sweep)
+    assert len(summaries) == 2
+
+    by_value = {}
+    for value in values:
+        [(name, summary)] = [job for job in summaries.items() if f"{key}={value}" in job[1]["overrides"]]
+        assert f"{key.rpartition('.')[2]}={value}" in name  # the folder says what the job is
+        assert summary["status"] == "completed"
+        by_value[value] = summary
+
+    table = table_of(outcome.out)
+    for heading in ("overrides", "status", "best val.", "test", "images/s"):
+        assert heading in table[1]
+    lines = {value: [line for line in table[2:] if f"{key}={value} " in line] for value in values}
+    for value, summary in by_value.items():
+        [line] = lines[value]
+        shares = [f"{100 * summary[part]['accuracy']:.1f} %" for part in ("best", "metrics")]
+        speed = f"{summary['throughput']['images_per_second']:.0f}"
+        assert re.search(rf"completed\s+{shares[0]}\s+{shares[1]}\s+{speed}$", line.rstrip())
+    best = max(values, key=lambda value: (by_value[value]["best"]["accuracy"], -by_value[value]["best"]["loss"]))
+    assert [value for value in values if lines[value][0].startswith("*")] == [best]
+
+    rows = results(sweep)
+    assert [row[key] for row in rows] == values
+    for row in rows:
+        summary = by_value[row[key]]
+        assert row["status"] == "completed"
+        assert float(row["best_validation_accuracy"]) == summary["best"]["accuracy"]
+        assert float(row["test_accuracy"]) == summary["metrics"]["accuracy"]
+        assert (sweep / row["job"] / "checkpoints/best.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=4,9"), "ghost_batchnorm.ghost_batch_size=9"),
+        (("norm=agc", "agc.clip=0.01,abc"), "agc.clip=abc"),
+        (("norm=agc,foo",), "foo"),
+        (("norm=none", "model=resnet18,nf_resnet26"), "norm=none"),  # only the model shows it
+        (("train.global_batch_size=8,64",), "train.global_batch_size=64"),  # only the data show it
+    ],
+)
+def test_one_wrong_job_and_none_starts(small, tmp_path, overrides, message):
+    outcome = small("train.max_steps=1", "-m", *overrides)
+    assert outcome.code == 2
+    assert outcome.err.startswith("Wrong setting. ")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_job_stops_no_other(small, tmp_path, monkeypatch):
+    spoil(monkeypatch, 0.02, fail)
+    outcome = small("train.max_steps=1", "-m", "norm=agc", "agc.clip=0.01,0.02,0.04", "sweep.name=s")
+    assert outcome.code == 1
+    statuses = {row["agc.clip"]: row["status"] for row in results(tmp_path / "outputs/sweeps/s")}
+    assert statuses == {"0.01": "completed", "0.02": "failed", "0.04": "completed"}
+    before, third = outcome.out.split("job 3/3")
+    table = "\n".join(table_of(third))
+    assert "the device fell off" in before  # when it happens
+    assert "the device fell off" in table  # and again
+    assert "the device fell off" not in third.removesuffix(table + "\n").split("Sweep ")[0]
+    folder = job_with(tmp_path / "outputs/sweeps/s", "agc.clip=0.02")
+    assert "RuntimeError: the device fell off" in (folder / "error.txt").read_text()
+
+
+def test_a_diverged_job_is_a_result(small, tmp_path):
+    hot = ("norm=none", "schedule.warmup_epochs=0", "train.epochs=2", "optimizer.lr=10000000,0.001")
+    outcome = small("-m", *hot, "sweep.name=s")
+    assert outcome.code == 0
+    rows = {row["optimizer.lr"]: row for row in results(tmp_path / "outputs/sweeps/s")}
+    assert [rows[lr]["status"] for lr in ("10000000", "0.001")] == ["diverged", "completed"]
+    assert rows["10000000"]["test_accuracy"] == ""
+    [best] = [line for line in table_of(outcome.out) if line.startswith("*")]
+    assert "optimizer.lr=0.001" in best
+
+
+def test_an_interrupted_job_ends_the_sweep(small, tmp_path, monkeypatch):
+    step = Trainer._step
+    spoil(monkeypatch, 0.02, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    arguments = ("train.epochs=1", "-m", "norm=agc", "agc.clip=0.01,0.02,0.04", "sweep.name=s")
+    outcome = small(*arguments)
+    assert outcome.code == 130
+    summaries = jobs_of(tmp_path / "outputs/sweeps/s")
+    assert sorted(summary["status"] for summary in summaries.values()) == ["completed", "interrupted"]
+    folder = job_with(tmp_path / "outputs/sweeps/s", "agc.clip=0.02")
+    assert f"python -m runner resume={folder.relative_to(tmp_path)}" in outcome.out
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith("Go on with the sweep: python -m runner dataset=random ")
+    assert last.endswith(" ".join(arguments))
+    assert any("interrupted" in line for line in table_of(outcome.out))
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert small(f"resume={folder.relative_to(tmp_path)}").code == 0
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+
+
+def test_a_sweep_is_named_after_what_it_sweeps():
+    *arguments, name = name_sweep(["norm=agc", "-m", "agc.clip=0.01,0.02", "train.epochs=range(1,3)"])
+    assert arguments == ["-m", "norm=agc", "agc.clip=0.01,0.02", "train.epochs=range(1,3)"]
+    assert re.fullmatch(r"sweep\.name=clip-epochs-\d{8}-\d{6}", name)
+    assert re.fullmatch(r"sweep\.name=norm-\d{8}-\d{6}", name_sweep(["--multirun", "norm=[agc],none"])[-1])
+    many = [f"train.{key}=1,2" for key in ("a", "b", "c", "d", "e")]
+    assert re.fullmatch(r"sweep\.name=a-b-c-d-\d{8}-\d{6}", name_sweep(["-m", *many])[-1])
+    assert name_sweep(["a=1,2", "-m", "sweep.name=mine"]) == ["-m", "a=1,2", "sweep.name=mine"]
+    assert name_sweep(["norm=agc"]) == ["norm=agc"]
+    assert name_sweep(["-m", "a=[1"])[:2] == ["-m", "a=[1"]  # Hydra tells what is wrong with it
+
+
+def test_a_method_may_be_set_where_its_group_is_swept(small, tmp_path):
+    both = "norm=[agc],[weight_standardization,agc]"
+    outcome = small("train.max_steps=1", "-m", both, "agc.clip=0.02", "agc.exclude=['0']", "sweep.name=s")
+    assert outcome.code == 0, outcome.err
+    for folder in jobs_of(tmp_path / "outputs/sweeps/s"):
+        config = yaml.safe_load((tmp_path / "outputs/sweeps/s" / folder / "config.yaml").read_text())
+        assert (config["agc"]["clip"], config["agc"]["exclude"]) == (0.02, ["0"])
+    assert len(jobs_of(tmp_path / "outputs/sweeps/s")) == 2
+    for values in ("0.01", "0.01,0.02"):
+        outcome = small("-m", "norm=agc,batchnorm", f"agc.clip={values}")
+        assert outcome.code == 2
+        assert "agc.clip=0.01: not every job of norm=agc,batchnorm has agc." in outcome.err
+
+
+def test_a_jobs_folder_says_its_overrides_and_the_hash_of_its_settings():
+    words = ["norm=agc", "agc.clip=0.01", "sweep.name=s", "wandb.mode=disabled"]
+    assert job_name(words, "0123abcd") == "norm=agc,agc.clip=0.01-0123abcd"
+    assert job_name(["norm=[ghost_batchnorm,agc]"], "0123abcd") == "norm=ghost_batchnorm,agc-0123abcd"
+    assert job_name(["sweep.name=s"], "0123abcd") == "job-0123abcd"
+    assert job_name(["name=a b/c"], "0123abcd") == "name=a_b_c-0123abcd"
+    assert re.fullmatch(r"[A-Za-z0-9].*", job_name(["~train.epochs", "dataset.root=../../x y"], "0123abcd"))
+    assert "/" not in job_name(["dataset.root=../../x y"], "0123abcd")
+
+
+def test_a_long_name_of_a_job_is_cut_and_keeps_its_end():
+    common = [f"model.a_setting_with_a_long_name_{number}=1" for number in range(6)]
+    names = [job_name([*common, f"agc.clip={clip}"], "0123abcd") for clip in (0.01, 0.02)]
+    assert all(len(name) <= 120 and name.endswith("-0123abcd") for name in names)
+    assert ["clip=0.01" in names[0], "clip=0.02" in names[1]] == [True, True]
+    assert len(job_name(["dataset.root=" + 300 * "x"], "0123abcd")) == 120
+
+
+def test_a_long_name_keeps_what_varies():
+    words = [f"dataset.setting_{index}=some_longer_value" for index in range(8)]
+    name = job_name(["experiment=cifar10/resnet56", *words], "0123abcd", {"experiment"})
+    assert "experiment=cifar10_resnet56" in name
+
+
+def test_the_hash_is_that_of_the_settings_but_for_where_a_run_lies_and_how_it_is_watched(composed):
+    def digits(*overrides):
+        return config_hash(OmegaConf.to_container(composed(*overrides)))
+
+    settings = OmegaConf.to_container(composed())
+    for key in ("wandb", "sweep", "name", "resume"):
+        del settings[key]
+    del settings["paths"]["outputs"]
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
+    assert digits() == hashlib.sha256(canonical).hexdigest()[:8]
+    same = ("paths.outputs=/elsewhere", "wandb.mode=disabled", "wandb.tags=[a]", "sweep.name=s", "name=n")
+    assert digits(*same, "sweep.retry_failed=false", "seed=0", "norm=[batchnorm]") == digits()
+    others = ("seed=1", "norm=agc", "train.epochs=9", "dataset.validation=test", "train.device=cpu")
+    assert len({digits(), *(digits(word) for word in others)}) == 1 + len(others)
