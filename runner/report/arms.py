@@ -12,7 +12,7 @@ import yaml
 
 from runner.files import read_yaml
 from runner.report.measures import measure
-from runner.report.runs import APART, UNREADABLE, Run, Sweep
+from runner.report.runs import APART, Run, Sweep
 from runner.report.statistics import t_interval
 from runner.settings.text import canonical, shown
 
@@ -110,7 +110,7 @@ def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis]
     A setting that a run does not override is looked up in its config.yaml. Runs that tell nothing of their settings
     are in no arm.
     """
-    placed = [run for run in runs if run.overrides or run.status != UNREADABLE]
+    placed = [run for run in runs if run.overrides or run.has_summary]
     sweep = sweep or Sweep()
     settings = _Settings()
     swept = {key: values for key, values in sweep.axes.items() if key not in APART}
@@ -134,7 +134,7 @@ def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis]
 
 def common_overrides(runs: Sequence[Run]) -> list[str]:
     """The overrides that every readable run has; none if there is but one run."""
-    readable = [run.overrides for run in runs if run.status != UNREADABLE]
+    readable = [run.overrides for run in runs if run.has_summary]
     if len(readable) < 2:
         return []
     others = [set(overrides) for overrides in readable[1:]]

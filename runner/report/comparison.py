@@ -12,7 +12,7 @@ from string import ascii_uppercase
 import yaml
 
 from runner.files import read_yaml
-from runner.report.runs import UNREADABLE, Run, read_run, section
+from runner.report.runs import Run, read_run, section
 from runner.settings.text import shown
 from runner.tracking.console import SCORES
 from runner.tracking.metrics_log import SPLITS, MetricsLog
@@ -61,7 +61,7 @@ class Comparison:
     def identical(self) -> bool:
         """Whether settings, code, results and curves are the same; speed, time and memory are not looked at."""
         told = [found for found in self.results if found.kind not in ("speed", "seconds", "memory")]
-        readable = all(run.status != UNREADABLE for run in self.runs)
+        readable = all(run.has_summary for run in self.runs)
         return readable and not (
             self.settings or self.code or any(found.differs for found in told) or any(self.curves.values())
         )

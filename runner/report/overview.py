@@ -11,7 +11,7 @@ from runner.report.document import Code, Facts
 from runner.report.runs import Run, section
 from runner.tracking.console import format_duration
 
-STATUSES = ("completed", "diverged", "interrupted", "failed", "unreadable")
+STATUSES = ("completed", "diverged", "running", "interrupted", "failed", "unreadable")
 VERSIONS = ("python", "torch", "torchvision")
 
 

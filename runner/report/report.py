@@ -120,7 +120,7 @@ class Report:
     @property
     def score(self) -> str:
         """What the runs' score is called; "score" where they have different ones."""
-        scores = {run.score for run in self.runs if run.status != UNREADABLE}
+        scores = {run.score for run in self.runs if run.has_summary}
         return SCORES[scores.pop()] if len(scores) == 1 else "score"
 
     def judged(self) -> Iterator[Block]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runner.files import write_atomically
 from runner.report.measures import measure
-from runner.report.runs import UNREADABLE, Run
+from runner.report.runs import Run
 
 
 def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measures: Sequence[str] = ()) -> None:
@@ -20,7 +20,7 @@ def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measure
     `job` is the run's folder relative to that of the file. A value that a run does not have is empty.
     """
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
-    scores = list(dict.fromkeys(run.score for run in runs if run.status != UNREADABLE)) or ["accuracy"]
+    scores = list(dict.fromkeys(run.score for run in runs if run.has_summary)) or ["accuracy"]
     metrics = [f"{split}_{score}" for score in scores for split in ("best_validation", "test")]
     heading = ["best_validation_loss", "best_epoch", "best_on", "test_loss", "images_per_second", "error"]
     text = io.StringIO()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.report.document import Cell, Code, Link, Table
 from runner.report.number_text import number_text
-from runner.report.runs import UNREADABLE, Run, section
+from runner.report.runs import Run, section
 
 LONGEST_REASON = 400
 MOST_UNFOLDED = 24  # rows
@@ -57,7 +57,7 @@ def _command(run: Run) -> Cell:
     recorded = section(run.summary, "provenance").get("command")
     if isinstance(recorded, str) and recorded:
         return Code(recorded)
-    if run.status == UNREADABLE and not run.overrides:
+    if not (run.has_summary or run.overrides):
         return NONE
     return Code(shlex.join(["python", "-m", "runner", *run.overrides]))
 

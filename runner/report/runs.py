@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -30,8 +30,9 @@ TEXTS = ("command", "title", "source", "about")  # of sweep.yaml
 class Run:
     """A run as its folder tells it; None stands for what the folder does not say.
 
-    `status` is that of summary.json, or "unreadable" with the reason in `error`; `settings` are the overrides as key
-    and value. `best` is the best metric on the validation split, `final` the one on the test split, both shares of 1,
+    `status` is that of summary.json; without one "running", or "interrupted" by a sudden death; "unreadable" where it
+    cannot be read. `error` then has the reason and `has_summary` is false. `settings` are the overrides as key and
+    value. `best` is the best metric on the validation split, `final` the one on the test split, both shares of 1,
     with `score` as their name ("accuracy" or "mean_iou"). `on_test` says that the test split stood in for the
     validation split. `summary` is the whole of summary.json.
     """
@@ -51,7 +52,7 @@ class Run:
     on_test: bool = False
     summary: dict = field(default_factory=dict, repr=False)
     seed: int | None = None
-    state: str | None = None  # of one without a summary: "running", or "interrupted" by a sudden death
+    has_summary: bool = True
 
     @cached_property
     def arm(self) -> dict[str, object]:
@@ -81,18 +82,18 @@ class Sweep:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """The run in `folder`; one that cannot be read has the status "unreadable" and the reason as its error."""
+    """The run in `folder`, whatever is left of it; see Run."""
     folder = Path(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         if is_held(folder):
-            return replace(_unreadable(folder, "it has no summary.json yet: it is running"), state=RUNNING)
-        return replace(_unreadable(folder, "it has no summary.json: still running, or killed"), state=INTERRUPTED)
+            return _without_summary(folder, RUNNING, "it has no summary.json yet: it is running")
+        return _without_summary(folder, INTERRUPTED, "it has no summary.json: killed, or running on another machine")
     except (OSError, ValueError) as error:
-        return _unreadable(folder, f"its summary.json cannot be read: {error}")
+        return _without_summary(folder, UNREADABLE, f"its summary.json cannot be read: {error}")
     if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
-        return _unreadable(folder, "its summary.json has no status")
+        return _without_summary(folder, UNREADABLE, "its summary.json has no status")
     best, final, throughput = (section(summary, name) for name in ("best", "metrics", "throughput"))
     score = next((name for name in SCORES if name in best or name in final), "accuracy")
     overrides, error = summary.get("overrides"), summary.get("error")
@@ -169,8 +170,8 @@ def section(summary: dict, name: str) -> dict:
     return part if isinstance(part, dict) else {}
 
 
-def _unreadable(folder: Path, reason: str) -> Run:
-    """A run without a summary, with the settings that it began with if it wrote them."""
+def _without_summary(folder: Path, status: str, reason: str) -> Run:
+    """A run with the settings that it began with if it wrote them."""
     try:
         words = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -178,7 +179,7 @@ def _unreadable(folder: Path, reason: str) -> Run:
     words = [str(word) for word in words] if isinstance(words, list) else []
     overrides = tuple(word for word in words if not word.startswith("sweep."))
     settings = _settings(overrides)
-    return Run(folder, UNREADABLE, overrides, settings, error=reason, seed=_seed(folder, settings))
+    return Run(folder, status, overrides, settings, error=reason, seed=_seed(folder, settings), has_summary=False)
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from runner.report.arm_table import BEST, arm_table
 from runner.report.arms import arms_of, common_overrides, last_parts
 from runner.report.console_table import console_table
-from runner.report.runs import UNREADABLE, Run, Sweep
+from runner.report.runs import Run, Sweep
 from runner.runs.run_state import RUNNING
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
 
@@ -40,7 +40,7 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     of ASCII with one line a run.
     """
     table = console_table(title, plain=plain)
-    score = next((SCORES.get(run.score, run.score) for run in runs if run.status != UNREADABLE), "accuracy")
+    score = next((SCORES.get(run.score, run.score) for run in runs if run.has_summary), "accuracy")
     table.add_column("", width=1)
     table.add_column("overrides", overflow="fold", no_wrap=plain)
     table.add_column("status", no_wrap=True)
@@ -60,7 +60,7 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
         table.add_row(
             Text("*" if run is best else "", "bold green"),
             Text((" " if plain else "\n").join(cells) or run.folder.name, style),
-            Text(_status(run), STATUS_STYLES.get(_status(run), "bold red")),
+            Text(run.status, STATUS_STYLES.get(run.status, "bold red")),
             *(Text(shown(run) or NONE, "" if shown is _speed else style) for shown in numbers.values()),
         )
     if not plain:
@@ -96,9 +96,9 @@ def print_sweep(
     if any(len(arm.runs) > 1 for arm in arms_of(runs, sweep)[1]):
         _print_arms(runs, sweep or Sweep(), console, plain)
     for run in runs:
-        if run.error and run.state != RUNNING:
-            status = (f"{_status(run)}  ", STATUS_STYLES.get(_status(run), "bold red"))
-            between = ": " if plain else "\n" + " " * (len(_status(run)) + 2)
+        if run.error and run.status != RUNNING:
+            status = (f"{run.status}  ", STATUS_STYLES.get(run.status, "bold red"))
+            between = ": " if plain else "\n" + " " * (len(run.status) + 2)
             console.print(Text.assemble(status, f"{run.folder}{between}{_short(run.error)}"), soft_wrap=True)
     console.print()
 
@@ -106,7 +106,7 @@ def print_sweep(
 def _print_arms(runs: Sequence[Run], sweep: Sweep, console: Console, plain: bool) -> None:
     """The arms' means over the seeds, as the report has them; the widest columns are folded on a terminal."""
     axes, arms = arms_of(runs, sweep)
-    scores = {run.score for run in runs if run.status != UNREADABLE}
+    scores = {run.score for run in runs if run.has_summary}
     found = arm_table(axes, arms, sweep.measures, SCORES[scores.pop()] if len(scores) == 1 else "score")
     table = console_table("Over the seeds", plain=plain)
     table.caption = None if plain else Text(found.caption, "dim")
@@ -127,10 +127,6 @@ def _ascii(text: str) -> str:
     for sign, word in (("±", "+-"), (BEST, "*")):
         text = text.replace(sign, word)
     return text.encode("ascii", "backslashreplace").decode()
-
-
-def _status(run: Run) -> str:
-    return run.state or run.status
 
 
 def _best(run: Run) -> str:

@@ -180,8 +180,8 @@ def test_the_first_epoch_at_which_learning_curves_differ(run):
 def test_a_run_that_failed_or_still_runs_is_compared_as_far_as_it_goes(run):
     found = compare([run("a"), run("b", {"seed": 1}, None, ROWS[:2])])
     assert found.settings == {"seed": ("0", "1")}
-    assert found.results[0].values == ("completed", "unreadable")
-    assert found.notes == ("B is unreadable: it has no summary.json: still running, or killed",)
+    assert found.results[0].values == ("completed", "interrupted")
+    assert found.notes == ("B is interrupted: it has no summary.json: killed, or running on another machine",)
     assert found.scores == ()
 
 

@@ -68,10 +68,9 @@ def test_a_study_in_its_order(study):
         "Results",
         "Learning curves",
         "Every run",
-        "Runs that could not be read",
         "Runs that did not complete",
     ]
-    assert "8: 6 completed, 1 diverged, 1 unreadable" in text
+    assert "8: 6 completed, 1 diverged, 1 interrupted" in text
     assert "- Time: 3:34 of run time in all; started 2026-01-02 03:04 UTC" in text
     assert "- Hardware: A CPU, 2 cores, 1 thread" in text
     assert "- Code: commit 0123456789ab with changes that were not committed" in text
@@ -82,7 +81,7 @@ def test_a_study_in_its_order(study):
     assert "|  | b | 91.1 ± 0.1 (3 of 4) | 91.1 ± 0.1 (3 of 4) | 812 ± 0 | 4 | 3 completed, 1 diverged |" in text
     assert re.search(r"\[case=a,seed=1\]\(case%3Da%2Cseed%3D1\) \| completed \| 1 \| 95.10 \| 95.10 \|", text)
     assert "`python -m runner case=a seed=1`" in text
-    assert re.search(r"case=b,seed=3\]\(\S+\) \| unreadable \| it has no summary.json", text)
+    assert re.search(r"case=b,seed=3\]\(\S+\) \| interrupted \| it has no summary.json", text)
     assert re.search(r"case=b,seed=4\]\(\S+\) \| diverged \| loss \\<nan\\> at step 7", text)
 
 
@@ -187,7 +186,7 @@ def test_a_single_run_and_one_of_which_nothing_is_known(make_run, tmp_path):
     folder = make_run("a=1")
     write_report(folder, into=tmp_path / "one")
     assert "Learning curves" in (tmp_path / "one/report.md").read_text()
-    (folder / "summary.json").unlink()
+    (folder / "summary.json").write_text("{")
     write_report(folder, into=tmp_path / "none")
     assert headings((tmp_path / "none/report.md").read_text()) == ["Every run", "Runs that could not be read"]
 

@@ -32,8 +32,8 @@ def test_full_precision_and_a_column_for_each_key(make_run, write):
     assert (row["test_accuracy"], row["best_epoch"], row["best_on"]) == ("0.2", "3", "validation")
     assert row["error"] == "two\nlines, and a comma"
     assert rows["norm=[agc,none],seed=1"]["norm"] == "[agc,none]"
-    unreadable = rows["killed=1"]
-    assert (unreadable["status"], unreadable["test_accuracy"]) == ("unreadable", "")
+    killed = rows["killed=1"]
+    assert (killed["status"], killed["test_accuracy"]) == ("interrupted", "")
 
 
 def test_measures_of_the_study_and_two_scores(make_run, write):

@@ -49,7 +49,12 @@ def test_a_seed_that_was_not_swept_is_that_of_the_configuration(tmp_path, config
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "no summary.json"), ("{", "cannot be read"), ("[]", "no status"), ('{"status": 3}', "no status")],
+    [
+        (None, "it has no summary.json: killed"),
+        ("{", "cannot be read"),
+        ("[]", "no status"),
+        ('{"status": 3}', "no status"),
+    ],
 )
 def test_a_run_that_cannot_be_read_says_why_and_what_it_was(tmp_path, content, reason):
     folder = write(tmp_path / "job")
@@ -58,7 +63,8 @@ def test_a_run_that_cannot_be_read_says_why_and_what_it_was(tmp_path, content, r
         (folder / "summary.json").write_text(content)
     (folder / "overrides.yaml").write_text("- norm=[agc]\n- sweep.name=a\n")
     run = read_run(folder)
-    assert run.status == "unreadable"
+    assert run.status == ("interrupted" if content is None else "unreadable")
+    assert not run.has_summary
     assert reason in run.error
     assert (run.settings, run.seed, run.summary) == ({"norm": "[agc]"}, 7, {})
 

@@ -84,11 +84,11 @@ def test_an_unreadable_job_is_listed_with_the_reason(sweep, content, reason):
         (folder / "summary.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     sweep(["a=2"], 0.8)
     runs = read_runs(["sweep"])
-    assert [run.status for run in runs] == ["unreadable", "completed"]
+    status = "interrupted" if content is None else "unreadable"
+    assert [run.status for run in runs] == [status, "completed"]
     assert reason in runs[0].error
     console = on_terminal()
     print_sweep(runs, console=console)
-    status = "interrupted" if content is None else "unreadable"
     assert any(line.startswith(f"{status}  sweep/a=1") for line in lines(console))
 
 
