@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from runner.report.claims import Claim
 from runner.report.contrasts import Contrast
@@ -11,6 +12,7 @@ from runner.report.number_text import significant
 
 TRANSFORM_UNITS = {"log10": "decades", "log2": "doublings"}
 MOST_CHOSEN = 6  # best values that the rule lists
+MOST_DECIMALS = 6
 
 
 class VerdictTexts:
@@ -105,14 +107,27 @@ class VerdictTexts:
         return f"{word} a {'doubling' if claim.slope_scale == 'log2' else 'unit'} of {claim.slope_over}".strip()
 
     def _numbers(self, *values: float) -> list[str]:
-        """Numbers with so many decimals that half their range has two significant figures."""
+        """Numbers with so many decimals that half their range has two significant figures.
+
+        They have more where one would be rounded onto a bound of the claim, or over it.
+        """
         values = [value * self.scale for value in values]
         half = (max(values) - min(values)) / 2  # NaN where one seed has no range
         sign = "+" if self.is_difference else ""
         decimals = 1 - math.floor(math.log10(half)) if 0 < half < math.inf else None
-        if decimals is None or decimals > 6 or max(map(abs, values)) >= 1e7:
+        if decimals is None or decimals > MOST_DECIMALS or max(map(abs, values)) >= 1e7:
             return [f"{value:{sign if value else ''}.4g}" for value in values]
-        return [f"{value:{sign}.{max(decimals, 0)}f}" for value in values]
+        decimals = max(decimals, 0)
+        bounds = [bound * self.scale for bound in self.claim.holds.bounds]
+        while decimals < MOST_DECIMALS and any(
+            _side(value, bounds) != _side(round(value, decimals), bounds) for value in values
+        ):
+            decimals += 1
+        return [f"{value:{sign}.{decimals}f}" for value in values]
+
+
+def _side(value: float, bounds: Sequence[float]) -> list[tuple[bool, bool]]:
+    return [(value < bound, value > bound) for bound in bounds]
 
 
 def _where(measure: str) -> str:

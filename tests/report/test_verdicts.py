@@ -117,6 +117,15 @@ def test_seeds_that_agree_exactly_have_an_interval_of_one_point(holds, verdict):
     assert "all seeds gave the same value, so the interval is a point" in found.rule
 
 
+def test_no_number_is_rounded_onto_a_bound_or_over_it():
+    # the interval by scipy is [0.099935, 0.300065]: with the two digits that its width gives it, [+10, +30]
+    plus = [0.2 - 0.1, 0.2, 0.2 + 0.1]
+    half = float(scipy.stats.t.interval(0.95, 2, 0.2, scipy.stats.sem(plus))[1]) - 0.2
+    runs = two_arms([0.2 + (value - 0.2) * 0.100065 / half for value in plus], [0.0] * 3)
+    assert "+20 [+10, +30] percentage points" in one(runs, {"above": 0.15}, **VERSUS).measured
+    assert "[+9.99, +30.01]" in one(runs, {"above": 0.1}, **VERSUS).measured
+
+
 def test_a_ratio_is_one_of_geometric_means():
     plus, minus = np.array([0.8, 0.6, 0.7, 0.9]), np.array([0.4, 0.35, 0.3, 0.4])
     found = one(two_arms(plus.tolist(), minus.tolist()), {"above": 1.5}, combine="ratio", **VERSUS)
