@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,7 @@ from yaml import YAMLError
 from runner.command_line.overrides import as_typed, prepare_overrides
 from runner.command_line.remedies import explain, refuse
 from runner.config import CONF
+from runner.files import CannotWrite
 from runner.method_folder import add_search_path, search_folders
 from runner.runs.run_folder import earlier_overrides
 from runner.safety.loader import checked
@@ -69,6 +71,8 @@ def main() -> None:
             status = run_job(ranks.run, config, overrides, command, planned, retry_failed=sweep.retry_failed)
         except SettingError as error:
             refuse(error)
+        except CannotWrite as error:
+            _fail(error)
         if status == "interrupted":
             raise KeyboardInterrupt  # out of the sweep: its other jobs are not started
         return status
@@ -84,6 +88,8 @@ def main() -> None:
         refuse(error)
     except KeyboardInterrupt:
         interrupted = True
+    except CannotWrite as error:
+        _fail(error)
     except Exception as error:
         if sweep.jobs:  # its launcher failed; what came of the jobs is in their folders
             RunConsole().message(without_secrets(traceback.format_exc().rstrip()), "error")
@@ -99,6 +105,12 @@ def main() -> None:
     if interrupted:  # before a run has begun
         print("Interrupted.", file=sys.stderr)
     raise SystemExit(EXIT_CODES["interrupted" if interrupted else statuses[-1] if statuses else "completed"])
+
+
+def _fail(error: CannotWrite) -> NoReturn:
+    """End the program where no run can begin, for want of room say."""
+    RunConsole().message(str(error), "error")
+    raise SystemExit(EXIT_CODES["failed"])
 
 
 if __name__ == "__main__":

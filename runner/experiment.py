@@ -18,6 +18,7 @@ from runner.config import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.shares import Share
 from runner.description import closing_rows, flat, idle, opening_rows, sizes
+from runner.files import CannotWrite, write_atomically
 from runner.preparation import prepare
 from runner.runs.entry import Entry, enter
 from runner.runs.job import Job
@@ -30,7 +31,7 @@ from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.provenance import provenance
 from runner.tracking.tracker import SilentTracker, Tracker
 from runner.tracking.wandb_run import WandbRun, new_run_id, override_columns
-from runner.training.checkpoint import CannotWrite, load_checkpoint, load_latest, restore_model
+from runner.training.checkpoint import load_checkpoint, load_latest, restore_model
 from runner.training.distributed import from_first, is_distributed, num_ranks, rank, wait_for_all
 from runner.training.divergence import Diverged
 from runner.training.evaluation import evaluate
@@ -115,8 +116,7 @@ def _lead(
                 summary |= {"status": "diverged", "error": str(reason)}
             except (Interrupted, KeyboardInterrupt):
                 summary["status"] = "interrupted"
-                again = [f"resume={folder.path}", *words_again(config.paths)]
-                rows.append(("go on with", f"python -m runner {shlex.join(again)}"))
+                rows.append(_way_on(config, folder))
             if trainer is not None:
                 if trainer.prober is not None:
                     trainer.prober.finish(folder.metrics, step=trainer.progress.step)
@@ -128,14 +128,16 @@ def _lead(
             summary["error"] = without_secrets(_told(error) or f"{type(error).__name__}: {error}")
             trace = without_secrets(traceback.format_exc())
             tracker.message(summary["error"] if _told(error) else trace.rstrip(), "error")
-            with contextlib.suppress(OSError):  # as on a full disk, of which the message above speaks
-                folder.error.write_text(trace)
+            with contextlib.suppress(CannotWrite):  # as on a full disk, of which the message above speaks
+                write_atomically(folder.error, trace)
+            if isinstance(error, CannotWrite):
+                rows.append(_way_on(config, folder))
         summary["data"] = sizes(checked.data)
         try:
             folder.write_summary(summary)
-        except OSError as error:
+        except CannotWrite as error:
             summary["status"] = "failed"
-            tracker.message(f"{folder.summary} cannot be written ({error.strerror or error}).", "error")
+            tracker.message(str(error), "error")
         tracker.finish(
             summary["status"], [*closing_rows(summary, checked.data, folder.path), *rows], summary=flat(summary)
         )
@@ -160,6 +162,12 @@ def _follow(config: DictConfig, checked: Checked) -> str:
         return "diverged"
     except Interrupted:
         return "interrupted"
+
+
+def _way_on(config: DictConfig, folder: RunFolder) -> tuple[str, str]:
+    """The row with the command that goes on with the run from its last checkpoint."""
+    again = [f"resume={folder.path}", *words_again(config.paths)]
+    return "go on with", f"python -m runner {shlex.join(again)}"
 
 
 def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint: dict | None) -> Rows:

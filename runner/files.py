@@ -13,6 +13,15 @@ import yaml
 TEMPORARY = ".tmp"  # how the names end of files that are being written
 
 
+class CannotWrite(OSError):
+    """There is no room for a file, or no right to write it. The message names it and says it all."""
+
+    @classmethod
+    def told(cls, path: str | os.PathLike[str], error: OSError) -> CannotWrite:
+        """That `path` cannot be written, for the reason that the system gave."""
+        return error if isinstance(error, cls) else cls(f"{path} cannot be written ({error.strerror or error}).")
+
+
 def write_atomically(
     path: str | os.PathLike[str],
     content: str | Callable[[IO[bytes]], object],
@@ -24,8 +33,15 @@ def write_atomically(
     `content` is the text, or a function that writes to the binary file it is given. It goes to a temporary file in
     the same folder, which is brought to the disk and then renamed; a failure leaves nothing of it behind. What `path`
     held before stays under the name `previous`, if that is given: at any moment one of the two is there and whole.
+    Raises CannotWrite.
     """
-    path = Path(path)
+    try:
+        _write_atomically(Path(path), content, previous)
+    except OSError as error:
+        raise CannotWrite.told(path, error) from error
+
+
+def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], previous: Path | None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("w+b") as file:

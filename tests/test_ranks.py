@@ -98,6 +98,55 @@ def test_two_ranks_learn_what_one_process_learns(runner, tmp_path):
     torch.testing.assert_close(two["ema"]["model"], one["ema"]["model"], rtol=1e-3, atol=1e-4)
 
 
+PLANTER = """
+from runner.methods.method import Method
+from runner.training.distributed import rank
+
+
+class Planter(Method):
+    counted = "steps"
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def apply(self, model, example_input, seed=0):
+        return 1
+
+    def transform_batch(self, images, targets, num_classes):
+        self.seen += 1
+        return (images * float("nan") if self.seen == self.step and rank() == 1 else images), targets
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("on_divergence", "status", "told"),
+    [
+        ("stop", "diverged", "was not finite at step 6, at a learning rate of 0.01"),
+        ("skip", "completed", "was not finite at step 6, at a learning rate of 0.01: the step was skipped"),
+        ("restore", "completed", "back to step 4, with 0.5 times the rate"),
+    ],
+)
+def test_a_loss_that_is_not_finite_on_one_rank_is_told_on_all(tmp_path, on_divergence, status, told):
+    """The NaN is planted on the second rank, which writes nothing; both take the same way, and none waits for ever."""
+    methods = tmp_path / "methods"
+    (methods / "regularization").mkdir(parents=True)
+    (methods / "planter.py").write_text(PLANTER)
+    node = "# @package _global_\nplanter:\n  _target_: planter.Planter\n  step: 6\n"
+    (methods / "regularization/planter.yaml").write_text(node)
+    settings = (f"paths.methods={methods}", "paths.allowed_packages=[planter]", "regularization=planter")
+    settings += ("schedule=constant", "schedule.warmup_epochs=0", "train.epochs=3", "train.num_devices=2", "name=run")
+    out = run(tmp_path, *settings, f"train.on_divergence={on_divergence}")
+    summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())
+    assert summary["status"] == status, out
+    assert told in out
+    expected = {"stop": {}, "skip": {"skipped_steps": 1}, "restore": {"restores": 1}}[on_divergence]
+    assert summary["divergences"] == {"skipped_steps": 0, "restores": 0, **expected}
+    if status == "completed":
+        assert all(value.isfinite().all() for value in last(tmp_path, "run")["model"].values())
+        assert len(losses(tmp_path, "run")) == 12 - (on_divergence == "skip")
+
+
 @pytest.mark.slow
 def test_two_ranks_go_on_to_the_same_bits(tmp_path):
     """Batch norm's statistics, dropout and dropped blocks differ by rank; killed in the middle of an epoch."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from runner.files import CannotWrite
 from runner.runs.job import Job
 from runner.runs.run_folder import RunFolder
 from runner.runs.run_lock import Taken, hold
@@ -37,7 +38,7 @@ def run_job(
             try:
                 return run(config, list(overrides), list(command), job)
             except (Exception, SystemExit) as error:  # the boundary of a job: the others go on
-                is_told = isinstance(error, SettingError)  # whose message says it all
+                is_told = isinstance(error, SettingError | CannotWrite)  # whose message says it all
                 reason = str(error) if is_told else f"{type(error).__name__}: {error}"
                 record_failure(job, overrides, reason, reason if is_told else traceback.format_exc().rstrip())
                 return FAILED

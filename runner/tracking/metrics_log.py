@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from runner.files import finite, write_atomically
+from runner.files import CannotWrite, finite, write_atomically
 
 SPLITS = ("train", "validation", "test", "steps", "probe")
 
@@ -32,12 +32,15 @@ class MetricsLog:
                 write_atomically(self.path, "".join(lines))
 
     def write(self, row: Mapping[str, object]) -> None:
-        """Append one row."""
+        """Append one row. Raises CannotWrite; the part of a row that is then there counts for nothing."""
         assert {"step", "epoch", "split"} <= row.keys(), f"not a row of metrics: {row}"
         assert row["split"] in SPLITS, f"unknown split: {row}"
         line = json.dumps(finite(row), allow_nan=False) + "\n"
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise CannotWrite.told(self.path, error) from error
 
     def cut_back(self, step: int) -> None:
         """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic.

@@ -10,16 +10,12 @@ from typing import IO
 import torch
 from torch import nn
 
-from runner.files import write_atomically
+from runner.files import CannotWrite, write_atomically
 from runner.methods.method import Method
 from runner.tensor_files import read_tensors
 from runner.training import checksum
 
 PREVIOUS = "previous.pt"  # the generation before last.pt
-
-
-class CannotWrite(OSError):
-    """A checkpoint could not be written; what was there before is still there. The message says it all."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +40,10 @@ def save_checkpoint(path: Path, checkpoint: dict, *, previous: Path | None = Non
 
     try:
         write_atomically(path, write, previous=previous)
-    except (OSError, RuntimeError) as error:  # torch tells a full disk by an error of its own, raised over the first
-        causes = [cause for cause in (error, error.__context__, error.__cause__) if isinstance(cause, OSError)]
-        if not causes:
+    except RuntimeError as error:  # torch tells a full disk by an error of its own, raised over the first
+        if not isinstance(error.__context__, OSError):
             raise
-        raise CannotWrite(
-            f"{path}: the checkpoint cannot be written ({causes[0].strerror or causes[0]}). What was written before is "
-            "kept; mend that and go on from there with resume=."
-        ) from error
+        raise CannotWrite.told(path, error.__context__) from error
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:

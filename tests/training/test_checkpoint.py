@@ -5,8 +5,9 @@ import resource
 import pytest
 import torch
 
+from runner.files import CannotWrite
 from runner.training import checksum
-from runner.training.checkpoint import PREVIOUS, CannotWrite, load_checkpoint, load_latest, save_checkpoint
+from runner.training.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 
 CONTENT = {"weight": torch.arange(300.0), "nested": {"count": torch.tensor(3), "name": "abc"}}
 
@@ -122,7 +123,7 @@ def full_disk():
 
 def test_a_full_disk_is_told_and_costs_nothing(tmp_path, full_disk):
     last = generations(tmp_path, 2)
-    with pytest.raises(CannotWrite, match=r"last\.pt: the checkpoint cannot be written \(File too large\)"):
+    with pytest.raises(CannotWrite, match=r"last\.pt cannot be written \(File too large\)"):
         save_checkpoint(last, {"weight": torch.zeros(10**6)}, previous=last.with_name(PREVIOUS))
     assert [load_checkpoint(tmp_path / name)["step"] for name in ("last.pt", PREVIOUS)] == [1, 0]
     assert len(list(tmp_path.iterdir())) == 2
