@@ -12,6 +12,10 @@ from runner.training.checkpoint import load_checkpoint
 from runner.training.clock import Clock
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.evaluation import Evaluation
+from runner.training.precision import Precision
+from runner.training.step import OptimizerStep
+from runner.training.sums import Sums
+from runner.training.tasks import Classification
 
 
 def folder(tmp_path, name="run"):
@@ -122,6 +126,43 @@ def test_going_back_before_the_first_epoch_and_a_limited_number_of_times(small, 
     assert found["status"] == "diverged"
     assert found["error"].endswith("training had gone back 2 times")
     assert found["divergences"]["restores"] == 2
+
+
+def test_a_step_skipped_under_loss_scaling():
+    """As under fp16: a loss that is no number skips the step; an overflow of the scaled gradient is for the scaler."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    precision = Precision("fp32", torch.device("cpu"))
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    non_finite, sums = FirstNonFinite(precision.device), Sums(Classification(), precision.device)
+    take_step = OptimizerStep(
+        model,
+        model,
+        optimizer,
+        {},
+        task=Classification(),
+        precision=precision,
+        sums=sums,
+        non_finite=non_finite,
+        num_classes=3,
+        may_skip=True,
+    )
+    images, targets = torch.randn(8, 4), torch.randint(3, (8,))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not take_step(images * math.nan, targets, number=1, progress=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert non_finite.read() == (1, "training loss")
+    assert precision.scaler.get_scale() == 2.0**9
+    non_finite.clear()
+    weight = model[1].weight.clone()
+    overflow = model[1].weight.register_hook(lambda gradient: gradient * math.inf)
+    assert take_step(images, targets, number=2, progress=0.0)
+    overflow.remove()
+    assert torch.equal(model[1].weight, weight)
+    assert non_finite.read() is None
+    assert take_step(images, targets, number=3, progress=0.0)
+    assert not torch.equal(model[1].weight, weight)
 
 
 @pytest.mark.parametrize("may_wait", [True, False])
