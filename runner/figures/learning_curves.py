@@ -12,6 +12,7 @@ from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_st
 from runner.measurement import Measurement
 
 SCORES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
+WIDE = 1e3  # the ratio of losses above which their axis is logarithmic
 SPLITS = {"train": {"linestyle": "--", "fillstyle": "none"}, "validation": {"linestyle": "-", "fillstyle": "full"}}
 
 
@@ -19,7 +20,7 @@ def figure(arms: Arms) -> Figure:
     """Loss and score by epoch, training dashed and validation solid; one colour and marker an arm.
 
     Of several seeds the median of those that came so far, and a band from the smallest to the largest; a cross stands
-    where a seed ended before the others.
+    where a seed ended before the others. Losses of very different sizes have a logarithmic axis.
     """
     arms = labelled(arms)
     figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -32,6 +33,9 @@ def figure(arms: Arms) -> Figure:
     score = " or ".join(dict.fromkeys(SCORES.get(_score(seeds), "score") for _, seeds in arms))
     left.set(xlabel="epoch", ylabel="loss (nats for cross-entropy)", title="Loss")
     right.set(xlabel="epoch", ylabel=f"{score} (share of 1)", title=score[:1].upper() + score[1:])
+    drawn = np.concatenate([[], *(line.get_ydata() for line in left.lines)])
+    if drawn.size and np.nanmax(drawn) > WIDE * np.nanmin(drawn) > 0:
+        left.set_yscale("log")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

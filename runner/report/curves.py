@@ -16,14 +16,17 @@ MOST_WITH_TRAINING = 3  # arms; of more the curves of both splits cannot be told
 
 
 def curves_figure(arms: Sequence[Arm]) -> Figure | None:
-    """Loss and score by epoch, an arm a line and its seeds a band; None where no run has come through an epoch.
+    """Loss and score by epoch, an arm a line and its seeds a band; None where no run has come through two epochs.
 
     Of more than three arms the validation split alone is drawn.
     """
     splits = ("train", "validation") if len(arms) <= MOST_WITH_TRAINING else ("validation",)
     found = [(arm.label, [curve for run in arm.runs if (curve := _curve(run, splits))]) for arm in arms]
     found = [(label, curves) for label, curves in found if curves]
-    return draw("learning_curves", found) if found else None
+    longest = max(
+        (len(epochs) for _, curves in found for curve in curves for epochs in curve.arrays.values()), default=0
+    )
+    return draw("learning_curves", found) if longest > 1 else None
 
 
 def _curve(run: Run, splits: Sequence[str]) -> Measurement | None:

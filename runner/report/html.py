@@ -49,7 +49,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .35rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--line); }
 tbody tr:nth-child(even) { background: var(--stripe); }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
 td.text { max-width: 24rem; overflow-wrap: break-word; }
 td.long { min-width: 11rem; }
 td.path { min-width: 16rem; max-width: 24rem; overflow-wrap: anywhere; }

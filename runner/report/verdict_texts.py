@@ -109,7 +109,8 @@ class VerdictTexts:
     def _numbers(self, *values: float) -> list[str]:
         """Numbers with so many decimals that half their range has two significant figures.
 
-        They have more where one would be rounded onto a bound of the claim, or over it.
+        They have more where one would be rounded onto a bound of the claim, or over it; and the numbers of a ratio have
+        two significant figures each.
         """
         values = [value * self.scale for value in values]
         half = (max(values) - min(values)) / 2  # NaN where one seed has no range
@@ -123,7 +124,10 @@ class VerdictTexts:
             _side(value, bounds) != _side(round(value, decimals), bounds) for value in values
         ):
             decimals += 1
-        return [f"{value:{sign}.{decimals}f}" for value in values]
+        least = [
+            decimals if value <= 0 or not self.claim.is_ratio else 1 - math.floor(math.log10(value)) for value in values
+        ]
+        return [f"{value:{sign}.{max(decimals, own)}f}" for value, own in zip(values, least, strict=True)]
 
 
 def _side(value: float, bounds: Sequence[float]) -> list[tuple[bool, bool]]:

@@ -47,3 +47,10 @@ def test_runs_without_an_epoch_have_an_empty_figure():
     drawn = figure([("early", [Measurement({}, {}, {"score": ""})] * 2)])
     drawn.draw_without_rendering()
     assert not drawn.axes[0].lines
+
+
+def test_losses_of_very_different_sizes_have_a_logarithmic_axis():
+    near = measured([0.1, 0.2], loss=[4.0, 1.0])
+    for far, scale in (([3000.0, math.nan], "log"), ([30.0, 2.0], "linear"), ([3000.0, 0.0], "linear")):
+        left, _ = figure([("near", near), ("far", measured([0.1, 0.1], loss=far))]).axes
+        assert left.get_yscale() == scale

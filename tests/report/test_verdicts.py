@@ -138,6 +138,13 @@ def test_a_ratio_is_one_of_geometric_means():
     assert "of the geometric mean ratio must lie above 1.5." in found.rule
 
 
+def test_a_ratio_near_zero_keeps_its_figures():
+    runs = two_arms([0.5, 0.002, 0.1], [0.1, 0.1, 0.1])
+    # exp(t_{0.975, 2} s / sqrt(3)) about the geometric mean 0.1^(1/3): by scipy [0.000401, 537.3]
+    measured = one(runs, {"above": 1}, combine="ratio", **VERSUS).measured
+    assert measured == "0.46 [0.00040, 537], 3 seeds"
+
+
 def test_what_has_no_logarithm_is_not_compared():
     runs = two_arms([0.5, 0.5], [0.5, 0.0])
     assert one(runs, {"above": 1}, combine="ratio", **VERSUS).why == (
