@@ -17,12 +17,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import hydra._internal.hydra as application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import get_args_parser
 from hydra.core.default_element import ResultDefault
 from hydra.experimental.callback import Callback
@@ -76,6 +78,7 @@ class CheckedLoader(ConfigLoaderImpl):
     def __init__(self, config_search_path: Any, allowed: Allowed) -> None:
         super().__init__(config_search_path)
         self.allowed = allowed
+        self.repository = FilesReadOnce(self.repository)
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any
@@ -98,6 +101,27 @@ class CheckedLoader(ConfigLoaderImpl):
         loaded = super()._load_single_config(default, repo)
         check_file(loaded, str(default.config_path))
         return loaded
+
+
+class FilesReadOnce(CachingConfigRepository):
+    """Hydra's files, each read once in the life of the loader; a launcher's processes get it with what was read.
+
+    So every job of a sweep runs with the files that were checked before the first began, whatever is written into them
+    in the days between.
+    """
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """The file's content, a copy to be changed at will; None where there is no such file."""
+        key = "|".join([config_path, *(source.path for source in self.get_sources())])
+        if key not in self.cache:
+            self.cache[key] = self.delegate.load_config(config_path=config_path)
+        return deepcopy(self.cache[key])
+
+    def __deepcopy__(self, memo: dict) -> FilesReadOnce:
+        """What Hydra makes for each composition; what was read is shared."""
+        other = FilesReadOnce(self.delegate)
+        other.cache = self.cache
+        return other
 
 
 def check_file(loaded: ConfigResult, option: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from runner.runs.job import Job
 from runner.runs.run_lock import hold
@@ -104,6 +105,44 @@ def test_a_death_and_a_failure_are_their_jobs_alone(start, tmp_path):
     assert process.returncode == 1, out
     assert re.search(r"^job 2/2: \S*how=live-\S+  completed, test accuracy \S+ % before$", out, re.MULTILINE), out
     assert not re.search(r" runs$", out, re.MULTILINE)
+
+
+EDITOR = """
+from pathlib import Path
+from runner.methods.method import Method
+
+class Editor(Method):
+    def __init__(self, share: float, number: int) -> None:
+        pass
+
+    def apply(self, model, example_input, seed=0):
+        return 1
+
+    def on_step(self, progress):
+        file = Path("methods/regularization/editor.yaml")
+        file.write_text(file.read_text().replace("share: 0.25", "share: 0.5"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), *LAUNCHERS.values()], ids=["basic", *LAUNCHERS])
+def test_every_job_has_the_settings_that_were_checked(tmp_path, launcher):
+    """The first job changes a file of settings, as somebody may while a sweep runs; the jobs after it do not mind."""
+    if launcher == LAUNCHERS["ray"] and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        pytest.skip("hydra-ray-launcher is not installed")
+    (tmp_path / "methods/regularization").mkdir(parents=True)
+    (tmp_path / "methods/editor.py").write_text(EDITOR)
+    option = tmp_path / "methods/regularization/editor.yaml"
+    option.write_text("# @package _global_\neditor:\n  _target_: editor.Editor\n  share: 0.25\n  number: 0\n")
+    words = ("paths.methods=methods", "paths.allowed_packages=[editor]", "regularization=editor", "train.max_steps=2")
+    alone = ("hydra.launcher.n_jobs=1",) if launcher == LAUNCHERS["joblib"] else launcher[1:]
+    command = [sys.executable, "-m", "runner", *TINY, *launcher[:1], *alone, *words, "editor.number=1,2,3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "share: 0.5" in option.read_text()
+    folders = job_folders(tmp_path)
+    shares = {number: yaml.safe_load((folders[number] / "config.yaml").read_text())["editor"] for number in folders}
+    assert {number: node["share"] for number, node in shares.items()} == {"1": 0.25, "2": 0.25, "3": 0.25}
 
 
 @pytest.mark.slow
