@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -265,6 +266,24 @@ def test_torchrun(tmp_path):
     assert losses(tmp_path, "torchrun") == losses(tmp_path, "own")
     out = run(tmp_path, "train.epochs=0", "name=wrong", program=launcher, code=1)
     assert out.count("Wrong setting. train.epochs=0") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines(tmp_path):
+    """Which are two launchers here, each with a process of its own, that meet at a port as machines do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1")
+    machines = [
+        started(tmp_path, "train.epochs=1", "name=both", program=(*both, f"--master-port={port}", *rest))
+        for rest in (("--node-rank=0", "-m", "runner"), ("--node-rank=1", "-m", "runner"))
+    ]
+    outs = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outs
+    assert ["status: completed" in out for out in outs] == [True, False]
+    run(tmp_path, "train.epochs=1", "train.num_devices=2", "name=own")
+    assert losses(tmp_path, "both") == losses(tmp_path, "own")
 
 
 @pytest.mark.slow
