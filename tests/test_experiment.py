@@ -35,7 +35,10 @@ RUN += ("norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=4")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run to its end, with W&B as it is by default, in an environment with a secret: its folders and output."""
+    import wandb
+
     folder = tmp_path_factory.mktemp("finished")
+    wandb.teardown()  # first, so that no address of its service is put back into the environment
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         for key in [key for key in os.environ if key.startswith("WANDB_")]:
             patch.delenv(key)
@@ -45,9 +48,6 @@ def finished(tmp_path_factory):
         patch.setenv("SECRET_TOKEN_X", SECRET)
         patch.setattr(sys, "argv", ["runner", *RUN])
         patch.chdir(folder)
-        import wandb
-
-        wandb.teardown()
         with pytest.raises(SystemExit) as end:
             main()
         wandb.teardown()

@@ -18,6 +18,7 @@ from runner.settings.limits import check
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60
 LONGEST_TAG = 64
+SERVICE = "WANDB_SERVICE"  # where W&B's service is told to child processes
 MOST_BINS = 512  # of a histogram; W&B refuses more
 BEST = {"accuracy": "max", "mean_iou": "max", "loss": "min"}
 NOT_COLUMNS = ("name", "resume", "sweep", "wandb", "paths")  # say where a run lies, not what it is
@@ -165,7 +166,11 @@ class WandbRun:
         import wandb
 
         quiet = {"silent": True, "quiet": True, "console": "off"}
-        wandb.setup(settings=wandb.Settings(mode=self.mode, **quiet))
+        try:
+            wandb.setup(settings=wandb.Settings(mode=self.mode, **quiet))
+        except Exception:  # the environment names a service that is no more, of the process that started this one say
+            self._leave()
+            wandb.setup(settings=wandb.Settings(mode=self.mode, **quiet))
         if self.mode == "online" and not wandb.login(prompt=False, verify=False):
             self.mode = "offline"
             self._report("W&B: no API key found, so this run is recorded offline. `wandb login` stores a key.")
@@ -223,6 +228,7 @@ class WandbRun:
         if wandb is not None:
             with contextlib.suppress(Exception):
                 wandb.teardown(exit_code=1)
+        os.environ.pop(SERVICE, None)
 
 
 def _distribution(path: Path) -> tuple[Any, Any] | None:

@@ -12,13 +12,13 @@ import pytest
 @pytest.fixture
 def offline_machine(tmp_path, monkeypatch):
     """No settings and no key of W&B from the machine the tests run on; a new W&B session for each test."""
+    import wandb
+
+    wandb.teardown()  # first, so that no address of its service is put back into the environment
     for key in [key for key in os.environ if key.startswith("WANDB_")]:
         monkeypatch.delenv(key)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    import wandb
-
-    wandb.teardown()
     yield
     wandb.teardown()
 

@@ -267,6 +267,16 @@ def test_whatever_fails_is_reported_once_and_the_run_goes_on(make, reports, monk
     assert (after.mode, reports) == ("offline", [])
 
 
+def test_the_address_of_a_dead_service(make, reports, monkeypatch, tmp_path):
+    """As a process has it whose parent's service died."""
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'gone'}")
+    run = make()
+    run.log(ROW)
+    run.finish()
+    assert (run.mode, reports) == ("offline", [])
+    assert "gone" not in os.environ.get("WANDB_SERVICE", "")
+
+
 def test_a_missing_wandb(make, reports, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run = make()
