@@ -50,6 +50,7 @@ def report(tmp_path_factory):
     return report
 
 
+@pytest.mark.slow
 def test_every_comparison_is_in_the_report(report):
     titles = [comparison["title"] for comparison in report["comparisons"]]
     parts = ["ghost batch norm layer", "ghost batch norm layer", "clip of", "clip of", "standardization of one layer"]
@@ -61,6 +62,7 @@ def test_every_comparison_is_in_the_report(report):
     assert report["provenance"]
 
 
+@pytest.mark.slow
 def test_ratios_are_over_the_plain_arm(report):
     plains = {"nn.BatchNorm2d", "nn.Conv2d", "plain", "batchnorm", "ours"}  # of the clips our own
     for comparison in report["comparisons"]:
@@ -75,6 +77,7 @@ def test_ratios_are_over_the_plain_arm(report):
             assert arm["ms"] == pytest.approx(statistic(arm["blocks_ms"]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_targets_are_judged_by_their_ratios(report):
     targets = 0
     for comparison in report["comparisons"]:
@@ -89,12 +92,14 @@ def test_targets_are_judged_by_their_ratios(report):
     assert targets == 9
 
 
+@pytest.mark.slow
 def test_every_method_of_the_command_line_is_measured(report):
     options = {path.stem for group in METHOD_GROUPS for path in (CONF / group).glob("*.yaml")}
     # a change before an evaluation, not of a step
     assert set(report["comparisons"][-1]["arms"]) == options - {"precise_batchnorm"}
 
 
+@pytest.mark.slow
 def test_memory_kept_for_backward_is_in_the_report(report):
     norms, convs = report["kept_for_backward"].values()
     assert norms["GhostBatchNorm2d"] <= norms["nn.BatchNorm2d"] + 2 * 2 * 8 * 4  # a mean and a deviation a ghost batch

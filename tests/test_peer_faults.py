@@ -351,6 +351,7 @@ def steps_in_parallel(rank, use_same_gpu_seed):
     return {"ran": ran, "parameters": [parameter.detach() for parameter in model.parameters()]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed")
 def test_composer_sd_two_processes_drop_blocks_and_do_not_hang(tmp_path):
     torch.multiprocessing.spawn(train_on_a_rank, args=(tmp_path,), nprocs=2)

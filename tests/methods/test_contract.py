@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from torch.nn import functional as F
-from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from runner.chosen_methods import build_methods
 from runner.config import CONF, METHOD_GROUPS
@@ -37,8 +37,9 @@ def method_of(composed):
 
 
 def plain_model():
+    """Torchvision's, of half the blocks of a ResNet-18."""
     torch.manual_seed(0)
-    return resnet18(num_classes=10)
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
 
 
 def batch(size=8):
@@ -111,7 +112,7 @@ def test_applied_twice_it_is_the_same_model_as_applied_once(group, option, metho
 @each_option
 def test_on_the_meta_device_it_changes_as_many_modules(group, option, method_of):
     with torch.device("meta"):
-        model = resnet18(num_classes=10)
+        model = plain_model()
         images = torch.empty(2, 3, 64, 64)
         count = method_of(group, option).apply(model, images)
         assert model.eval()(images).shape == (2, 10)
@@ -165,11 +166,11 @@ def test_its_state_is_plain_and_is_taken_up(group, option, method_of, tmp_path):
 
 
 @each_option
-def test_a_resumed_run_ends_with_the_same_bits(group, option, tiny, runner, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(group, option, small, runner, tmp_path):
     settings = [f"{group}=[{option}]", *SETTINGS.get(option, []), "dataset.image_size=16", "schedule=constant"]
     settings += ["schedule.warmup_epochs=0", "train.log_every_steps=1"]
-    assert tiny(*settings, "train.epochs=2", "name=whole").code == 0
-    assert tiny(*settings, "train.epochs=1", "name=parts").code == 0
+    assert small(*settings, "train.epochs=2", "name=whole").code == 0
+    assert small(*settings, "train.epochs=1", "name=parts").code == 0
     assert runner("resume=outputs/runs/parts", "train.epochs=2").code == 0
     whole, parts = (tmp_path / "outputs" / "runs" / name for name in ("whole", "parts"))
     states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (whole, parts)]

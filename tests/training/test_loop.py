@@ -23,6 +23,7 @@ from runner.training.precision import Precision, choose_device
 # every kind of state there is: momentum, running statistics, a generator, a warm-up, dropout
 STATEFUL = (
     "model=nf_resnet26",
+    "model.width=0.25",
     "model.dropout=0.2",
     "norm=agc",
     "regularization=[stochastic_depth,label_smoothing]",
@@ -33,6 +34,7 @@ STATEFUL = (
 )
 # batches changed by draws of their own, statistics measured before each evaluation; stopped between two logged rows
 MIXED = (
+    "model=resnet20",
     "norm=[ghost_batchnorm,precise_batchnorm]",
     "ghost_batchnorm.ghost_batch_size=4",
     "precise_batchnorm.num_batches=3",
@@ -128,7 +130,7 @@ def test_micro_batches_add_up_to_the_batch(tiny, tmp_path):
     """Without batch norm the gradient of a batch is the mean over its micro-batches."""
     for name, parts in (("whole", 1), ("parts", 4)):
         steps = ("train.epochs=1", "train.max_steps=2", f"train.accumulation_steps={parts}", f"name={name}")
-        assert tiny("model=nf_resnet26", "norm=agc", *steps).code == 0
+        assert tiny("model=nf_resnet26", "model.width=0.25", "norm=agc", *steps).code == 0
     whole, parts = (last(tmp_path / "outputs/runs" / name) for name in ("whole", "parts"))
     for name, value in whole["model"].items():
         torch.testing.assert_close(parts["model"][name], value, rtol=1e-3, atol=1e-5)
@@ -190,9 +192,14 @@ def test_statistics_are_measured_over_the_micro_batches_of_the_epoch_before_eval
 
 
 @pytest.mark.parametrize(
-    "settings", [STATEFUL, MIXED, PROLONGED, SCENES], ids=["stateful", "mixed", "prolonged", "scenes"]
+    ("settings", "stop_after_step"),
+    [
+        *((settings, step) for settings in (STATEFUL, MIXED, PROLONGED) for step in (4, 6)),
+        pytest.param(SCENES, 4, marks=pytest.mark.slow),
+        (SCENES, 6),
+    ],
+    ids=[f"{name}-{step}" for name in ("stateful", "mixed", "prolonged", "scenes") for step in (4, 6)],
 )
-@pytest.mark.parametrize("stop_after_step", [4, 6])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on, of loader processes
 def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(
     runner, tiny, make_scenes, tmp_path, monkeypatch, settings, stop_after_step
@@ -230,11 +237,11 @@ def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(
     assert summaries[0]["status"] == "completed"
 
 
-def test_resume_takes_overrides_of_its_own(tiny, tmp_path):
+def test_resume_takes_overrides_of_its_own(small, tmp_path):
     longer = ("schedule=constant", "optimizer.lr=0.01")
-    assert tiny(*longer, "train.epochs=1", "name=run").code == 0
-    assert tiny(*longer, "train.epochs=3", "name=whole").code == 0
-    assert tiny("resume=outputs/runs/run", "train.epochs=3").code == 0
+    assert small(*longer, "train.epochs=1", "name=run").code == 0
+    assert small(*longer, "train.epochs=3", "name=whole").code == 0
+    assert small("resume=outputs/runs/run", "train.epochs=3").code == 0
     folder = tmp_path / "outputs/runs/run"
     assert_same(last(folder), last(tmp_path / "outputs/runs/whole"))
     assert [row["epoch"] for row in rows(folder) if row["split"] == "train"] == [1, 2, 3]
@@ -251,11 +258,11 @@ def test_resume_takes_overrides_of_its_own(tiny, tmp_path):
         ("optimizer=adamw", "holds the state of sgd, not of optimizer=adamw"),
     ],
 )
-def test_an_override_that_does_not_fit_the_checkpoint_changes_nothing(tiny, tmp_path, override, message):
-    assert tiny("train.max_steps=1", "name=run").code == 0
+def test_an_override_that_does_not_fit_the_checkpoint_changes_nothing(small, tmp_path, override, message):
+    assert small("train.max_steps=1", "name=run").code == 0
     folder = tmp_path / "outputs/runs/run"
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    outcome = tiny("resume=outputs/runs/run", override)
+    outcome = small("resume=outputs/runs/run", override)
     assert outcome.code == 2
     assert message in outcome.err
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
@@ -311,8 +318,8 @@ def test_load_run_brings_the_best_model_back(tiny, tmp_path):
         load_run(tmp_path)
 
 
-def test_bf16_trains_on_a_cpu_with_float32_weights(tiny, tmp_path):
-    assert tiny("train.precision=bf16", "train.max_steps=2", "name=run").code == 0
+def test_bf16_trains_on_a_cpu_with_float32_weights(small, tmp_path):
+    assert small("train.precision=bf16", "train.max_steps=2", "name=run").code == 0
     assert all(v.dtype in (torch.float32, torch.int64) for v in last(tmp_path / "outputs/runs/run")["model"].values())
 
 
