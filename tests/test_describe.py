@@ -57,6 +57,7 @@ def test_image_size_and_classes_are_taken(describe):
     assert 3.9 < large.multiply_adds / small.multiply_adds < 4.1
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_a_model_and_refuses_unknown_ones():
     done = subprocess.run([sys.executable, SCRIPT, "resnet50", "nfnet_f0"], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["model", "resnet50", "nfnet_f0"]

@@ -530,6 +530,7 @@ save_checkpoint(path, {"weight": torch.zeros(1000), "step": 2})
 """
 
 
+@pytest.mark.slow
 def test_composer_trainer_a_process_that_dies_while_writing_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"weight": torch.ones(1000), "step": 1})

@@ -100,6 +100,7 @@ def test_unreadable_files_are_left_out_and_named(runner, make_scenes, tmp_path):
     assert "dataset.max_unreadable=0: 1 files could not be read" in outcome.out
 
 
+@pytest.mark.slow
 def test_weights_go_from_a_run_into_another(runner, make_scenes, tmp_path):
     """The checkpoint of one run as another's first weights: with its methods, and with other classes."""
     make_scenes(tmp_path / "scenes", training=8, validation=3)

@@ -187,7 +187,10 @@ def test_the_settings_that_a_header_proposes_can_be_set(record, composed):
 
 @pytest.mark.parametrize(
     "record",
-    [pytest.param(record, marks=pytest.mark.slow if record.startswith("ade20k/") else ()) for record in RECORDS],
+    [
+        pytest.param(record, marks=pytest.mark.slow if record.startswith(("ade20k/", "cifar10/resnet101")) else ())
+        for record in RECORDS
+    ],
 )
 def test_two_steps_of_a_record_run(record, composed, runner, data_sets, light):
     name = record.partition("/")[0]

@@ -435,6 +435,7 @@ def clip_on_a_rank(rank, folder):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed")
 def test_two_processes_clip_the_gradient_of_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(clip_on_a_rank, args=(tmp_path,), nprocs=2)

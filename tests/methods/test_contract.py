@@ -44,7 +44,7 @@ def plain_model():
 
 def batch(size=8):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(size, 3, 64, 64, generator=generator), torch.randint(10, (size,), generator=generator)
+    return torch.randn(size, 3, 48, 48, generator=generator), torch.randint(10, (size,), generator=generator)
 
 
 def train_step(method, model, optimizer, progress=1.0):

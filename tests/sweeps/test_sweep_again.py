@@ -187,6 +187,7 @@ def test_the_end_of_the_program_within_a_job(small, monkeypatch, end):
     assert statuses() == {key: value for key, value in expected.items() if key != "0.04" or not interrupted}
 
 
+@pytest.mark.slow
 def test_a_job_that_another_process_has_is_passed_over(small, tmp_path):
     assert small("plan", *SWEEP, CLIPS).code == 0
     assert list(tmp_path.iterdir()) == []

@@ -113,6 +113,7 @@ def count_on_a_rank(rank, folder):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed")
 def test_two_processes_count_what_one_does(tmp_path):
     torch.multiprocessing.spawn(count_on_a_rank, args=(tmp_path,), nprocs=2)

@@ -195,8 +195,7 @@ def test_statistics_are_measured_over_the_micro_batches_of_the_epoch_before_eval
     ("settings", "stop_after_step"),
     [
         *((settings, step) for settings in (STATEFUL, MIXED, PROLONGED) for step in (4, 6)),
-        pytest.param(SCENES, 4, marks=pytest.mark.slow),
-        (SCENES, 6),
+        *(pytest.param(SCENES, step, marks=pytest.mark.slow) for step in (4, 6)),
     ],
     ids=[f"{name}-{step}" for name in ("stateful", "mixed", "prolonged", "scenes") for step in (4, 6)],
 )
