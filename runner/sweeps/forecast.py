@@ -21,6 +21,7 @@ from runner.runs.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, rea
 from runner.settings.limits import seconds_of
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.training.checkpoint import load_latest
+from runner.training.plan import steps_of
 
 FINISHED, MEASURED = "from finished jobs", "measured here"
 FREE = ("name", "seed", "resume", "probe", "probe_at", "probe_every_epochs", "schedule", "wandb", "paths", "sweep")
@@ -95,8 +96,7 @@ class Forecast:
 def total_steps(config: DictConfig | Mapping, training_images: int) -> int:
     """The optimizer steps of a whole run, unless its schedule prolongs it or it ends early."""
     train = config["train"]
-    steps = train["epochs"] * (training_images // train["global_batch_size"])
-    return steps if train["max_steps"] is None else min(steps, train["max_steps"])
+    return steps_of(train["epochs"], training_images // train["global_batch_size"], train["max_steps"])
 
 
 def _checkpointed(path: Path) -> int:

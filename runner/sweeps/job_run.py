@@ -46,7 +46,7 @@ def run_job(
         show_job(job, "running elsewhere")
         return RUNNING
     except OSError as error:
-        raise SettingError(f"paths.outputs: {job.path} cannot be written ({error}).") from None
+        raise SettingError(f"paths.outputs: {CannotWrite.told(job.path, error)}") from None
 
 
 def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:

@@ -23,6 +23,7 @@ from runner.command_line.grammar import is_swept, parsed
 from runner.command_line.overrides import as_typed
 from runner.command_line.remedies import CASE, EXPERIMENT, explain, refuse
 from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
+from runner.files import CannotWrite
 from runner.method_folder import search_folders
 from runner.runs.job import Job, config_hash, job_name
 from runner.runs.run_lock import hold
@@ -197,7 +198,7 @@ def _record(folder: Path, node: DictConfig, jobs: Sequence[Job]) -> None:
         with hold(folder, wait_seconds=PATIENCE_SECONDS):
             write_sweep(folder, node, {job.name: job.overrides for job in jobs}, _planned.typed)
     except OSError as error:
-        raise SettingError(f"paths.outputs: {folder} cannot be written ({error}).") from None
+        raise SettingError(f"paths.outputs: {CannotWrite.told(folder, error)}") from None
 
 
 def stop_watching(*, at_once: bool = False) -> bool:

@@ -66,8 +66,7 @@ class Plan:
 
     def total_steps(self, progress: Progress, steps_per_epoch: int) -> int:
         """The number of optimizer steps as it stands."""
-        steps = self.epochs_of(progress) * steps_per_epoch
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return steps_of(self.epochs_of(progress), steps_per_epoch, self.max_steps)
 
     def lr_factor(self, progress: Progress) -> float:
         """What the learning rate is multiplied with, since training went back after it had diverged."""
@@ -101,3 +100,9 @@ class Plan:
 
 class Interrupted(Exception):
     """A signal asked the loop to end; a checkpoint has been written."""
+
+
+def steps_of(epochs: int, steps_per_epoch: int, max_steps: int | None) -> int:
+    """The optimizer steps of so many epochs, at most `max_steps` of them."""
+    steps = epochs * steps_per_epoch
+    return steps if max_steps is None else min(steps, max_steps)
