@@ -126,3 +126,5 @@ def _set_backends(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # every kernel writes all of its output: filling each new tensor with NaN first would only cost a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False

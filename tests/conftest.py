@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
@@ -104,3 +106,18 @@ def make_scenes() -> Callable[..., None]:
                 Image.fromarray(mask.astype(np.uint8)).save(folder / "annotations" / split / f"{index:02}.png")
 
     return call
+
+
+@pytest.fixture
+def no_host_sync() -> Callable[[], AbstractContextManager]:
+    """In `with no_host_sync():` an operator that makes the host wait for the GPU raises RuntimeError."""
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:  # the mode belongs to the process: later tests must not inherit it
+            torch.cuda.set_sync_debug_mode("default")
+
+    return watch

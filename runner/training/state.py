@@ -75,6 +75,7 @@ class State:
         restore_model(checkpoint, self.model, self.methods)
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": settings})
+        _match_strides(self.optimizer)
         self.precision.scaler.load_state_dict(checkpoint["scaler"])
         self.sums.load_state_dict(checkpoint["sums"])
         if self.ema is not None:
@@ -104,6 +105,18 @@ class State:
             buffers = _floating_buffers(model) if saved else {}
             for name, value in saved.items():
                 buffers[name].copy_(value)
+
+
+def _match_strides(optimizer: Optimizer) -> None:
+    """Lay each state tensor of a parameter's shape out in memory as the parameter.
+
+    A checkpoint keeps strides, so after a resume with another memory format the two differ. Fused kernels index raw
+    memory: they would pair a weight with another weight's momentum on a CPU, and raise an error on CUDA.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _floating_buffers(model: nn.Module) -> dict[str, Tensor]:
