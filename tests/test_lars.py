@@ -153,11 +153,11 @@ def test_a_gpu_is_not_waited_for_and_gives_what_a_cpu_gives(no_host_sync):
     weights, gradients = histories()
     found = {}
     for device in ("cpu", "cuda"):
-        parameters = [nn.Parameter(weight.to(device)) for weight in weights]
+        parameters = [nn.Parameter(weight.to(device, copy=True)) for weight in weights]
         optimizer = Lars(parameters, lr=1.0, weight_decay=0.1)
         for step in gradients:
             for parameter, gradient in zip(parameters, step, strict=True):
-                parameter.grad = None if gradient is None else gradient.to(device)
+                parameter.grad = None if gradient is None else gradient.to(device, copy=True)
             with no_host_sync() if device == "cuda" else nullcontext():
                 optimizer.step()
         found[device] = [parameter.detach().cpu() for parameter in parameters]

@@ -326,8 +326,9 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(num_workers):
     for one, two in zip(expected, found, strict=True):
         torch.testing.assert_close(one, two.cpu())
     assert torch.equal(torch.cuda.get_rng_state(), before)
-    (images, labels), _ = data_of(
+    batches = data_of(
         [("a", (4, 6), (8, 12)), ("bb", (5, 3), (5, 3)), ("ccc", (2, 2), (7, 1))], Scenes(), num_workers=num_workers
     ).evaluation_batches("test", batch_size=2, device=device)
-    assert images.device.type == labels[0][0].device.type == "cuda"
-    assert [mask.shape for mask, _ in labels] == [(8, 12), (5, 3)]
+    found = [(images, mask) for images, labels in batches for mask, _ in labels]
+    assert {tensor.device.type for pair in found for tensor in pair} == {device.type}
+    assert [mask.shape for _, mask in found] == [(8, 12), (5, 3), (7, 1)]
