@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from runner.training.distributed import smallest
 
 QUANTITIES = ("training loss", "gradient")
+SMALLEST_SCALE = 1.0  # of the loss in fp16: a gradient that overflows without being enlarged has diverged
 
 
 class Diverged(Exception):
@@ -34,24 +35,31 @@ def gradient_norm(parameters: Iterable[nn.Parameter], *, may_wait: bool = False)
 
 
 class FirstNonFinite:
-    """The first optimizer step at which the loss was not finite, and that of the gradient; kept on the device."""
+    """The first optimizer step at which the loss was not finite, and that of the gradient; kept on the device.
 
-    def __init__(self, device: torch.device) -> None:
+    Under loss scaling a gradient may overflow: the scaler skips the step and lowers the scale. At `SMALLEST_SCALE`
+    more than `max_overflows` such steps in a row are a gradient that is not finite.
+    """
+
+    def __init__(self, device: torch.device, *, max_overflows: int = 0) -> None:
         self.device = device
+        self.max_overflows = max_overflows
         self.clear()
 
     def clear(self) -> None:
         """Forget what was seen."""
         self._steps = torch.full((len(QUANTITIES),), math.inf, dtype=torch.float64, device=self.device)
+        self._overflows = torch.zeros((), device=self.device)  # in a row, at the smallest scale
 
-    def look(self, step: int, loss: Tensor, gradient: Tensor | None) -> Tensor:
+    def look(self, step: int, loss: Tensor, gradient: Tensor, scale: Tensor | None = None) -> Tensor:
         """Look at optimizer step number `step`, counted from 1; returns which are not finite, (2,) bool.
 
-        `gradient` is a number as `gradient_norm` gives it, or None where a gradient need not be finite: under loss
-        scaling, which skips such a step by itself.
+        `gradient` is a number as `gradient_norm` gives it, `scale` that of the loss if it is scaled.
         """
-        gradient = torch.zeros_like(loss) if gradient is None else gradient
         wrong = ~torch.stack([loss.double(), gradient.double()]).isfinite()
+        if scale is not None:
+            self._overflows = torch.where(wrong[1] & (scale <= SMALLEST_SCALE), self._overflows + 1, 0)
+            wrong[1] = self._overflows > self.max_overflows
         self._steps.masked_fill_(wrong & self._steps.isinf(), float(step))
         return wrong
 

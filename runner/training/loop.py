@@ -63,7 +63,8 @@ class Trainer:
         self.precision = precision
         self.tracker = tracker
         self.sums = Sums(task, precision.device)
-        self.non_finite = FirstNonFinite(precision.device)
+        may_skip = plan.on_divergence == "skip"  # each wrong step is looked at, and counted, by itself
+        self.non_finite = FirstNonFinite(precision.device, max_overflows=0 if may_skip else plan.max_divergences)
         self.take_step = OptimizerStep(
             model,
             forward_model or model,
@@ -76,7 +77,7 @@ class Trainer:
             num_classes=train_batches.num_classes,
             parts=plan.accumulation_steps,
             ema=ema,
-            may_skip=plan.on_divergence == "skip",
+            may_skip=may_skip,
         )
         self.kept = KeptCheckpoints(plan, task.score)
         self.logged = self.sums.read()  # the sums at the last row that was logged

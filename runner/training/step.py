@@ -69,7 +69,8 @@ class OptimizerStep:
         scaler.unscale_(self.optimizer)
         on_cpu = self.precision.device.type == "cpu"
         norm, finite_if_all = gradient_norm(self.model.parameters(), may_wait=on_cpu)
-        wrong = self.non_finite.look(number, loss, None if scaler.is_enabled() else finite_if_all)
+        scale = scaler.scale(torch.ones((), device=loss.device)) if scaler.is_enabled() else None
+        wrong = self.non_finite.look(number, loss, finite_if_all, scale)
         if self.may_skip and summed(wrong.double()).any():
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)

@@ -85,7 +85,12 @@ class Sums:
         return Totals(self.images * num_ranks(), self.steps, loss, tuple(map(int, counts)), methods)
 
     def means(self, totals: Totals) -> dict[str, float]:
-        """Loss per image, scores, and the methods' metrics per step; a metric is NaN if it was finite in no step."""
+        """Loss per image, scores, and the methods' metrics per step; a metric is NaN if it was finite in no step.
+
+        Empty without an image: every step was skipped.
+        """
+        if totals.images == 0:
+            return {}
         return {
             "loss": totals.loss / totals.images,
             **self.task.scores(totals.counts),

@@ -101,6 +101,48 @@ def test_too_many_skipped_in_a_row_are_divergence(small, tmp_path, planted):
     assert found["error"].endswith("3 steps in a row were skipped")
 
 
+def test_an_epoch_whose_steps_were_all_skipped_has_no_training_loss(small, tmp_path, planted):
+    """The second of three, of four steps each; the rest goes on as ever."""
+    planted(5, 6, 7, 8)
+    settings = ("train.epochs=3", "train.on_divergence=skip", "train.max_divergences=4", "train.log_every_steps=1")
+    outcome = small(*settings, "name=run")
+    assert outcome.code == 0, outcome.out
+    found = summary(tmp_path)
+    assert (found["status"], found["divergences"]["skipped_steps"]) == ("completed", 4)
+    assert ["loss" in row for row in rows(tmp_path, "train")] == [True, False, True]
+    assert [row["step"] for row in rows(tmp_path, "steps")] == [1, 2, 3, 4, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize("on_divergence", ["stop", "skip"])
+def test_a_gradient_that_overflows_at_the_smallest_scale_diverges(small, tmp_path, monkeypatch, on_divergence):
+    """As under fp16, with a finite loss: the scaler lowers its scale from 8 to 1, and then has to skip for ever."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=8.0))
+    backward = OptimizerStep._backward
+
+    def overflowing(take_step, images, targets):
+        found = backward(take_step, images, targets)
+        next(take_step.model.parameters()).grad.fill_(math.inf)
+        return found
+
+    monkeypatch.setattr(OptimizerStep, "_backward", overflowing)
+    settings = ("train.epochs=5", "train.max_divergences=2", f"train.on_divergence={on_divergence}", "name=run")
+    assert small(*settings).code == 0
+    found = summary(tmp_path)
+    assert found["status"] == "diverged"  # scales 8, 4, 2 are tried before 1
+    assert "the gradient was not finite at step 6" in found["error"]
+
+
+def test_a_gradient_that_overflows_now_and_then_does_not_diverge():
+    seen = FirstNonFinite(torch.device("cpu"), max_overflows=2)
+    one, wrong = torch.tensor(1.0), torch.tensor(math.inf)
+    for step in range(1, 30):
+        seen.look(step, one, wrong if step % 3 else one, one)  # twice in a row at the smallest scale
+    for step in range(30, 60):
+        seen.look(step, one, wrong, torch.tensor(2.0))
+    assert seen.read() is None
+
+
 def test_going_back_to_the_last_checkpoint_with_a_lower_rate(small, tmp_path, planted):
     """The end is that of a run which was stopped at the checkpoint and goes on with the lower rate."""
     planted(6, times=1)
@@ -193,7 +235,7 @@ def test_the_first_step_that_was_not_finite_is_kept():
     seen.look(4, one, wrong)
     seen.look(5, wrong, wrong)
     assert seen.read() == (4, "gradient")
-    seen.look(2, wrong, None)
+    seen.look(2, wrong, one)
     assert seen.read() == (4, "gradient")
     seen.clear()
     seen.look(7, wrong, wrong)

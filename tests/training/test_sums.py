@@ -25,6 +25,10 @@ def test_means_are_per_image_and_per_step():
     assert sums.means(sums.read()) == {"loss": 2.0, "accuracy": 0.5, "share": 0.375}
 
 
+def test_without_an_image_there_are_no_means():
+    assert new_sums().means(new_sums().read()) == {}
+
+
 def test_means_of_a_window():
     sums = new_sums()
     one_step(sums, 1.0, share=0.5)
