@@ -15,6 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock
 
 from runner.__main__ import main
@@ -119,5 +121,51 @@ def no_host_sync() -> Callable[[], AbstractContextManager]:
             yield
         finally:  # the mode belongs to the process: later tests must not inherit it
             torch.cuda.set_sync_debug_mode("default")
+
+    return watch
+
+
+class FakeKernels(TorchDispatchMode):
+    """Shapes and dtypes of what a kernel gives for which torch has no fake form."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.batch_norm_update_stats.default:
+            return tuple(args[0].new_empty(args[0].shape[1], dtype=torch.float32) for _ in ("mean", "variance"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def cuda_autocast() -> Callable[[], AbstractContextManager]:
+    """In `with cuda_autocast():` autocast to bf16 on CUDA is on, and tensors are fake: they need no GPU.
+
+    A fake tensor has a shape, a dtype and a device, but no values, and gradients of those on CUDA want a driver.
+    """
+
+    @contextmanager
+    def cast() -> Iterator[None]:
+        before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast turns itself off where there is no GPU
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), FakeKernels():
+                yield
+        finally:
+            torch.set_autocast_enabled("cuda", before[0])
+            torch.set_autocast_dtype("cuda", before[1])
+            torch.clear_autocast_cache()
+
+    return cast
+
+
+@pytest.fixture
+def inputs_of_convolutions() -> Callable[[nn.Module], list[tuple[str, torch.dtype]]]:
+    """`inputs_of_convolutions(model)` fills with (name, dtype of the input) at each forward pass of a convolution."""
+
+    def watch(model: nn.Module) -> list[tuple[str, torch.dtype]]:
+        seen = []
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(lambda _, args, name=name: seen.append((name, args[0].dtype)))
+        return seen
 
     return watch

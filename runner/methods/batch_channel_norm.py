@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.layers.group_norm import group_norm
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
@@ -83,13 +84,12 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         z = self._normalize_with_estimates(x) if self.training and self.estimate else super().forward(x)
-        y = F.group_norm(z, self.num_groups, *self._group_affine(), self.eps)
-        return y.to(x.dtype)  # autocast on a GPU makes group norm's output float32, unlike batch norm's
+        return group_norm(z, self.num_groups, *self._group_affine(), self.eps)
 
     def _normalize_with_estimates(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             if x.numel() == 0:
-                return x * self.weight.view(-1, 1, 1) if self.affine else x.clone()
+                return (x * self.weight.view(-1, 1, 1)).to(x.dtype) if self.affine else x.clone()
             self.num_batches_tracked.add_(1)
             var, mean = torch.var_mean(x.to(self.running_mean.dtype), (0, 2, 3), correction=0)
             var += (mean - self.running_mean).square()

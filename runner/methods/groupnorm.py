@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.layers import group_norm
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, check_num_groups, replace_batch_norms
 from runner.settings.limits import check
@@ -14,7 +15,8 @@ def apply_group_norm(model: nn.Module, *, num_groups: int = 32) -> int:
     """Replace the batch norms of `model` by group norms, in place; the number of layers replaced is returned.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased variance over the positions and the
-    num_features / num_groups channels of a group, for each sample by itself; training and evaluation are alike.
+    num_features / num_groups channels of a group, for each sample by itself; training and evaluation are alike. The new
+    layers are `nn.GroupNorm`s whose output keeps the dtype of their input under autocast.
 
     Plain, ghost and synchronized batch norms are replaced. Parameter objects (`weight`, `bias`), their names and eps
     stay, so an optimizer made before goes on training the model. The keys `running_mean`, `running_var` and
@@ -45,7 +47,7 @@ def apply_group_norm(model: nn.Module, *, num_groups: int = 32) -> int:
 
 def group_norm_for(norm: _BatchNorm, num_groups: int) -> nn.GroupNorm:
     """A group norm of the size of `norm`, on the meta device: it is to take over the parameters."""
-    return nn.GroupNorm(num_groups, norm.num_features, norm.eps, norm.affine, device="meta")
+    return group_norm.GroupNorm(num_groups, norm.num_features, norm.eps, norm.affine, device="meta")
 
 
 def has_group_norms(model: nn.Module, num_groups: int) -> bool:

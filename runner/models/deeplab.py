@@ -99,7 +99,7 @@ class DeepLabHead(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         pooled = self.image_pool(high.mean((2, 3), keepdim=True)).expand(-1, -1, *high.shape[2:])
         x = self.bottleneck(torch.cat([pooled, *(branch(high) for branch in self.aspp)], dim=1))
-        x = F.interpolate(x, low.shape[2:], mode="bilinear", align_corners=False)
+        x = F.interpolate(x, low.shape[2:], mode="bilinear", align_corners=False).to(x.dtype)  # on CUDA autocast widens
         x = self.decoder(torch.cat([x, self.low_level(low)], dim=1))
         return self.classifier(self.dropout(x))
 

@@ -143,6 +143,20 @@ def test_channels_last_and_autocast_train(group, option, method_of):
 
 
 @each_option
+def test_autocast_on_a_gpu_moves_two_bytes_a_number(group, option, method_of, cuda_autocast, inputs_of_convolutions):
+    """A layer whose output is float32 would double what the layers after it read and write."""
+    with torch.device("meta"):
+        model = plain_model()
+        method_of(group, option).apply(model, batch(2)[0].to("meta"))
+    model.train(option != "stochastic_depth")  # its gates are values, which fake tensors have not
+    seen = inputs_of_convolutions(model)
+    with cuda_autocast():
+        assert model.to_empty(device="cuda")(torch.empty(8, 3, 48, 48, device="cuda")).dtype == torch.bfloat16
+    assert len(seen) == 12
+    assert {name for name, dtype in seen if dtype == torch.float32} == {"conv1"}  # which is given the images
+
+
+@each_option
 def test_its_state_is_plain_and_is_taken_up(group, option, method_of, tmp_path):
     model, method = plain_model(), method_of(group, option)
     method.apply(model, batch(2)[0], seed=3)

@@ -38,7 +38,7 @@ def test_every_kind_becomes_the_group_norm_of_the_formula(norm, shape):
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     model = nn.Sequential(norm)
     assert apply_group_norm(model, num_groups=4) == 1
-    assert type(model[0]) is nn.GroupNorm
+    assert isinstance(model[0], nn.GroupNorm)
     assert model[0].weight is norm.weight
     assert model[0].bias is norm.bias
     assert model[0].eps == 0.01
@@ -149,6 +149,46 @@ def test_what_cannot_be_replaced_is_refused_before_anything_changes(model, messa
     with pytest.raises(ValueError, match=message):
         apply_group_norm(model)
     assert [type(module) for module in model.modules()] == before
+
+
+def test_a_compiled_model_gives_the_same():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    apply_group_norm(model, num_groups=4)
+    x = torch.randn(2, 3, 6, 6)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+
+
+def test_a_forward_pass_keeps_the_dtype_of_its_input_under_autocast_on_a_gpu(cuda_autocast):
+    """Torch's own layer gives float32, which shows that autocast is on."""
+    ours, torchs = nn.Sequential(nn.BatchNorm2d(8)), nn.GroupNorm(4, 8)
+    apply_group_norm(ours, num_groups=4)
+    with cuda_autocast():
+        ours.to_empty(device="cuda"), torchs.to_empty(device="cuda")
+        for dtype in (torch.bfloat16, torch.float32):
+            x = torch.empty(2, 8, 4, 4, device="cuda", dtype=dtype)
+            assert ours(x).dtype == dtype
+            assert torchs(x).dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_on_a_gpu_autocast_keeps_the_dtype_and_computes_in_float32(num_groups):
+    model = nn.Sequential(nn.BatchNorm2d(8, eps=0.01)).cuda()
+    nn.init.normal_(model[0].weight), nn.init.normal_(model[0].bias)
+    apply_group_norm(model, num_groups=num_groups)
+    x = (100 + torch.randn(4, 8, 16, 16, device="cuda")).bfloat16().requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):
+        out = model(x)
+    assert out.dtype == torch.bfloat16
+    expected = reference(x.detach().float(), num_groups, model[0].weight, model[0].bias, 0.01)
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=2**-7, atol=2**-7)  # bf16 keeps 8 bits
+    out.float().square().mean().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert model[0].weight.grad.dtype == torch.float32
 
 
 def test_the_method_applies_its_settings():

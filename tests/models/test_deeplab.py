@@ -103,3 +103,14 @@ def test_zero_init_residual_is_for_the_backbones_branches(depth, last_norm):
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match=r"model\.output_stride=4: it must be one of 8, 16"):
         deeplabv3plus_resnet18(output_stride=4)
+
+
+def test_autocast_on_a_gpu_moves_two_bytes_a_number(cuda_autocast, inputs_of_convolutions):
+    """Autocast interpolates in float32: of the features that would double what the decoder reads."""
+    with torch.device("meta"):
+        model = deeplabv3plus_resnet18(num_classes=4)
+    seen = inputs_of_convolutions(model)
+    with cuda_autocast():
+        logits = model.to_empty(device="cuda")(torch.empty(2, 3, 64, 64, device="cuda"))
+    assert logits.dtype == torch.float32  # for the loss
+    assert {name for name, dtype in seen if dtype == torch.float32} == {"backbone.conv1"}
