@@ -3,14 +3,17 @@
 For the ghost batches B_1 .. B_K of x, (N, C, *positions), y = (x - mean(B_i)) / sqrt(var(B_i) + eps) * weight + bias.
 What is kept for the backward pass is what plain batch norm keeps: x, weight and a few numbers a channel.
 
-Where the channels lie last in memory, and on a GPU, torch's own batch norm kernels reduce each ghost batch by itself,
-and the large tensors are written in one call for all. In contiguous memory on a CPU these kernels are slow: there
-everything is a few calls for all ghost batches, on a view (K, n, C, *positions). A compiler gets the plain formula.
+On a GPU where the channels lie last in memory, the kernels of `ghost_kernels` do the work, if Triton is there. In other
+cases on a GPU, and channels last on a CPU, torch's own batch norm kernels reduce each ghost batch by itself, and the
+large tensors are written in one call for all. In contiguous memory on a CPU these kernels are slow: there everything is
+a few calls for all ghost batches, on a view (K, n, C, *positions). A compiler gets the plain formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -40,7 +43,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float):
         out = torch.empty_like(x)
-        normalize = _normalize if _suits_batch_norm_kernels(x) else _normalize_on_views
+        normalize, _ = _arithmetic(x)
         mean, var, invstd = normalize(x, weight, bias, sizes, eps, out)
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.mark_non_differentiable(mean, var)
@@ -58,7 +61,7 @@ class _Normalize(torch.autograd.Function):
             grad_bias = grad_out.sum([i for i in range(x.dim()) if i != 1])
         else:
             grad = torch.empty_like(x)
-            gradient = _gradient if _suits_batch_norm_kernels(x) else _gradient_on_views
+            _, gradient = _arithmetic(x)
             grad_weight, grad_bias = gradient(x, grad_out, grad, mean, invstd, weight, ctx.sizes)
         return (
             grad,
@@ -69,8 +72,25 @@ class _Normalize(torch.autograd.Function):
         )
 
 
-def _suits_batch_norm_kernels(x: Tensor) -> bool:
-    return x.is_cuda or not x.is_contiguous()
+def _arithmetic(x: Tensor) -> tuple[Callable, Callable]:
+    """The forward and the backward function that suit x."""
+    # a subclass, such as a fake tensor, has no memory for a kernel of ours
+    kernels = _triton_kernels() if x.is_cuda and type(x) is Tensor else None
+    if kernels is not None and kernels.can_normalize(x):
+        return kernels.normalize, kernels.gradient
+    if x.is_cuda or not x.is_contiguous():
+        return _normalize, _gradient
+    return _normalize_on_views, _gradient_on_views
+
+
+@lru_cache
+def _triton_kernels() -> ModuleType | None:
+    """`ghost_kernels`, imported when a GPU first needs it; None where torch came without Triton."""
+    try:
+        from runner.layers import ghost_kernels
+    except ImportError:
+        return None
+    return ghost_kernels
 
 
 def _normalize(
