@@ -25,7 +25,7 @@ from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
 from runner.sweeps.job_run import run_job
 from runner.sweeps.study import with_axes
-from runner.sweeps.sweep import job_of, name_sweep, plan_sweep, settings_of, stop_watching
+from runner.sweeps.sweep import CallbackFailed, job_of, name_sweep, plan_sweep, settings_of, stop_watching
 from runner.torchrun import with_num_devices
 from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.command_line.remedies
@@ -83,7 +83,10 @@ def main() -> None:
         words = prepare_overrides(with_axes(add_search_path(earlier_overrides(arguments))))
         sys.argv[1:] = name_sweep(words)
         with checked(sys.argv[1:], typed=arguments):
-            job()
+            try:
+                job()
+            except CallbackFailed as carrier:
+                raise carrier.error from None
     except SettingError as error:
         refuse(error)
     except KeyboardInterrupt:

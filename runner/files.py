@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import IO
 import yaml
 
 TEMPORARY = ".tmp"  # how the names end of files that are being written
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class CannotWrite(OSError):
@@ -20,6 +22,11 @@ class CannotWrite(OSError):
     def told(cls, path: str | os.PathLike[str], error: OSError) -> CannotWrite:
         """That `path` cannot be written, for the reason that the system gave."""
         return error if isinstance(error, cls) else cls(f"{path} cannot be written ({error.strerror or error}).")
+
+
+def is_disk_fault(error: OSError) -> bool:
+    """Whether the disk is at fault (no room, no quota), not the path, for which there may be a better one."""
+    return isinstance(error, CannotWrite) or error.errno in NO_ROOM
 
 
 def write_atomically(

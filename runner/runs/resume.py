@@ -22,6 +22,7 @@ import torch
 import yaml
 from torch import nn
 
+from runner.files import CannotWrite, is_disk_fault
 from runner.methods.method import Method
 from runner.runs.run_folder import RunFolder
 from runner.settings.limits import seconds_of
@@ -49,10 +50,12 @@ class NothingLeft(ValueError):
 
 
 def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
-    """A new folder for a run. Raises SettingError if none can be made below `outputs`."""
+    """A new folder for a run. Raises SettingError if none can be made below `outputs`, CannotWrite on a full disk."""
     try:
         return RunFolder.create(parent, name)
     except OSError as error:
+        if is_disk_fault(error):
+            raise CannotWrite.told(parent / name, error) from None
         raise SettingError(f"paths.outputs={outputs}: no folder can be made there ({error}).") from None
 
 

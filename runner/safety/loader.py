@@ -46,6 +46,8 @@ PLUGINS = (
     *(f"hydra_plugins.hydra_{name}_launcher" for name in ("joblib", "submitit", "ray")),
 )
 SWEEP_CALLBACK = "runner.sweeps.sweep.SweepCallback"
+OWN_FOLDERS = ("job.chdir", "output_subdir", "run.dir", "sweep.dir", "sweep.subdir")  # as conf/config.yaml has them
+FOLDERS = tuple(dict.fromkeys(key.partition(".")[0] for key in OWN_FOLDERS))
 LOGGING = ("hydra_logging", "job_logging")
 USED = ("callbacks", "launcher", "sweeper", *LOGGING)  # by Hydra, to instantiate what they name
 HANDLERS = tuple(f"logging.{name}" for name in ("StreamHandler", "FileHandler", "NullHandler", "Formatter"))
@@ -89,6 +91,8 @@ class CheckedLoader(ConfigLoaderImpl):
         target = OmegaConf.select(composed, f"hydra.callbacks.sweep.{TARGET}")
         if run_mode == RunMode.MULTIRUN and config_name is not None and target != SWEEP_CALLBACK:
             raise SettingError(f"hydra.callbacks.sweep.{TARGET}={target}: leave it as it is, {SWEEP_CALLBACK}.")
+        if config_name is not None:
+            check_folders(composed.hydra)
         return composed
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
@@ -153,6 +157,17 @@ def check_composed(composed: DictConfig, allowed: Allowed) -> None:
             check_no_secrets(value, place)
     methods, packages = (_selected(composed, key) for key in (METHODS, PACKAGES))
     allowed.check(methods, packages or ())
+
+
+def check_folders(hydra: DictConfig) -> None:
+    """Raise a SettingError if Hydra is to make folders of its own: runs make theirs, once they are checked."""
+    settings = OmegaConf.to_container(hydra, resolve=False)
+    for key, value in _settings({key: settings[key] for key in FOLDERS}):
+        if key in OWN_FOLDERS and value != own_settings()[key]:
+            raise SettingError(
+                f"hydra.{key}={shown(value)}: leave it as it is. Runs lie in OUTPUTS/runs/NAME, jobs in "
+                "OUTPUTS/sweeps/NAME: set paths.outputs, name or sweep.name."
+            )
 
 
 def _check_hydra_target(place: str, target: str, allowed: Allowed) -> None:

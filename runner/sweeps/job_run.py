@@ -5,9 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from runner.files import CannotWrite
+from runner.files import CannotWrite, is_disk_fault
 from runner.runs.job import Job
 from runner.runs.run_folder import RunFolder
 from runner.runs.run_lock import Taken, hold
@@ -25,8 +26,8 @@ def run_job(
 ) -> str:
     """Run the job unless it has a result or another process has it; returns its status, or "running".
 
-    A failure is recorded and shown, and is no exception. Raises KeyboardInterrupt, and SettingError where no folder
-    can be made.
+    A failure, that of a full disk too, is recorded and shown, and is no exception. Raises KeyboardInterrupt, and
+    SettingError where no folder can be made.
     """
     try:
         job.path.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,17 @@ def run_job(
         show_job(job, "running elsewhere")
         return RUNNING
     except OSError as error:
-        raise SettingError(f"paths.outputs: {CannotWrite.told(job.path, error)}") from None
+        fault = cannot_use(job.path, error)
+        if isinstance(fault, SettingError):
+            raise fault from None
+        RunConsole().message(str(fault), "error")
+        return FAILED
+
+
+def cannot_use(folder: Path, error: OSError) -> SettingError | CannotWrite:
+    """What to raise where a folder for runs cannot be made: the disk may be full, or the path wrong."""
+    told = CannotWrite.told(folder, error)
+    return told if is_disk_fault(error) else SettingError(f"paths.outputs: {told}")
 
 
 def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.command_line.grammar import all_parsed, parsed
+from runner.files import CannotWrite
 from runner.runs.job import Job
 from runner.runs.run_lock import hold
 from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
+from runner.settings.text import SettingError
+from runner.tracking.console import RunConsole
 
+NAME = "sweep.name"
 PATIENCE_SECONDS = 120  # for another process that writes the sweep's record or report
 DONE, A_JOB_FAILED, WAS_INTERRUPTED = 0, 1, 130  # exit codes
 
@@ -39,15 +45,21 @@ class PlannedSweep:
     def end(self, *, interrupted: bool, broken: bool) -> int:
         """Show and write what came of all jobs in the folder; returns the exit code.
 
-        `interrupted` if a signal ended the sweep, `broken` if its launcher failed.
+        `interrupted` if a signal ended the sweep, `broken` if its launcher failed; the code of a report that cannot be
+        written, on a full disk, is 1 too.
         """
         states = [read_state(job.path) for job in self.jobs]
-        self._report()
+        try:
+            self._report()
+        except OSError as error:
+            RunConsole().message(str(CannotWrite.told(self.folder, error)), "error")
+            broken = True
         left = [state for state in states if state.status not in (*RESULTS, RUNNING)]
         interrupted = interrupted or any(state.status == INTERRUPTED and state.summary for state in left)
         if interrupted or any(state.status != FAILED for state in left):
-            named = any(word.startswith("sweep.name=") for word in self.typed)
-            words = self.typed if named else [*self.typed, f"sweep.name={self.folder.name}"]
+            words = self.typed
+            if sweep_name(words) is None:
+                words = [*(word for word in words if key_of(word) != NAME), f"{NAME}={self.folder.name}"]
             print(f"Go on with the sweep: python -m runner {shlex.join(words)}", flush=True)
         if interrupted:
             return WAS_INTERRUPTED
@@ -67,3 +79,19 @@ class PlannedSweep:
             print_sweep(report.runs, title=f"Sweep {self.folder}", sweep=report.sweep)
             print_verdicts(report.verdicts)
             print(f"Report: {report.write()}", flush=True)
+
+
+def sweep_name(words: Sequence[str]) -> str | None:
+    """The `sweep.name` among the words of a command line; None without one. Raises SettingError if it is swept."""
+    given = [override for override in all_parsed(words) if override.key_or_group == NAME]
+    for override in given:
+        if override.is_sweep_override():
+            raise SettingError(f"{override.input_line}: all jobs of a sweep lie in one folder; set {NAME}=NAME.")
+    value = given[-1].value() if given else None
+    return None if value is None else str(value)
+
+
+def key_of(word: str) -> str | None:
+    """The key that the override `word` sets; None of a flag, and of what is no override."""
+    override = parsed(word)
+    return override and override.key_or_group

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -15,22 +16,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.command_line.experiments import without_replaced
 from runner.command_line.grammar import is_swept, parsed
 from runner.command_line.overrides import as_typed
-from runner.command_line.remedies import CASE, EXPERIMENT, explain, refuse
+from runner.command_line.remedies import CASE, EXPERIMENT, explain
 from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
-from runner.files import CannotWrite
 from runner.method_folder import search_folders
 from runner.runs.job import Job, config_hash, job_name
-from runner.runs.run_lock import hold
+from runner.runs.run_lock import Taken, hold
 from runner.settings.option_types import OPTION_TYPES
 from runner.settings.text import SettingError
+from runner.sweeps.job_run import cannot_use
 from runner.sweeps.launcher_watch import LauncherWatch
-from runner.sweeps.planned_sweep import PATIENCE_SECONDS, PlannedSweep
+from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
 from runner.sweeps.study import read_jobs, study_of, write_sweep
 
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -58,13 +59,15 @@ def name_sweep(arguments: Sequence[str]) -> list[str]:
     overrides = [word for word in arguments if word not in ("-m", "--multirun")]
     if len(overrides) == len(arguments):
         return list(arguments)
-    if any(word.startswith("sweep.name=") for word in arguments):
+    given = sweep_name(overrides)
+    overrides = [word for word in overrides if given is not None or key_of(word) != NAME]
+    if given is not None:
         return ["-m", *_put_off(overrides)]
     studies = [word.partition("=")[2] for word in overrides if word.startswith(f"{EXPERIMENT}=") and not is_swept(word)]
     swept = [parsed(word).key_or_group.rpartition(".")[2] for word in overrides if is_swept(word)]
     overrides = _put_off(overrides)
     name = "-".join([*(study.replace("/", "-") for study in studies or swept[:4]), time.strftime("%Y%m%d-%H%M%S")])
-    return ["-m", *overrides, f"sweep.name={name}"]
+    return ["-m", *overrides, f"{NAME}={name}"]
 
 
 def _put_off(overrides: Sequence[str]) -> list[str]:
@@ -106,9 +109,12 @@ def settings_of(composed: DictConfig, hydra: DictConfig, overrides: Sequence[str
 
 
 def split(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep, as Hydra's own sweeper makes them."""
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them. Raises SettingError if there is none."""
     loader = GlobalHydra.instance().config_loader()
     parsed_words = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    for override in parsed_words:
+        if override.is_sweep_override() and next(iter(override.sweep_string_iterator()), None) is None:
+            raise SettingError(f"{as_typed([override.input_line])[0]}: there is no value in it, so no job to run.")
     return [job for batch in BasicSweeper.split_arguments(parsed_words, None) for job in batch]
 
 
@@ -136,9 +142,10 @@ def planned_jobs(
         try:
             composed = compose(words)
             config = settings_of(composed, composed.hydra, words)
+            typed = tuple(as_typed(composed.hydra.overrides.task))
         except (HydraException, OmegaConfBaseException, SettingError) as error:
             raise explain(words, error, conf_folders(hydra), sweep=list(sweep)) from None
-        typed, digits = tuple(as_typed(words)), config_hash(OmegaConf.to_container(config))
+        digits = config_hash(OmegaConf.to_container(config))
         name = names.setdefault(digits, job_name(typed, digits, varied))
         found.append((Job(name, number, len(jobs), folder, typed), config))
     return found
@@ -156,49 +163,99 @@ def job_of(hydra: DictConfig, config: DictConfig, sweep: PlannedSweep) -> Job | 
     return Job(name, number, max(len(sweep.jobs), number), Path(hydra.sweep.dir), overrides)
 
 
+class CallbackFailed(BaseException):
+    """Carries an error out of a callback of Hydra's, which would make a warning of an Exception and go on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class SweepCallback(Callback):
     """Hydra's hooks around a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Compose, validate and build (without memory or data) every job; a wrong one ends the sweep at once."""
         global _watch
-        loader, sweep = GlobalHydra.instance().config_loader(), list(config.hydra.overrides.task)
-        folder = Path(config.hydra.sweep.dir)
         try:
-            found = planned_jobs(
-                split(sweep),
-                lambda words: loader.load_sweep_config(config, list(words)),
-                folder,
-                sweep=sweep,
-                hydra=config.hydra,
-            )
-            study_of(config.sweep, [job.overrides for job, _ in found])
-            from runner.checked import check  # imports torch
-
-            checked = [check(job_config) for _, job_config in found]
-            if _planned.is_only_planned:
-                from runner.sweeps.forecast import show_sweep
-
-                show_sweep(folder, [(*each, done) for each, done in zip(found, checked, strict=True)])
-                raise SystemExit
-            _record(folder, config.sweep, [job for job, _ in found])
-        except SettingError as error:
-            refuse(error)
-        _planned.folder, _planned.jobs = folder, [job for job, _ in found]
-        _planned.retry_failed = found[0][1].sweep.retry_failed
-        _planned.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+            _plan(config)
+        except Exception as error:
+            raise CallbackFailed(error) from error
         if config.hydra.launcher._target_ != IN_THIS_PROCESS:
             _watch = LauncherWatch(_planned.jobs, _planned.stop)
             _watch.start()
 
 
-def _record(folder: Path, node: DictConfig, jobs: Sequence[Job]) -> None:
+def _plan(config: DictConfig) -> None:
+    """Fill `_planned`. Nothing is written before all jobs are checked; a name that was made gets a folder of its own.
+
+    Raises SettingError, CannotWrite, and what Hydra raises for settings that it cannot compose.
+    """
+    loader, sweep = GlobalHydra.instance().config_loader(), _task_words(config)
+    folder = Path(config.hydra.sweep.dir)
+    found = planned_jobs(
+        split(sweep),
+        lambda words: loader.load_sweep_config(config, list(words)),
+        folder,
+        sweep=sweep,
+        hydra=config.hydra,
+    )
+    study_of(config.sweep, [job.overrides for job, _ in found])
+    from runner.checked import check  # imports torch
+
+    checked = [check(job_config) for _, job_config in found]
+    if _planned.is_only_planned:
+        from runner.sweeps.forecast import show_sweep
+
+        show_sweep(folder, [(*each, done) for each, done in zip(found, checked, strict=True)])
+        raise SystemExit
+    jobs = [job for job, _ in found]
     try:
+        if sweep_name(_planned.typed) is None:
+            folder = _new_folder(folder)
+            jobs = _moved(config, jobs, folder)
         folder.mkdir(parents=True, exist_ok=True)
         with hold(folder, wait_seconds=PATIENCE_SECONDS):
-            write_sweep(folder, node, {job.name: job.overrides for job in jobs}, _planned.typed)
+            write_sweep(folder, config.sweep, {job.name: job.overrides for job in jobs}, _planned.typed)
+    except Taken as error:
+        raise SettingError(f"{NAME}={folder.name}: {error} Wait for it, or choose another name.") from None
     except OSError as error:
-        raise SettingError(f"paths.outputs: {CannotWrite.told(folder, error)}") from None
+        raise cannot_use(folder, error) from None
+    _planned.folder, _planned.jobs = folder, jobs
+    _planned.retry_failed = found[0][1].sweep.retry_failed
+    _planned.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
+
+def _task_words(config: DictConfig) -> list[str]:
+    """The words that Hydra makes the jobs of, as they were typed: `${...}` is no word's business but its job's."""
+    return OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+
+
+def _new_folder(folder: Path) -> Path:
+    """Make a folder of this name, with a number added if it is taken: another sweep may begin in the same second."""
+    number = 1
+    while True:
+        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _moved(config: DictConfig, jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """The jobs in a folder of another name, of which the configuration that Hydra runs them with is told."""
+    if config.sweep.name == folder.name:
+        return list(jobs)
+
+    def renamed(words: Sequence[str]) -> list[str]:
+        return [f"{NAME}={folder.name}" if key_of(word) == NAME else word for word in words]
+
+    with flag_override(config, ["readonly", "struct"], False):
+        config.sweep.name = folder.name
+        config.hydra.overrides.task = renamed(_task_words(config))
+    return [replace(job, folder=folder, overrides=tuple(renamed(job.overrides))) for job in jobs]
 
 
 def stop_watching(*, at_once: bool = False) -> bool:

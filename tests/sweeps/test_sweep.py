@@ -1,17 +1,22 @@
 """Sweeps: every job checked before the first starts, one that fails stops no other, a table at the end."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
 import signal
+from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runner.runs.job import config_hash, job_name
+from runner.runs.job import Job, config_hash, job_name
+from runner.settings.text import SettingError
+from runner.sweeps.job_run import run_job
 from runner.sweeps.sweep import name_sweep
 from runner.training.loop import Trainer
 
@@ -116,6 +121,13 @@ def test_a_sweep_ends_with_a_table(small, tmp_path, overrides, key, values):
         (("norm=agc,foo",), "foo"),
         (("norm=none", "model=resnet18,nf_resnet26"), "norm=none"),  # only the model shows it
         (("train.global_batch_size=8,64",), "train.global_batch_size=64"),  # only the data show it
+        (("seed=${nope},1",), "nope"),
+        (("seed=range(0,0)",), "seed=range(0,0): there is no value in it"),
+        (("seed=0,1", "model=glob(nothing*)"), "model=glob(nothing*): there is no value in it"),
+        (("sweep.name=a,b",), "sweep.name=a,b: all jobs of a sweep lie in one folder; set sweep.name=NAME"),
+        (("seed=0,1", "hydra.job.chdir=true"), "hydra.job.chdir=true: leave it as it is."),
+        (("seed=0,1", "hydra.sweep.subdir=x"), "hydra.sweep.subdir=x: leave it as it is."),
+        (("seed=0,1", "hydra.sweep.dir=x"), "set paths.outputs, name or sweep.name"),
     ],
 )
 def test_one_wrong_job_and_none_starts(small, tmp_path, overrides, message):
@@ -126,6 +138,60 @@ def test_one_wrong_job_and_none_starts(small, tmp_path, overrides, message):
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["hydra.run.dir=x", "hydra.output_subdir=x", "hydra.job.chdir=true", "resume=''"])
+def test_folders_beside_the_runs_own_are_refused(small, tmp_path, setting):
+    outcome = small("train.max_steps=1", setting)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"Wrong setting. {setting}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.ENOSPC, "No space left on device")])
+def test_whatever_is_raised_before_the_first_job_ends_the_sweep(small, tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("runner.sweeps.sweep.write_sweep", fails)
+    command = ("train.max_steps=1", "-m", "seed=0,1", "sweep.name=s")
+    if isinstance(error, OSError):
+        outcome = small(*command)
+        assert outcome.code == 1
+        assert outcome.out == "error: outputs/sweeps/s cannot be written (No space left on device).\n"
+        assert outcome.err == ""
+    else:
+        with pytest.raises(RuntimeError, match="a bug"):
+            small(*command)
+    assert not list(tmp_path.glob("outputs/sweeps/s/*/"))
+
+
+def test_a_job_on_a_full_disk_fails_and_a_wrong_path_is_refused(tmp_path):
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = Job("a=1-0", 1, 1, tmp_path, ("a=1",))
+    path = Mock(wraps=Path, mkdir=no_room)
+    with patch.object(Job, "path", path):
+        assert run_job(None, None, (), (), job, retry_failed=True) == "failed"
+    (tmp_path / "a=1-0").touch()
+    with pytest.raises(SettingError, match=r"paths\.outputs: .* cannot be written"):
+        run_job(None, None, (), (), job, retry_failed=True)
+
+
+def test_two_sweeps_without_a_name_in_one_second_have_folders_of_their_own(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("runner.sweeps.sweep.time.strftime", lambda *_: "20260101-000000")
+    for seeds, name in (("0,1", ()), ("2,3", ("sweep.name=null",))):
+        outcome = small("train.max_steps=1", "-m", f"seed={seeds}", *name)
+        assert outcome.code == 0, outcome.out + outcome.err
+    sweeps = tmp_path / "outputs/sweeps"
+    found = {path.name: {row["seed"] for row in results(path)} for path in sweeps.iterdir()}
+    assert found == {"seed-20260101-000000": {"0", "1"}, "seed-20260101-000000-2": {"2", "3"}}
+    [config, _] = (yaml.safe_load(file.read_text()) for file in sweeps.glob("*-2/*/config.yaml"))
+    assert config["sweep"]["name"] == "seed-20260101-000000-2"
+    again = small("train.max_steps=1", "-m", "seed=2,3", "sweep.name=seed-20260101-000000-2")
+    assert again.code == 0
+    assert again.out.count(" before\n") == 2
 
 
 def test_a_failed_job_stops_no_other(small, tmp_path, monkeypatch):
@@ -182,6 +248,8 @@ def test_a_sweep_is_named_after_what_it_sweeps():
     many = [f"train.{key}=1,2" for key in ("a", "b", "c", "d", "e")]
     assert re.fullmatch(r"sweep\.name=a-b-c-d-\d{8}-\d{6}", name_sweep(["-m", *many])[-1])
     assert name_sweep(["a=1,2", "-m", "sweep.name=mine"]) == ["-m", "a=1,2", "sweep.name=mine"]
+    assert name_sweep(["a=1,2", "-m", "++sweep.name=mine"]) == ["-m", "a=1,2", "++sweep.name=mine"]
+    assert re.fullmatch(r"sweep\.name=a-\d{8}-\d{6}", name_sweep(["-m", "a=1,2", "sweep.name=null"])[-1])
     assert name_sweep(["norm=agc"]) == ["norm=agc"]
     assert name_sweep(["-m", "a=[1"])[:2] == ["-m", "a=[1"]  # Hydra tells what is wrong with it
 
