@@ -1,15 +1,14 @@
-"""Files that are written whole or not at all, YAML read, and numbers as strict JSON takes them."""
+"""Files that are written whole or not at all, never through a symbolic link; numbers as strict JSON takes them."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
-
-import yaml
 
 TEMPORARY = ".tmp"  # how the names end of files that are being written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -50,8 +49,9 @@ def write_atomically(
 
 def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], previous: Path | None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary.unlink(missing_ok=True)  # of a process that had this number and was killed
     try:
-        with temporary.open("w+b") as file:
+        with os.fdopen(open_unlinked(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL), "w+b") as file:
             if callable(content):
                 content(file)
             else:
@@ -73,23 +73,38 @@ def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], 
 def _keep(path: Path, previous: Path) -> None:
     """Give the file the name `previous` too, in the place of what has that name."""
     linked = previous.with_name(f".{previous.name}.{os.getpid()}{TEMPORARY}")
+    linked.unlink(missing_ok=True)
     try:
+        if previous.exists() and path.samefile(previous):
+            return  # a process was killed before it renamed the next one; renaming a file to itself does nothing
         os.link(path, linked)
     except OSError:  # a file system without hard links
         os.replace(path, previous)
     else:
         os.replace(linked, previous)
+    finally:
+        linked.unlink(missing_ok=True)
+
+
+def open_unlinked(path: str | os.PathLike[str], flags: int) -> int:
+    """A descriptor of a regular file to write to; OSError for a symbolic link in its place, a FIFO or a device."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link, which nothing is written through") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def remove_temporary(folder: Path) -> None:
     """Remove what `write_atomically` left in a folder when its process was killed. No other may be writing there."""
     for file in folder.glob(f".*{TEMPORARY}"):
-        file.unlink(missing_ok=True)
-
-
-def read_yaml(path: str | os.PathLike[str]) -> object:
-    """What a YAML file says; plain values alone, by the parser in C where there is one."""
-    return yaml.load(Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if file.is_symlink() or file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def finite(value: object) -> object:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
+
+from runner.files import write_atomically
+from runner.readers import Unreadable, read_arrays
 
 NUMBER, TEXT = "number/", "text/"
 
@@ -24,27 +26,28 @@ class Measurement:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz file, whole or not at all: arrays under their names, "number/<name>" and "text/<name>"."""
-        path = Path(path)
         numbers = {NUMBER + name: np.float64(number) for name, number in self.numbers.items()}
         texts = {TEXT + name: np.array(text) for name, text in self.texts.items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **self.arrays, **numbers, **texts)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, lambda file: np.savez(file, **self.arrays, **numbers, **texts))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Measurement:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises Unreadable for a file of another kind."""
         arrays, numbers, texts = {}, {}, {}
-        with np.load(path) as file:
-            for name, value in file.items():
-                if name.startswith(NUMBER):
-                    numbers[name.removeprefix(NUMBER)] = float(value)
-                elif name.startswith(TEXT):
-                    texts[name.removeprefix(TEXT)] = str(value)
-                else:
-                    arrays[name] = value
+        for name, value in read_arrays(path).items():
+            if name.startswith((NUMBER, TEXT)) and value.size != 1:
+                raise Unreadable(path, f"{name} is no single value")
+            if name.startswith(NUMBER):
+                numbers[name.removeprefix(NUMBER)] = number_of(value, path)
+            elif name.startswith(TEXT):
+                texts[name.removeprefix(TEXT)] = str(value.item())
+            else:
+                arrays[name] = value
         return cls(arrays, numbers, texts)
+
+
+def number_of(value: np.ndarray, path: str | os.PathLike[str]) -> float:
+    """The number that an array of the file `path` holds. Raises Unreadable if it holds none, or several."""
+    if value.size != 1 or value.dtype.kind not in "biuf":
+        raise Unreadable(path, "what should be a number is none")
+    return float(value.item())

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.files import read_yaml, write_atomically
+from runner.files import write_atomically
+from runner.readers import read_yaml_mapping
 from runner.report.arms import arms_of
 from runner.report.probe_files import probe_files
 from runner.report.runs import Run, read_runs, read_sweep, section
@@ -73,7 +74,7 @@ def _read(folder: Path) -> tuple[list[Run], dict]:
     files = [file for file in files if file.is_file()]
     if not files:
         raise ValueError(f"{folder}: no runs of a sweep lie there. Name a sweep's folder, as outputs/sweeps/NAME.")
-    return runs, read_yaml(files[0])
+    return runs, read_yaml_mapping(files[0])
 
 
 def logged_by(runs: Sequence[Run]) -> workspace.Logged:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runner.measurement import Measurement
+from runner.readers import Unreadable, read_json_lines
 
 SCORES = ("accuracy", "mean_iou")
 
@@ -29,7 +29,7 @@ def learning_curves(path: str | os.PathLike[str]) -> Measurement:
     validation score); NaN for what a run that ended early does not have. Scores are shares of 1.
     Texts: `score`, which of accuracy and mean_iou the run has; "" if neither.
 
-    Raises ValueError for a line that is no JSON object, FileNotFoundError if the file is not there.
+    Raises Unreadable, a ValueError, for a line that is no JSON object, and if the file is not there.
     """
     path = Path(path)
     rows = _rows(path / "metrics.jsonl" if path.is_dir() else path)
@@ -49,19 +49,11 @@ def learning_curves(path: str | os.PathLike[str]) -> Measurement:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    *complete, _ = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(complete, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}). Restore the file from its run.") from error
-        if not (isinstance(row, dict) and "split" in row):
-            raise ValueError(f'{path}, line {number}: not an object with "split". Restore the file from its run.')
-        rows.append(row)
-    return rows
+    found = read_json_lines(path)
+    for number, _, row in found:
+        if "split" not in row:
+            raise Unreadable(f"{path}, line {number}", 'not an object with "split". Restore the file from its run.')
+    return [row for *_, row in found]
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray]]:

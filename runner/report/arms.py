@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from runner.files import read_yaml
+from runner.readers import Unreadable, read_yaml_mapping
 from runner.report.measures import measure
 from runner.report.runs import APART, Run, Sweep
 from runner.report.statistics import t_interval
@@ -198,10 +196,9 @@ class _Settings:
     def _config(self, folder: Path) -> dict:
         if folder not in self._configs:
             try:
-                config = read_yaml(folder / "config.yaml")
-            except (OSError, ValueError, yaml.YAMLError):
-                config = None
-            self._configs[folder] = config if isinstance(config, dict) else {}
+                self._configs[folder] = read_yaml_mapping(folder / "config.yaml")
+            except Unreadable:
+                self._configs[folder] = {}
         return self._configs[folder]
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
-import yaml
-
-from runner.files import read_yaml
+from runner.readers import Unreadable, is_there, read_yaml_mapping
 from runner.report.runs import Run, read_run, section
 from runner.settings.text import shown
 from runner.tracking.console import SCORES
@@ -115,12 +113,9 @@ def _settings(folder: Path) -> dict[str, str]:
     """The resolved configuration by dotted keys, without what says where the run lies."""
     file = folder / "config.yaml"
     try:
-        config = read_yaml(file)
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: this is not YAML ({reason}); the file was changed. Name another run.") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: it must be a mapping of settings; the file was changed. Name another run.")
+        config = read_yaml_mapping(file)
+    except Unreadable as error:
+        raise ValueError(f"{error}; the file was changed. Name another run.") from None
     methods = [name for name, node in config.items() if isinstance(node, dict) and "_target_" in node]
     settings = {"methods": " + ".join(methods) or ABSENT, **_flat(config)}
     return {key: text for key, text in settings.items() if not {key, key.partition(".")[0]} & {*PLACES}}
@@ -210,7 +205,7 @@ def _score_sentence(a: Run, letter: str, b: Run) -> str | None:
 def _curve(folder: Path) -> dict[tuple[float, str], dict]:
     """The rows of whole epochs by epoch and split."""
     file = folder / "metrics.jsonl"
-    rows = MetricsLog.read(file) if file.is_file() else []
+    rows = MetricsLog.read(file) if is_there(file) else []
     found = {(row["epoch"], row["split"]): row for row in rows if row["split"] in ("train", "validation")}
     return dict(sorted(found.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from zipfile import BadZipFile
 
+from runner.readers import Unreadable, read_arrays
 from runner.report.probe_files import probe_files
 from runner.report.probe_labels import PROBE_LABELS
 from runner.report.runs import Run, section
@@ -160,7 +160,7 @@ def _rows(run: Run) -> list[dict]:
     """The rows of metrics.jsonl; none where it is missing or was changed."""
     try:
         return MetricsLog.read(run.folder / "metrics.jsonl")
-    except (OSError, ValueError):
+    except Unreadable:
         return []
 
 
@@ -182,12 +182,10 @@ def _was_measured(run: Run, probe: str, step: int) -> bool:
 
 
 def _entry(file: Path, number: str) -> float:
-    import numpy as np
-
-    from runner.measurement import NUMBER
+    from runner.measurement import NUMBER, number_of
 
     try:
-        with file.open("rb") as stream, np.load(stream) as entries:  # np.load leaves a spoilt file open
-            return float(entries[NUMBER + number]) if NUMBER + number in entries else math.nan
-    except (OSError, ValueError, BadZipFile):
+        entries = read_arrays(file)
+        return number_of(entries[NUMBER + number], file) if NUMBER + number in entries else math.nan
+    except Unreadable:
         return math.nan

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 from matplotlib.figure import Figure
 
 from runner.figures import NAMES, draw
 from runner.measurement import Measurement
+from runner.readers import Unreadable
 from runner.report.arms import Arm
 from runner.report.probe_files import probe_files
 
@@ -47,5 +47,5 @@ def _last(folder: Path, name: str) -> Measurement | None:
     files = [file.path for file in probe_files(folder, "npz") if file.probe == name]
     try:
         return Measurement.load(files[-1]) if files else None
-    except (OSError, ValueError, BadZipFile):
+    except Unreadable:
         return None

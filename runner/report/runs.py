@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,9 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
-from runner.files import read_yaml
+from runner.readers import Unreadable, is_there, read_json_object, read_text, read_yaml, read_yaml_mapping
 from runner.runs.run_lock import is_held
 from runner.runs.run_state import INTERRUPTED, RUNNING
 from runner.settings.text import canonical, shown
@@ -23,6 +20,7 @@ UNREADABLE = "unreadable"
 MARKS = ("summary.json", "metrics.jsonl", "config.yaml")
 APART = ("seed", "name", "resume")  # keys that do not make another arm, nor do these nodes
 NODES_APART = ("wandb", "paths", "sweep")
+LONGEST_VALUE = 100  # characters of one in a message
 TEXTS = ("command", "title", "source", "about")  # of sweep.yaml
 
 
@@ -84,15 +82,15 @@ class Sweep:
 def read_run(folder: str | os.PathLike[str]) -> Run:
     """The run in `folder`, whatever is left of it; see Run."""
     folder = Path(folder)
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not is_there(folder / "summary.json"):
         if is_held(folder):
             return _without_summary(folder, RUNNING, "it has no summary.json yet: it is running")
         return _without_summary(folder, INTERRUPTED, "it has no summary.json: killed, or running on another machine")
-    except (OSError, ValueError) as error:
-        return _without_summary(folder, UNREADABLE, f"its summary.json cannot be read: {error}")
-    if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
+    try:
+        summary = read_json_object(folder / "summary.json")
+    except Unreadable as error:
+        return _without_summary(folder, UNREADABLE, f"its summary.json cannot be read: {error.reason}")
+    if not isinstance(summary.get("status"), str):
         return _without_summary(folder, UNREADABLE, "its summary.json has no status")
     best, final, throughput = (section(summary, name) for name in ("best", "metrics", "throughput"))
     score = next((name for name in SCORES if name in best or name in final), "accuracy")
@@ -138,27 +136,28 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
     Raises ValueError if the file is not what a sweep writes.
     """
     path = Path(folder) / "sweep.yaml"
-    if not path.is_file():
+    if not is_there(path):
         return Sweep()
     remedy = "Mend it, or delete it to have a report without titles and claims."
     try:
-        record = read_yaml(path) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: this is not YAML ({' '.join(str(error).split())}). {remedy}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: it must be a mapping with the keys command, axes, claims, ... {remedy}")
-    for key, kind in (("axes", dict), ("names", dict), ("measures", list), ("claims", list)):
-        if not isinstance(record.get(key) or kind(), kind):
-            form = {dict: "a mapping", list: "a list"}[kind]
-            raise ValueError(f"{path}: {key}={record[key]}: it must be {form}. {remedy}")
+        record = read_yaml_mapping(path)
+        for key, kind in (("axes", dict), ("names", dict), ("measures", list), ("claims", list)):
+            if not isinstance(record.get(key) or kind(), kind):
+                form = {dict: "a mapping", list: "a list"}[kind]
+                raise Unreadable(path, f"{key}={shown(record[key])[:LONGEST_VALUE]}: it must be {form}")
+        names = record.get("names") or {}
+        if not all(isinstance(called or {}, dict) for called in names.values()):
+            raise Unreadable(path, "names: each axis must have a mapping of values to names")
+    except Unreadable as error:
+        raise ValueError(f"{error}. {remedy}") from None
     texts = {key: None if (text := record.get(key)) is None else str(text) for key in TEXTS}
     return Sweep(
         **texts,
         axes={str(key): _texts(values) for key, values in (record.get("axes") or {}).items()},
         measures=[str(name) for name in record.get("measures") or []],
         names={
-            str(key): {shown(value): str(name) for value, name in (names or {}).items()}
-            for key, names in (record.get("names") or {}).items()
+            str(key): {shown(value): str(name) for value, name in (called or {}).items()}
+            for key, called in names.items()
         },
         claims=list(record.get("claims") or []),
     )
@@ -173,8 +172,8 @@ def section(summary: dict, name: str) -> dict:
 def _without_summary(folder: Path, status: str, reason: str) -> Run:
     """A run with the settings that it began with if it wrote them."""
     try:
-        words = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        words = read_yaml(folder / "overrides.yaml")
+    except Unreadable:
         words = None
     words = [str(word) for word in words] if isinstance(words, list) else []
     overrides = tuple(word for word in words if not word.startswith("sweep."))
@@ -192,8 +191,8 @@ def _seed(folder: Path, settings: dict[str, str]) -> int | None:
     text = settings.get("seed")
     if text is None:
         try:
-            text = (folder / "config.yaml").read_text(encoding="utf-8")
-        except (OSError, ValueError):
+            text = read_text(folder / "config.yaml")
+        except Unreadable:
             return None
         line = re.search(r"^seed: (.*)$", text, re.MULTILINE)
         text = line.group(1) if line else ""
@@ -213,7 +212,7 @@ def _texts(values: object) -> list[str]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in MARKS)
+    return any(is_there(folder / mark) for mark in MARKS)
 
 
 def _natural(folder: Path) -> list[tuple[int, float, str]]:

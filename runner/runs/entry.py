@@ -12,12 +12,14 @@ from torch import nn
 
 from runner.files import remove_temporary
 from runner.methods.method import Method
+from runner.readers import is_there
 from runner.runs.job import Job
 from runner.runs.resume import NothingLeft, latest_checkpoint, new_folder
 from runner.runs.run_folder import RunFolder
-from runner.runs.run_lock import Taken, hold
+from runner.runs.run_lock import Taken, hold, sign
 from runner.runs.run_state import RESULTS
 from runner.settings.text import SettingError
+from runner.tracking.metrics_log import MetricsLog
 from runner.training.checkpoint import Latest
 
 
@@ -41,6 +43,8 @@ class Entry:
     def clear(self) -> None:
         """Take away what an attempt that died has left: halves of files, and the word of how it ended."""
         folder = self.folder
+        sign(folder.path)
+        folder.checkpoints.mkdir(exist_ok=True)
         for path in (folder.path, folder.checkpoints):
             remove_temporary(path)
         folder.error.unlink(missing_ok=True)
@@ -85,25 +89,30 @@ def _latest(
     again: bool = False,
 ) -> Entry:
     """With the newest checkpoint; `again` says that the run may have come to its end, which is no mistake then."""
-    status = entry.folder.read_summary().get("status")
+    folder = entry.folder
+    status = folder.read_summary().get("status")
     try:
+        folder.check()
         if again and status == "diverged":
             entry.done = status
             return entry
-        entry.latest = latest_checkpoint(entry.folder, settings, model, methods, device=device)
-    except NothingLeft as error:
-        if not again or status not in RESULTS:
-            raise SettingError(f"{source}: {error}") from None
-        entry.done = status
+        entry.latest = latest_checkpoint(folder, settings, model, methods, device=device)
+        if entry.latest is None and status in RESULTS:
+            raise NothingLeft(f"{folder.checkpoint('last')} is missing, without which a finished run cannot go on.")
+        if entry.latest and is_there(folder.metrics):  # else the run begins anew, and the rows go
+            MetricsLog.read(folder.metrics)
     except ValueError as error:
+        if again and isinstance(error, NothingLeft) and status in RESULTS:
+            entry.done = status
+            return entry
+        entry.held.close()
         raise SettingError(f"{source}: {error}") from None
-    entry.folder.checkpoints.mkdir(exist_ok=True)
     return entry
 
 
 def _held(entry: Entry, source: str) -> Entry:
     try:
-        entry.held.enter_context(hold(entry.folder.path))
+        entry.held.enter_context(hold(entry.folder.path, signed=False))
     except Taken as error:
         raise SettingError(f"{source}: {error} Wait for it, or name another folder.") from None
     except OSError as error:

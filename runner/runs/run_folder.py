@@ -11,6 +11,7 @@ import yaml
 from runner.command_line.remedies import chosen_options
 from runner.config import METHOD_GROUPS
 from runner.files import finite, write_atomically
+from runner.readers import Unreadable, is_there, read_json_object
 from runner.safety.allowed import as_words, check_words
 from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
@@ -63,8 +64,21 @@ class RunFolder:
         self.write_summary({**summary, "status": "failed", "error": without_secrets(reason)})
 
     def read_summary(self) -> dict:
-        """What `summary.json` says; empty where there is none."""
-        return json.loads(self.summary.read_text()) if self.summary.is_file() else {}
+        """What `summary.json` says; empty where there is none that can be read."""
+        try:
+            return read_json_object(self.summary)
+        except Unreadable:
+            return {}
+
+    def check(self) -> None:
+        """Raise a ValueError if a file of the run is something else, or a folder leads elsewhere by a link."""
+        for file in (self.config, self.overrides, self.metrics, self.summary, self.error):
+            if is_there(file) and not file.is_symlink() and not file.is_file():
+                raise ValueError(f"{file} is no regular file, so the run cannot write it. Remove it.")
+        for folder in (self.checkpoints, self.probes):
+            if is_there(folder) and (folder.is_symlink() or not folder.is_dir()):
+                what = "a symbolic link" if folder.is_symlink() else "no folder"
+                raise ValueError(f"{folder} is {what}; a run writes into folders of its own alone. Remove it.")
 
 
 def earlier_overrides(arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.readers import LARGEST_LOG, Unreadable, read_bytes, read_json_object
 from runner.runs.run_lock import is_held
 from runner.tracking.console import SCORES, format_share
 
@@ -27,7 +28,8 @@ class RunState:
     @property
     def error(self) -> str | None:
         """What went wrong, where something did."""
-        return self.summary.get("error")
+        error = self.summary.get("error")
+        return None if error is None else str(error)
 
     def is_left_alone(self, *, retry_failed: bool) -> bool:
         """Whether a sweep does not run it again: it has a result, or it failed and is not to be tried again."""
@@ -62,21 +64,20 @@ def read_state(folder: Path, *, taken: bool | None = None) -> RunState:
 
 def _summary(path: Path) -> dict:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except Unreadable:
         return {}
-    return summary if isinstance(summary, dict) else {}
 
 
 def _last_step(path: Path) -> int:
     """The step of the last whole row of a metrics.jsonl, 0 where there is none."""
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
+        lines = read_bytes(path, largest=LARGEST_LOG).splitlines()
+    except Unreadable:
         return 0
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return 0

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from yaml import YAMLError
 
 from runner.checked import Checked, check
 from runner.config import method_nodes
-from runner.files import read_yaml
+from runner.readers import Unreadable, read_yaml_mapping
 from runner.report.plan_table import PlannedRun, print_plan
 from runner.runs.job import Job
 from runner.runs.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
@@ -113,14 +112,14 @@ def _finished_in(folder: Path) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*/summary.json")):
         state = read_state(path.parent)
-        speed = state.summary.get("throughput") or {}
         try:
-            config = read_yaml(path.with_name("config.yaml"))
+            speed = state.summary["throughput"]
+            config = read_yaml_mapping(path.with_name("config.yaml"))
             steps = speed["images_per_second"] * speed["train_seconds"] / config["train"]["global_batch_size"]
             seconds = max(speed["seconds"], speed["train_seconds"])  # the first is of the last attempt alone
             if state.status in RESULTS and steps > 0:
                 found.setdefault(_cost(config), []).append(seconds / steps)
-        except (OSError, YAMLError, KeyError, TypeError):
+        except (Unreadable, AttributeError, LookupError, TypeError):
             continue  # a run of another version, or one that measured nothing
     return {cost: statistics.median(values) for cost, values in found.items()}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from runner.readers import Unreadable, read_bytes
 from runner.runs.job import Job
 from runner.runs.run_state import RunState
 from runner.tracking.console import STATUS_STYLES, RunConsole, is_plain
@@ -32,7 +33,7 @@ def show_job(job: Job, what: str, when: str = "") -> None:
 def show_error(folder: Path, state: RunState) -> None:
     """The traceback of a failed run, from its error.txt, or the reason that its summary gives."""
     try:
-        text = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").rstrip()
-    except OSError:
+        text = read_bytes(folder / "error.txt").decode(errors="replace").rstrip()
+    except Unreadable:
         text = ""
     RunConsole().message(text or state.error or "no reason given", "error")

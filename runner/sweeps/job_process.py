@@ -17,10 +17,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config import validate
+from runner.files import CannotWrite, open_unlinked
 from runner.runs.job import Job
 from runner.runs.run_lock import Taken, hold
 from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
@@ -53,7 +55,7 @@ def run_job_apart(
         "retry_failed": retry_failed,
     }
     job.path.mkdir(parents=True, exist_ok=True)
-    with (job.path / OUTPUT).open("ab") as output:
+    with _output(job.path / OUTPUT) as output:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
@@ -73,6 +75,13 @@ def run_job_apart(
     with suppress(Taken), hold(job.path):
         record_failure(job, overrides, reason, reason, show=False)
     return FAILED
+
+
+def _output(path: Path) -> IO[bytes]:
+    try:
+        return os.fdopen(open_unlinked(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+    except OSError as error:
+        raise CannotWrite.told(path, error) from None
 
 
 def _run(process: subprocess.Popen, content: str, stop: Path) -> int:

@@ -7,7 +7,9 @@ one value for each axis a single run.
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.command_line.grammar import all_parsed, is_swept, options_of
 from runner.command_line.remedies import EXPERIMENT, chosen_options
-from runner.files import read_yaml, write_atomically
+from runner.files import write_atomically
 from runner.method_folder import search_folders
+from runner.readers import Unreadable, is_there, read_yaml_mapping
 from runner.safety.allowed import check_words
 from runner.settings.text import SettingError, same_value, shown
 
@@ -107,7 +110,10 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 def read_jobs(folder: Path) -> dict[str, list[str]]:
     """The jobs that `write_sweep` has recorded in a sweep's folder: their overrides by name; none without a record."""
-    return _record(folder).get("jobs") or {}
+    try:
+        return _record(folder).get("jobs") or {}
+    except Unreadable:  # told when the sweep writes its own
+        return {}
 
 
 def write_sweep(folder: Path, node: DictConfig, jobs: Mapping[str, Sequence[str]], command: Sequence[str]) -> None:
@@ -116,7 +122,7 @@ def write_sweep(folder: Path, node: DictConfig, jobs: Mapping[str, Sequence[str]
     `jobs` are overrides by name; jobs that were recorded before stay, and so does the command where this one does
     not cover them.
     """
-    record = _record(folder)
+    record = _put_aside(folder)
     before, earlier = record.get("jobs") or {}, record.get("command")
     jobs = {name: [word for word in words if not word.startswith(NOT_OF_A_JOB)] for name, words in jobs.items()}
     typed = f"python -m runner {shlex.join(command)}"
@@ -134,12 +140,27 @@ def write_sweep(folder: Path, node: DictConfig, jobs: Mapping[str, Sequence[str]
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    """What sweep.yaml says; raises Unreadable if it is not what a sweep writes."""
     file = folder / FILE
+    record = read_yaml_mapping(file) if is_there(file) else {}
+    jobs, command = record.get("jobs") or {}, record.get("command")
+    lists = jobs.values() if isinstance(jobs, dict) else [None]
+    if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists):
+        raise Unreadable(file, "its jobs are not lists of overrides")
+    if not isinstance(command, str | None):
+        raise Unreadable(file, "its command is no text")
+    return record
+
+
+def _put_aside(folder: Path) -> dict[str, Any]:
+    """The record of a sweep; one that cannot be used is kept under another name, and told, and a new one begun."""
     try:
-        record = read_yaml(file) if file.is_file() else {}
-    except yaml.YAMLError as error:
-        raise SettingError(f"{file}: this is not YAML ({' '.join(str(error).split())}). Mend or delete it.") from None
-    return record if isinstance(record, dict) else {}
+        return _record(folder)
+    except Unreadable as error:
+        aside = folder / f"{Path(FILE).stem}.damaged.yaml"
+        os.replace(folder / FILE, aside)
+        print(f"{error}. It is now {aside.name}; the sweep writes a new one.", file=sys.stderr, flush=True)
+        return {}
 
 
 def _in_order(values: list[str]) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from runner.files import CannotWrite, finite, write_atomically
+from runner.files import CannotWrite, finite, open_unlinked, write_atomically
+from runner.readers import LARGEST_LOG, Unreadable, is_there, read_bytes, read_json_lines
 
 SPLITS = ("train", "validation", "test", "steps", "probe")
 
@@ -26,10 +28,10 @@ class MetricsLog:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.exists():
-            lines, torn = _lines(self.path)
+        if is_there(self.path):
+            *_, torn = content = read_bytes(self.path, largest=LARGEST_LOG).split(b"\n")
             if torn:
-                write_atomically(self.path, "".join(lines))
+                write_atomically(self.path, lambda file: file.write(b"\n".join([*content[:-1], b""])))
 
     def write(self, row: Mapping[str, object]) -> None:
         """Append one row. Raises CannotWrite; the part of a row that is then there counts for nothing."""
@@ -37,38 +39,37 @@ class MetricsLog:
         assert row["split"] in SPLITS, f"unknown split: {row}"
         line = json.dumps(finite(row), allow_nan=False) + "\n"
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            with os.fdopen(open_unlinked(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+                file.write(line.encode())
         except OSError as error:
             raise CannotWrite.told(self.path, error) from error
 
     def cut_back(self, step: int) -> None:
         """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic.
 
-        The test split is evaluated after the last checkpoint, so its row goes too.
+        The test split is evaluated after the last checkpoint, so its row goes too. Below 0 all rows go, readable or
+        not. Raises Unreadable as `read` does.
         """
-        if self.path.exists():
-            lines, _ = _lines(self.path)
-            rows = [(line, json.loads(line)) for line in lines]
-            kept = [line for line, row in rows if row["step"] <= step and row["split"] != "test"]
+        if is_there(self.path):
+            found = _rows(self.path) if step >= 0 else []
+            kept = [f"{line}\n" for line, row in found if row["step"] <= step and row["split"] != "test"]
             write_atomically(self.path, "".join(kept))
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> list[dict]:
-        """The rows of a metrics file, without a torn last line. Raises ValueError at any other line that is no JSON."""
-        rows = []
-        for number, line in enumerate(_lines(Path(path))[0], start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not a JSON object ({error}); the file was changed") from error
-        return rows
+        """The rows of a metrics file, without a torn last line. Raises Unreadable at any other line that is no row."""
+        return [row for _, row in _rows(Path(path))]
 
 
-def _lines(path: Path) -> tuple[list[str], bool]:
-    """The complete lines of a file, each with its line end, and whether a last one without an end was left out.
+def _rows(path: Path) -> list[tuple[str, dict]]:
+    """Each complete line of a file with the row that it says. Raises Unreadable, with the number of the line."""
+    rows = []
+    for number, line, row in read_json_lines(path):
+        if not (_is_number(row.get("step")) and _is_number(row.get("epoch")) and row.get("split") in SPLITS):
+            raise Unreadable(f"{path}, line {number}", 'no row of metrics: "step", "epoch" and "split" are wrong')
+        rows.append((line, row))
+    return rows
 
-    The bytes are decoded line by line, since a torn line may end within a character.
-    """
-    *complete, last = path.read_bytes().split(b"\n")
-    return [line.decode() + "\n" for line in complete if line.strip()], bool(last)
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

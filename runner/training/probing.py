@@ -13,6 +13,7 @@ from torch import nn
 
 from runner.data.dataset import TrainBatches
 from runner.figures import draw
+from runner.files import write_atomically
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
@@ -94,7 +95,8 @@ class Prober:
         self.folder.mkdir(exist_ok=True)
         found.save(self.folder / f"{file}.npz")
         picture = self.folder / f"{file}.png"
-        draw(name, found).savefig(picture, dpi=150)
+        figure = draw(name, found)
+        write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=150))
         self.tracker.figure(name, picture, step=step)
 
 

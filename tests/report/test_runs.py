@@ -52,7 +52,7 @@ def test_a_seed_that_was_not_swept_is_that_of_the_configuration(tmp_path, config
     [
         (None, "it has no summary.json: killed"),
         ("{", "cannot be read"),
-        ("[]", "no status"),
+        ("[]", "not a JSON object"),
         ('{"status": 3}', "no status"),
     ],
 )
@@ -106,7 +106,13 @@ def test_a_sweeps_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("a: [", "not YAML"), ("- a", "must be a mapping"), ("axes: [a]", r"axes=\['a'\]: .* mapping")]
+    ("text", "reason"),
+    [
+        ("a: [", "not YAML"),
+        ("names: {a: [1]}", "mapping of values"),
+        ("- a", "not a mapping"),
+        ("axes: [a]", r"axes=\[a\]: .* mapping"),
+    ],
 )
 def test_a_record_that_was_spoilt_is_refused(tmp_path, text, reason):
     (tmp_path / "sweep.yaml").write_text(text)

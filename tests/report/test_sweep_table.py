@@ -72,7 +72,7 @@ def six_jobs(sweep) -> None:
         ("", "cannot be read"),
         ('{"status": "comp', "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
-        ("[1]", "no status"),
+        ("[1]", "not a JSON object"),
         ('{"metrics": {}}', "no status"),
     ],
 )

@@ -1,6 +1,7 @@
 """What may be resumed: a run that would change what its weights compute is refused before anything is written."""
 
 import json
+import os
 
 import pytest
 from torch import nn
@@ -12,7 +13,11 @@ RESUME = "resume=outputs/runs/run"
 
 
 def files(folder):
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """All that lies in a folder: bytes of files, targets of links."""
+    return {
+        path: os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.fixture
@@ -136,3 +141,74 @@ def test_a_checkpoint_fits_its_model_and_optimizer():
         check_fit(checkpoint, nn.Linear(3, 2), "sgd")
     with pytest.raises(ValueError, match="holds the state of sgd, not of optimizer=adamw"):
         check_fit(checkpoint, model, "adamw")
+
+
+def damage(line, text):
+    def change(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines[line - 1] = text
+        (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+
+    return change
+
+
+def in_its_place(name, make):
+    def change(folder):
+        path = folder / name
+        if path.is_dir():
+            path.rename(folder / "moved")
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (damage(2, '{"step": 4, "ep'), "metrics.jsonl, line 2: not JSON"),
+        (damage(1, "[1]"), "metrics.jsonl, line 1: not a JSON object"),
+        (damage(3, '{"step": "4", "epoch": 1, "split": "train"}'), "metrics.jsonl, line 3: no row of metrics"),
+        (damage(1, "[" * 10**5), "metrics.jsonl, line 1: not JSON (nested too deeply)"),
+        (in_its_place("metrics.jsonl", os.mkdir), "metrics.jsonl is no regular file"),
+        (in_its_place("metrics.jsonl", os.mkfifo), "metrics.jsonl is no regular file"),
+        (in_its_place("summary.json", os.mkdir), "summary.json is no regular file"),
+        (in_its_place("error.txt", os.mkfifo), "error.txt is no regular file"),
+        (in_its_place("probes", lambda path: path.symlink_to("/")), "probes is a symbolic link"),
+        (in_its_place("checkpoints", lambda path: path.symlink_to("moved")), "checkpoints is a symbolic link"),
+        (in_its_place(".lock", lambda path: path.symlink_to("metrics.jsonl")), "it is a symbolic link"),
+        (in_its_place(".lock", os.mkfifo), "it is no regular file"),
+    ],
+)
+def test_a_refusal_changes_no_byte_of_the_folder(small, tmp_path, change, part):
+    assert small("train.epochs=1", "train.log_every_steps=2", "name=run").code == 0
+    change(tmp_path / "outputs/runs/run")
+    before = files(tmp_path)
+    outcome = small(RESUME, "train.epochs=2")
+    assert outcome.code == 2, outcome.out
+    assert part in outcome.err
+    assert files(tmp_path) == before
+
+
+def test_a_refusal_leaves_no_lock_behind(small, tmp_path):
+    assert small("train.epochs=1", "name=run").code == 0
+    (tmp_path / "outputs/runs/run/.lock").unlink()
+    before = files(tmp_path)
+    assert small(RESUME).code == 2  # nothing is left to train
+    assert files(tmp_path) == before
+
+
+def test_damage_of_what_a_resumed_run_writes_anew_does_not_hinder_it(small, tmp_path):
+    assert small("train.epochs=1", "name=run").code == 0
+    (tmp_path / "outputs/runs/run/summary.json").write_text("[]")
+    assert small(RESUME, "train.epochs=2").code == 0
+    assert json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["status"] == "completed"
+
+
+def test_a_finished_run_without_its_last_checkpoint_is_not_begun_anew(small, tmp_path):
+    assert small("train.epochs=1", "name=run").code == 0
+    (tmp_path / "outputs/runs/run/checkpoints/last.pt").unlink()
+    before = files(tmp_path)
+    outcome = small(RESUME, "train.epochs=2")
+    assert (outcome.code, files(tmp_path)) == (2, before)
+    assert "last.pt is missing, without which a finished run cannot go on" in outcome.err

@@ -1,5 +1,6 @@
 """Checkpoints: the checksum finds every changed byte and every cut, two generations, a disk that is full."""
 
+import os
 import resource
 
 import pytest
@@ -127,3 +128,37 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path, full_disk):
         save_checkpoint(last, {"weight": torch.zeros(10**6)}, previous=last.with_name(PREVIOUS))
     assert [load_checkpoint(tmp_path / name)["step"] for name in ("last.pt", PREVIOUS)] == [1, 0]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_kill_before_the_rename_leaves_nothing_behind(tmp_path, monkeypatch):
+    """last.pt and previous.pt are one file then, and renaming a file to itself does nothing."""
+    last, replace = generations(tmp_path, 2), os.replace
+
+    def killed(source, target):
+        if target == last:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(last, {"step": 2}, previous=last.with_name(PREVIOUS))
+    assert last.samefile(last.with_name(PREVIOUS))
+
+    def watched(source, target):
+        assert last.is_file()  # at any moment
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    for step in (3, 4):
+        save_checkpoint(last, {"step": step}, previous=last.with_name(PREVIOUS))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", PREVIOUS]
+    assert [load_checkpoint(tmp_path / name)["step"] for name in ("last.pt", PREVIOUS)] == [4, 3]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path):
+    last = generations(tmp_path, 2)
+    (tmp_path / f".{PREVIOUS}.{os.getpid()}.tmp").write_bytes(b"half")
+    (tmp_path / f".last.pt.{os.getpid()}.tmp").symlink_to("elsewhere")
+    save_checkpoint(last, {"step": 2}, previous=last.with_name(PREVIOUS))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", PREVIOUS]
+    assert [load_checkpoint(tmp_path / name)["step"] for name in ("last.pt", PREVIOUS)] == [2, 1]
