@@ -112,6 +112,7 @@ def sizes(data: Data) -> dict:
         "num_classes": data.num_classes,
         "image_size": data.image_size,
         "unreadable": dict(data.unreadable),
+        **data.findings.entries,
     }
 
 

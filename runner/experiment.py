@@ -101,6 +101,8 @@ def _lead(
             job=position,
             validation="test as val." if on_test else "validation",
         )
+        for kind, text in checked.data.findings.notes:
+            tracker.message(text, kind)
         if entry.latest and entry.latest.damaged:
             step = checkpoint["progress"]["step"]
             tracker.message(

@@ -56,6 +56,19 @@ class EvaluationBatches(ABC):
         """Normalized images (B, C, H, W) on the device, and class indices (B,), or B labels for segmentation."""
 
 
+@dataclass
+class Findings:
+    """What the check of a data set before a run came upon: it is said at the run's start, and kept in its summary."""
+
+    notes: list[tuple[str, str]] = field(default_factory=list)  # (note or warning, sentence)
+    entries: dict[str, object] = field(default_factory=dict)  # of summary.json's `data`
+
+    def add(self, other: Findings) -> None:
+        """Add what another check came upon."""
+        self.notes += other.notes
+        self.entries |= other.entries
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data(ABC):
     """A data set. `validation_source` says where best.pt is chosen: a share of the training set, or the test split.
@@ -76,6 +89,7 @@ class Data(ABC):
     task: str = CLASSIFICATION
     class_names: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)  # file -> reason
+    findings: Findings = field(default_factory=Findings, compare=False)
 
     @abstractmethod
     def train_batches(

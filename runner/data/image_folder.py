@@ -5,21 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from runner.data.class_folders import TEST, TRAIN, ClassFolders, first
 from runner.data.file_batches import FileData
 from runner.data.file_loader import Sample
+from runner.data.image_file import read_rgb
 from runner.data.splits import apart
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TRAIN, TEST = "train", "val"  # the folders
-NAMED = 3  # classes that a message names
 IMAGENET_CLASSES = 1000
 LAYOUT = (
     f"Put one folder a class with its images into {TRAIN} and into {TEST}, the same classes in both: "
@@ -38,7 +36,7 @@ def image_folder(*, root: str = "data/images", **settings) -> FileData:
     `settings` are those of `image_data`. Raises FileNotFoundError where a folder, a class or the images of one are
     missing, and what `image_data` raises.
     """
-    return image_data("image_folder", root, class_names(root, LAYOUT), LAYOUT, **settings)
+    return image_data("image_folder", ClassFolders(root, LAYOUT), **settings)
 
 
 def imagenet(*, root: str = "data/imagenet", validation: float | str = 0.02, **settings) -> FileData:
@@ -46,21 +44,20 @@ def imagenet(*, root: str = "data/imagenet", validation: float | str = 0.02, **s
 
     The latter are the test split here. Folders and errors are those of `image_folder`.
     """
-    classes = class_names(root, GET_IMAGENET)
-    others = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
-    if len(classes) != IMAGENET_CLASSES or others:
-        found = f"{_first(others)} in {TRAIN}: no synset" if others else f"{len(classes)} of 1,000 synsets in {TRAIN}"
+    folders = ClassFolders(root, GET_IMAGENET)
+    others = [name for name in folders.classes if not re.fullmatch(r"n\d{8}", name)]
+    if len(folders.classes) != IMAGENET_CLASSES or others:
+        number = f"{len(folders.classes)} of 1,000 synsets in {TRAIN}"
+        found = f"{first(others)} in {TRAIN}: no synset" if others else number
         raise FileNotFoundError(
-            f"{_place(root)}: {found}. {GET_IMAGENET} Other sets of images can be read with dataset=image_folder."
+            f"{folders.place}: {found}. {GET_IMAGENET} Other sets of images can be read with dataset=image_folder."
         )
-    return image_data("imagenet", root, classes, GET_IMAGENET, validation=validation, **settings)
+    return image_data("imagenet", folders, validation=validation, **settings)
 
 
 def image_data(
     name: str,
-    root: str,
-    classes: Sequence[str],
-    remedy: str,
+    folders: ClassFolders,
     *,
     image_size: int = 224,
     test_size: int = 224,
@@ -77,12 +74,12 @@ def image_data(
     num_workers: int | None = None,
     max_unreadable: int = 10,
 ) -> FileData:
-    """The images of `classes` below `root`, augmented as `train_transform` says, tested as `evaluation_transform` says.
+    """The images of `folders`, augmented as `train_transform` says, tested as `evaluation_transform` says.
 
     A share `validation` of the training images is set apart, stratified by class, always the same one; or "test":
     all are trained on and the test split stands in for the validation split. `FileData` explains the last two.
 
-    Raises FileNotFoundError, with `remedy`, where a class has no images, and ValueError for settings that do not fit.
+    Raises what `ClassFolders.samples` does, and ValueError for settings that do not fit.
     """
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (key == "std" and 0 in values):
@@ -97,7 +94,7 @@ def image_data(
         )
     if scale_min > 1:
         raise ValueError(f"dataset.scale_min={scale_min}: it is a share of the image's area, at most 1. Lower it.")
-    train, test = (_listed(root, folder, classes, remedy) for folder in (TRAIN, TEST))
+    train, test = folders.samples()
     classes_of = torch.tensor([target for _, target in train])
     train, held_out, source = apart(train, classes_of, test, validation)
     load_train = LoadImage(
@@ -115,7 +112,7 @@ def image_data(
     load_test = LoadImage(evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation))
     return FileData(
         name=name,
-        num_classes=len(classes),
+        num_classes=len(folders.classes),
         image_size=image_size,
         train=train,
         validation=held_out,
@@ -123,11 +120,12 @@ def image_data(
         mean=torch.tensor(mean),
         std=torch.tensor(std),
         validation_source=source,
-        class_names=tuple(classes),
+        class_names=tuple(folders.classes),
         load_train=load_train,
         load_evaluation=load_test,
         num_workers=num_workers,
         max_unreadable=max_unreadable,
+        findings=folders.finder.findings(),
     )
 
 
@@ -140,19 +138,6 @@ class LoadImage:
     def __call__(self, sample: Sample) -> tuple[Tensor, int]:
         path, target = sample
         return self.transform(read_rgb(path)), target
-
-
-def read_rgb(path: str) -> Image.Image:
-    """An image file as RGB, its transparency and its EXIF orientation ignored, as torchvision's reader does.
-
-    Raises what PIL does if it cannot be read, and ValueError if a channel has more than 8 bits: PIL would clip it.
-    """
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
-        if image.mode == "P" and "transparency" in image.info:  # else PIL warns of each such file
-            image = image.convert("RGBA")
-        return image.convert("RGB")
 
 
 def train_transform(
@@ -190,41 +175,3 @@ def evaluation_transform(*, size: int, resize: int, interpolation: str) -> nn.Mo
     """From a PIL image to a uint8 tensor (3, `size`, `size`): the shorter side to `resize`, then the centre."""
     resized = v2.Resize(resize, interpolation=InterpolationMode(interpolation))
     return v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
-
-
-def class_names(root: str, remedy: str) -> list[str]:
-    """The folders in `root`/train, sorted. Raises FileNotFoundError, with `remedy`, if those of `root`/val differ."""
-    found = {}
-    for folder in (TRAIN, TEST):
-        try:
-            found[folder], _ = find_classes(Path(root) / folder)
-        except (FileNotFoundError, NotADirectoryError):
-            what = "no folder of a class is in" if (Path(root) / folder).is_dir() else "there is no folder"
-            raise FileNotFoundError(f"{_place(root)}: {what} {folder}. {remedy}") from None
-    for here, there in ((TRAIN, TEST), (TEST, TRAIN)):
-        missing = sorted(set(found[there]) - set(found[here]))
-        if missing:
-            raise FileNotFoundError(f"{_place(root)}: {_first(missing)} of {there} is missing in {here}. {remedy}")
-    return found[TRAIN]
-
-
-def _listed(root: str, folder: str, classes: Sequence[str], remedy: str) -> list[tuple[str, int]]:
-    """(path, class) of each image of a folder, sorted by class."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    samples = make_dataset(Path(root) / folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    empty = sorted(numbers.keys() - {classes[number] for _, number in samples})
-    if empty:
-        raise FileNotFoundError(
-            f"{_place(root)}: no image is in {_first([f'{folder}/{name}' for name in empty])}; looked for "
-            f"{', '.join(IMG_EXTENSIONS)}. {remedy}"
-        )
-    return samples
-
-
-def _place(root: str) -> str:
-    return f"dataset.root={root}: in {Path(root).resolve()}"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"

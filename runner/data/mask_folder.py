@@ -10,6 +10,7 @@ import torch
 
 from runner.data.dataset import IGNORE_INDEX, SEGMENTATION, DataFault
 from runner.data.file_batches import FileData
+from runner.data.file_finder import FileFinder
 from runner.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
 from runner.data.scene_files import LAYOUT, SPLIT_FOLDERS, LoadScene, Scene, scene_splits
 from runner.data.scene_transforms import EvaluationTransform, TrainTransform
@@ -26,8 +27,9 @@ def mask_folder(*, root: str = "data/scenes", **settings) -> FileData:
     are those of `scene_data`. Raises FileNotFoundError where files are missing, ValueError where the first masks do
     not fit the settings.
     """
-    train, test = scene_splits(Path(root), key=f"dataset.root={root}", remedy=LAYOUT)
-    return scene_data("mask_folder", train, test, **settings)
+    finder = FileFinder()
+    train, test = scene_splits(Path(root), finder=finder, place=f"dataset.root={root}", remedy=LAYOUT)
+    return scene_data("mask_folder", train, test, finder, **settings)
 
 
 def ade20k(*, root: str = "data", **settings) -> FileData:
@@ -43,7 +45,8 @@ def ade20k(*, root: str = "data", **settings) -> FileData:
         "Unpack ADEChallengeData2016.zip of the MIT Scene Parsing Benchmark (the scene parsing release, not the full "
         f"data set) into {Path(root).resolve()}."
     )
-    splits = scene_splits(folder, key=f"dataset.root={root}", remedy=remedy)
+    finder = FileFinder()
+    splits = scene_splits(folder, finder=finder, place=f"dataset.root={root}", remedy=remedy)
     for scenes, size, names in zip(splits, ADE20K_SIZES, SPLIT_FOLDERS, strict=True):
         if len(scenes) < size:
             raise FileNotFoundError(
@@ -54,6 +57,7 @@ def ade20k(*, root: str = "data", **settings) -> FileData:
     return scene_data(
         "ade20k",
         *splits,
+        finder,
         num_classes=ADE20K_CLASSES,
         ignore_label=None,
         reduce_zero_label=True,
@@ -66,6 +70,7 @@ def scene_data(
     name: str,
     train: Sequence[Scene],
     test: Sequence[Scene],
+    finder: FileFinder,
     *,
     num_classes: int = 2,
     ignore_label: int | None = 255,
@@ -135,6 +140,7 @@ def scene_data(
         load_evaluation=LoadScene(transform=EvaluationTransform(test_size=test_size), **labels),
         num_workers=num_workers,
         max_unreadable=max_unreadable,
+        findings=finder.findings(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from runner.data.dataset import IGNORE_INDEX, DataFault
-from runner.data.image_folder import read_rgb
+from runner.data.file_finder import FileFinder, Found, Identity, check_apart
+from runner.data.image_file import read_rgb, upright
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_MODES = ("L", "P", "I;16", "I")  # Pillow's: 8 bits of grey, a palette, and 16 bits of grey in two ways
@@ -67,7 +68,7 @@ class LoadScene:
             # grey of 2 or 4 bits is spread over 0..255 as it is read; only the tile tells
             mode = file.tile[0].args if file.mode == "L" else file.mode
             file.load()
-            values = torch.from_numpy(np.array(file).astype(np.int32))
+            values = torch.from_numpy(np.array(upright(file, file)).astype(np.int32))
         if mode not in MASK_MODES:
             raise ValueError(
                 f"dataset.root: the mask {path} does not hold one class index a pixel in 8 or 16 bits of grey or in a "
@@ -87,44 +88,68 @@ class LoadScene:
         return (values - first).masked_fill(ignored, IGNORE_INDEX).to(torch.uint8)
 
 
-def scene_splits(root: Path, *, key: str, remedy: str) -> tuple[list[Scene], list[Scene]]:
+def scene_splits(root: Path, *, finder: FileFinder, place: str, remedy: str) -> tuple[list[Scene], list[Scene]]:
     """The scenes to train on and those to test on, each sorted by name, below the folders `SPLIT_FOLDERS`.
 
-    Raises FileNotFoundError, which begins with `key` and ends with `remedy`, where a folder is missing, or an image
-    without its mask, or a mask without its image.
+    Raises FileNotFoundError, which begins with `place` and ends with `remedy`, where a folder is missing, or an image
+    without its mask, or a mask without its image; ValueError where it is not clear which files belong together, and
+    where both have an image in common.
     """
-    training, validation = (_scenes(root, names, key, remedy) for names in SPLIT_FOLDERS)
-    return training, validation
+    training, validation = (_scenes(root, names, finder, place, remedy) for names in SPLIT_FOLDERS)
+    paths = ({identity: scene.image for identity, scene in scenes.items()} for scenes in (training, validation))
+    check_apart(*paths, place=place, what="training and validation must have no image in common")
+    return list(training.values()), list(validation.values())
 
 
-def _scenes(root: Path, names: Sequence[str], key: str, remedy: str) -> list[Scene]:
-    images, masks = (_split_folder(root / kind, names, key, remedy) for kind in ("images", "annotations"))
-    image_files, mask_files = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, (".png",))
-    for files, others, what, folder in (
-        (image_files, mask_files, "mask", masks),
-        (mask_files, image_files, "image", images),
-    ):
-        if alone := sorted(files.keys() - others.keys()):
-            raise FileNotFoundError(
-                f"{key}: {len(alone):,} of {len(files):,} files have no {what} in {folder.resolve()}; the first is "
-                f"{files[alone[0]]}. {remedy}"
+def _scenes(root: Path, names: Sequence[str], finder: FileFinder, place: str, remedy: str) -> dict[Identity, Scene]:
+    """The scenes by their image's identity; an image that links give several names, with one mask, counts once."""
+    folders = [_split_folder(root / kind, names, place, remedy) for kind in ("images", "annotations")]
+    endings = (IMAGE_SUFFIXES, (".png",))
+    images, masks = (_by_stem(finder.here(*each), finder, place) for each in zip(folders, endings, strict=True))
+    scenes: dict[Identity, tuple[Found, Found]] = {}
+    for stem in sorted(images.keys() & masks.keys()):
+        image, mask = images[stem], masks[stem]
+        taken, its_mask = scenes.setdefault(image.identity, (image, mask))
+        if its_mask.identity != mask.identity:
+            raise ValueError(
+                f"{place}: {image.path} is {taken.path} too, through a link, and has another mask, {mask.path}. Remove "
+                "one of the two."
             )
-    if not image_files:
-        raise FileNotFoundError(f"{key}: no image lies in {images.resolve()}. {remedy}")
-    return [Scene(str(path), str(mask_files[stem])) for stem, path in sorted(image_files.items())]
+        if taken is not image:
+            finder.repeated.append(image.path)
+    known = {found.identity for scene in scenes.values() for found in scene}
+    for files, others, what, folder in ((images, masks, "mask", folders[1]), (masks, images, "image", folders[0])):
+        alone = sorted(stem for stem in files.keys() - others.keys() if files[stem].identity not in known)
+        if alone:
+            raise FileNotFoundError(
+                f"{place}: {len(alone):,} of {len(files):,} files have no {what} in {folder.resolve()}; the first is "
+                f"{files[alone[0]].path}. {remedy}"
+            )
+        finder.repeated += [files[stem].path for stem in files.keys() - others.keys()]
+    if not scenes:
+        raise FileNotFoundError(f"{place}: no image lies in {folders[0].resolve()}. {remedy}")
+    return {identity: Scene(image.path, mask.path) for identity, (image, mask) in scenes.items()}
 
 
-def _split_folder(parent: Path, names: Sequence[str], key: str, remedy: str) -> Path:
-    for name in names:
-        if (parent / name).is_dir():
-            return parent / name
-    raise FileNotFoundError(f"{key}: no folder {' or '.join(names)} in {parent.resolve()}. {remedy}")
+def _split_folder(parent: Path, names: Sequence[str], place: str, remedy: str) -> Path:
+    there = [parent / name for name in names if (parent / name).is_dir()]
+    if not there:
+        raise FileNotFoundError(f"{place}: no folder {' or '.join(names)} in {parent.resolve()}. {remedy}")
+    if len(there) > 1 and not there[0].samefile(there[1]):
+        raise ValueError(f"{place}: {there[0]} and {there[1]} are both there, of which one is read. Remove the other.")
+    return there[0]
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of these kinds in a folder, hidden ones left out, by name without ending."""
-    return {
-        path.stem: path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    }
+def _by_stem(files: Iterable[Found], finder: FileFinder, place: str) -> dict[str, Found]:
+    """The files by their names without ending. Raises ValueError where two have the same."""
+    by_stem: dict[str, Found] = {}
+    for file in files:
+        taken = by_stem.setdefault(Path(file.path).stem, file)
+        if taken.identity != file.identity:
+            raise ValueError(
+                f"{place}: {taken.path} and {Path(file.path).name} have the same name but for the ending, so that it "
+                "is not clear to which of them the other file of that name belongs. Remove or rename one."
+            )
+        if taken is not file:
+            finder.repeated.append(file.path)
+    return by_stem

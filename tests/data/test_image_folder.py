@@ -10,7 +10,8 @@ from torchvision.transforms import functional as reference
 
 from runner.build import build_data
 from runner.data import image_folder as module
-from runner.data.image_folder import image_folder, imagenet, read_rgb, train_transform
+from runner.data.image_file import read_rgb
+from runner.data.image_folder import image_folder, imagenet, train_transform
 from runner.settings.limits import LIMITS
 from runner.settings.text import SettingError
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from runner.data.dataset import IGNORE_INDEX, DataFault
+from runner.data.file_finder import FileFinder
 from runner.data.scene_files import LoadScene, Scene, scene_splits
 from runner.data.scene_transforms import EvaluationTransform
 
@@ -142,7 +143,7 @@ def empty_files(root, *paths):
 
 
 def found(root):
-    return scene_splits(root, key="dataset.root=x", remedy="Do this.")
+    return scene_splits(root, finder=FileFinder(), place="dataset.root=x", remedy="Do this.")
 
 
 @pytest.mark.parametrize("names", [("training", "validation"), ("train", "val")])

@@ -1,0 +1,178 @@
+"""The image files of a data set's folders: each once, without what other programs leave behind there."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import translate
+from pathlib import Path
+from typing import NamedTuple
+
+from runner.data.dataset import Findings
+
+# what file managers, notebooks, editors, archives and storage devices leave in folders, in lower case
+LEFTOVERS = (".*", "*~", "~$*", "#*#", "__macosx", "thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "lost+found")
+LEFTOVERS += ("$recycle.bin", "recycler", "system volume information", "@eadir", "@tmp", "@recycle")
+LEFTOVERS += ("@recently-snapshot", "#recycle", "#snapshot", "__pycache__")
+NAMED = 3  # files and folders that a message names
+UNKNOWN_INODES = (0, 0xFFFFFFFF)  # what file systems of user space say where they do not know
+
+Identity = tuple[int, int] | str  # (device, inode), or the path where a file system has none to tell files apart by
+
+_is_leftover = re.compile("|".join(map(translate, LEFTOVERS))).fullmatch
+
+
+class Found(NamedTuple):
+    """A file or folder as it was reached; a link that leads nowhere is a file that cannot be read."""
+
+    path: str
+    kind: str  # file, folder, or other: a pipe, a socket, a device
+    identity: Identity
+
+    @property
+    def ending(self) -> str:
+        return os.path.splitext(self.path)[1].lower()
+
+    def is_file(self, endings: Sequence[str]) -> bool:
+        """Whether it is a file with one of the endings."""
+        return self.kind == "file" and self.ending in endings
+
+
+class FileFinder:
+    """Looks for files with given endings (lower case), and keeps account of all that it leaves out.
+
+    A link is followed, unless to a folder that it lies in. Files that links (symbolic or hard) lead to from several
+    places have one identity.
+    """
+
+    def __init__(self) -> None:
+        self.leftovers: list[str] = []  # names as in `LEFTOVERS`
+        self.repeated: list[str] = []  # reached before
+        self.beside: list[str] = []  # images that lie beside the folders of classes
+        self.others: Counter[str] = Counter()  # endings that were not looked for; folders, pipes and the like
+        self._first_paths: dict[Identity, str] = {}
+
+    def folders(self, parent: str | Path, beside: Sequence[str]) -> list[str]:
+        """The names of the folders in a folder, sorted; files there with an ending of `beside` are counted."""
+        above = _identities_above(parent)
+        entries = self._entries(parent)
+        found = [entry for entry in entries if entry.kind == "folder"]
+        self.beside += [entry.path for entry in entries if entry.is_file(beside)]
+        self.repeated += [entry.path for entry in found if entry.identity in above]
+        return sorted(os.path.basename(entry.path) for entry in found if entry.identity not in above)
+
+    def here(self, folder: str | Path, endings: Sequence[str]) -> list[Found]:
+        """The files in a folder by all their names, sorted; files before links."""
+        entries = self._entries(folder)
+        for entry in entries:
+            if not entry.is_file(endings):
+                self._count_other(entry)
+        return [entry for entry in entries if entry.is_file(endings)]
+
+    def below(self, top: str | Path, endings: Sequence[str]) -> dict[Identity, str]:
+        """The paths of the files in a folder and in those below it, each file once; sorted by folder, then by name."""
+        found: dict[Identity, str] = {}
+        reached = _identities_above(top)
+        waiting = [str(top)]
+        while waiting:
+            folders = []
+            for entry in self._entries(waiting.pop()):
+                if entry.identity in reached or entry.identity in found:
+                    self.repeated.append(entry.path)
+                elif entry.kind == "folder":
+                    reached.add(entry.identity)
+                    folders.append(entry.path)
+                elif entry.is_file(endings):
+                    found[entry.identity] = entry.path
+                else:
+                    self._count_other(entry)
+            waiting += reversed(folders)
+        return dict(sorted(found.items(), key=lambda item: os.path.split(item[1])))
+
+    def _count_other(self, entry: Found) -> None:
+        self.others[entry.ending if entry.kind == "file" else f"{entry.kind}s"] += 1
+
+    def _entries(self, folder: str | Path) -> list[Found]:
+        """What is in a folder: files before links to them, so that a file has its own name where it can."""
+        try:
+            device = os.stat(folder).st_dev
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError as error:
+            raise ValueError(f"dataset.root: the folder {folder} cannot be read ({error.strerror}).") from None
+        kept = []
+        for entry in entries:
+            if _is_leftover(entry.name.lower()):
+                self.leftovers.append(entry.path)
+            else:
+                kept.append(self._confirmed(_found(entry, device)))
+        return kept
+
+    def _confirmed(self, entry: Found) -> Found:
+        """The entry with its path as its identity where the file system gives two files one number."""
+        first = self._first_paths.setdefault(entry.identity, entry.path)
+        if first is entry.path or _is_same_file(first, entry.path):
+            return entry
+        return entry._replace(identity=entry.path)
+
+    def findings(self) -> Findings:
+        """What was left out, in sentences and in numbers."""
+        notes = []
+        for paths, what in (
+            (self.leftovers, "left out, which file managers, notebooks or archives leave behind"),
+            (self.repeated, "reached a second time, through links, and taken once"),
+            (self.beside, "left out, which lie beside the folders of the classes"),
+        ):
+            if paths:
+                kind = "file or folder" if len(paths) == 1 else "files or folders"
+                notes.append(f"{len(paths):,} {kind} {what}: {_first(paths)}")
+        if self.others:
+            counts = [f"{number:,} {ending or 'without ending'}" for ending, number in self.others.most_common()]
+            notes.append(f"left out, since they end on nothing that is read: {', '.join(counts)}")
+        lists = {"leftovers": self.leftovers, "repeated": self.repeated, "beside": self.beside}
+        counts = {**{name: len(paths) for name, paths in lists.items()}, "others": self.others.total()}
+        return Findings([("note", note) for note in notes], {"left_out": counts})
+
+
+def check_apart(one: Mapping[Identity, str], other: Mapping[Identity, str], *, place: str, what: str) -> None:
+    """Raise a ValueError if `one` and `other` share files, through links; it says `place` and `what` must be."""
+    shared = [identity for identity in one if identity in other]
+    if shared:
+        raise ValueError(
+            f"{place}: {what}, and links lead to {len(shared):,} from both; the first is {one[shared[0]]}, which is "
+            f"{other[shared[0]]} too. Remove one of the two."
+        )
+
+
+def _found(entry: os.DirEntry[str], device: int) -> Found:
+    """Symbolic links and folders alone are looked up, so that a million files take seconds on a slow disk too."""
+    if not (entry.is_symlink() or entry.is_dir() or entry.inode() in UNKNOWN_INODES):
+        return Found(entry.path, "file" if entry.is_file() else "other", (device, entry.inode()))
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads nowhere, or round in a circle
+        return Found(entry.path, "file", entry.path)
+    kind = "folder" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "other"
+    return Found(entry.path, kind, (status.st_dev, status.st_ino))
+
+
+def _identities_above(folder: str | Path) -> set[Identity]:
+    """A folder and those that it lies in, by its name and where links put it."""
+    names = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
+    statuses = [os.stat(path) for path in {parent for name in names for parent in (name, *name.parents)}]
+    return {(status.st_dev, status.st_ino) for status in statuses}
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _first(paths: Sequence[str]) -> str:
+    names = [os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path)) for path in paths[:NAMED]]
+    return ", ".join([*names, "..."] if len(paths) > NAMED else names)
