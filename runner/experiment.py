@@ -246,8 +246,10 @@ def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
 def _throughput(trainer: Trainer, seconds: float) -> dict:
     progress = trainer.progress
     throughput = {
-        "images_per_second": progress.trained_images / progress.train_seconds if progress.train_seconds else None,
+        "images_per_second": progress.images_per_second,
+        "images": progress.trained_images,
         "train_seconds": progress.train_seconds,
+        "first_step_seconds": progress.first_step_seconds,
         "seconds": seconds,
     }
     if trainer.precision.device.type == "cuda":

@@ -115,7 +115,7 @@ def _finished_in(folder: Path) -> dict[str, float]:
         try:
             speed = state.summary["throughput"]
             config = read_yaml_mapping(path.with_name("config.yaml"))
-            steps = speed["images_per_second"] * speed["train_seconds"] / config["train"]["global_batch_size"]
+            steps = speed["images"] / config["train"]["global_batch_size"]
             seconds = max(speed["seconds"], speed["train_seconds"])  # the first is of the last attempt alone
             if state.status in RESULTS and steps > 0:
                 found.setdefault(_cost(config), []).append(seconds / steps)

@@ -1,4 +1,4 @@
-"""The wall clock of a run: how long it has been training, and what is due because of it."""
+"""The clocks of a run: how long it has been training, what is due because of it, and what its steps take."""
 
 from __future__ import annotations
 
@@ -32,3 +32,24 @@ class Clock:
         """Note in `progress` how long training has taken, as a checkpoint is about to be written."""
         self._saved = time.perf_counter()
         progress.seconds = self._saved - self._began
+
+
+class StepTimer:
+    """Adds up what the steps of this process take, the first one apart; see `Progress.images_per_second`."""
+
+    def __init__(self) -> None:
+        self.is_first = True  # no step of this process has been timed yet
+
+    def start(self) -> None:
+        """Begin to time the next step."""
+        self._since = time.perf_counter()
+
+    def stop(self, progress: Progress, batch_size: int) -> None:
+        """Add the time since the last call to `progress`; a GPU must have been waited for."""
+        seconds = time.perf_counter() - self._since
+        self._since += seconds
+        progress.train_seconds += seconds
+        if self.is_first:
+            self.is_first = False
+            progress.first_step_seconds += seconds
+            progress.first_step_images += batch_size

@@ -12,7 +12,7 @@ from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.methods.method import Method
 from runner.schedules import make_schedule
 from runner.tracking.tracker import Tracker
-from runner.training.clock import Clock
+from runner.training.clock import Clock, StepTimer
 from runner.training.distributed import Agreement, any_rank, bring_buffers_together, is_distributed
 from runner.training.divergence import Diverged, FirstNonFinite
 from runner.training.ema import Ema
@@ -87,6 +87,7 @@ class Trainer:
             self.progress, self.logged = self.state.restore(checkpoint)
             self.kept.check(self.progress, tracker)
         self.clock = Clock(plan, self.progress)
+        self.timer = StepTimer()
         self._start_schedule()
 
     @property
@@ -136,7 +137,7 @@ class Trainer:
         read_every = 1 if at_once else plan.log_every_steps
         if progress.batch == 0:
             self.logged = self.sums.read()
-        clock = time.perf_counter()
+        self.timer.start()
         for images, targets in self.train_batches.epoch(progress.epoch, progress.batch):
             self._step(images, targets)
             progress.batch += 1
@@ -146,23 +147,24 @@ class Trainer:
             self.clock.time_is_up |= time_is_up
             all_batches = progress.batch == len(self.train_batches)
             ended = all_batches or progress.step == self.total_steps or self.clock.time_is_up
-            if progress.step % read_every == 0 or ended:
-                totals = self.sums.read()
-                progress.train_seconds += time.perf_counter() - clock
-                clock = time.perf_counter()
+            due = plan.checkpoint_every_steps is not None and progress.step % plan.checkpoint_every_steps == 0
+            saves = not ended and (due or minutes_over or interrupted)
+            if progress.step % read_every == 0 or ended or saves or self.timer.is_first:
+                totals = self.sums.read()  # waits for the device, without which no time could be told
+                self.timer.stop(progress, self.train_batches.batch_size)
                 self._report(totals.since(self.logged))
                 if progress.step % plan.log_every_steps == 0:
                     self.logged = totals
             if self.prober is not None and self.prober.is_due(progress.step):
-                progress.train_seconds += time.perf_counter() - clock
+                self.timer.stop(progress, self.train_batches.batch_size)
                 self._probe()
-                clock = time.perf_counter()
+                self.timer.start()
             if ended:
                 break
-            due = plan.checkpoint_every_steps is not None and progress.step % plan.checkpoint_every_steps == 0
-            if due or minutes_over or interrupted:
+            if saves:
                 agreed.settle()
                 self._save_last()
+                self.timer.start()
             if interrupted:
                 raise Interrupted
         agreed.settle()
@@ -198,7 +200,6 @@ class Trainer:
         if window.images == 0:
             return  # every step of the window was skipped
         metrics = self.sums.means(window)
-        speed = progress.trained_images / progress.train_seconds
         self.tracker.progress(
             step=progress.step,
             total_steps=self.total_steps,
@@ -206,19 +207,18 @@ class Trainer:
             epochs=self.epochs,
             loss=metrics["loss"],
             score=(self.task.score, metrics[self.task.score]),
-            lr=self.lr,
-            images_per_second=speed,
+            **self._pace(),
             steps_per_epoch=len(self.train_batches),
         )
         if progress.step % plan.log_every_steps == 0:
             row = {"step": progress.step, "epoch": progress.epoch + 1, "split": "steps"}
-            self.tracker.log({**row, **metrics, "lr": self.lr, "images_per_second": speed})
+            self.tracker.log({**row, **metrics, **self._pace()})
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the checkpoints and show the epoch's row."""
         progress, plan = self.progress, self.plan
         trained = self.sums.means(self.sums.read())
-        speed = progress.trained_images / progress.train_seconds
+        pace = self._pace()
         place = {"step": progress.step, "epoch": progress.epoch + 1}
         ends_epoch = progress.batch == len(self.train_batches)  # else a resumed run may finish it
         is_last = not ends_epoch or place["epoch"] == self.epochs or progress.step == self.total_steps
@@ -228,7 +228,7 @@ class Trainer:
         if ends_epoch:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.sums.clear()
-        self.tracker.log({**place, "split": "train", **trained, "lr": self.lr, "images_per_second": speed})
+        self.tracker.log({**place, "split": "train", **trained, **pace})
         is_best = False
         if validation:
             self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
@@ -239,9 +239,13 @@ class Trainer:
             self.prober.measure(self.model, step=progress.step, epoch=progress.epoch)
         if self._is_over() or place["epoch"] % plan.checkpoint_every_epochs == 0:
             self._save_last()
-        found = {"train": trained, "validation": validation, "best": is_best}
-        pace = {"lr": self.lr, "images_per_second": speed, "seconds": progress.train_seconds}
+        found = {"train": trained, "validation": validation, "best": is_best, "seconds": progress.train_seconds}
         self.tracker.epoch({"epoch": place["epoch"], "epochs": self.epochs, **found, **pace})
+
+    def _pace(self) -> dict[str, float]:
+        """The learning rate, and the images a second as soon as they can be told."""
+        speed = self.progress.images_per_second
+        return {"lr": self.lr, **({} if speed is None else {"images_per_second": speed})}
 
     def _evaluate(self) -> dict[str, float]:
         """The scores on the validation split."""

@@ -14,9 +14,10 @@ from runner.settings.limits import seconds_of
 class Progress:
     """How far a run has come: `step` optimizer steps in all, `batch` of them in the epoch `epoch` (counted from 0).
 
-    `seconds` are those of the whole training, `train_seconds` those of its steps. `doublings` is how often the number
-    of epochs has been doubled, by a schedule that does so; `skipped_steps` and `restores` are what became of steps
-    whose loss or gradient was not finite, `skipped_in_a_row` the last of them.
+    `seconds` are those of the whole training, `train_seconds` those of its steps; `first_step_seconds` is the part of
+    these that the first step of each process took, over `first_step_images`. `doublings` is how often the number of
+    epochs has been doubled, by a schedule that does so; `skipped_steps` and `restores` are what became of steps whose
+    loss or gradient was not finite, `skipped_in_a_row` the last of them.
     """
 
     epoch: int = 0
@@ -31,6 +32,18 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     restores: int = 0
+    first_step_seconds: float = 0.0
+    first_step_images: int = 0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images trained on a second. None while there are only first steps.
+
+        The first step of a process does not count: it starts CUDA, lets cuDNN search for its fastest kernels, compiles,
+        and starts the loader's processes. Time between steps (evaluation, checkpoints, probes) does not count either.
+        """
+        images = self.trained_images - self.first_step_images
+        return images / (self.train_seconds - self.first_step_seconds) if images else None
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from runner.data.batches import TensorTrainBatches
 from runner.tracking.metrics_log import MetricsLog
+from runner.training import clock as clock_module
 from runner.training.checkpoint import load_checkpoint
 from runner.training.clock import Clock
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.evaluation import Evaluation
+from runner.training.loop import Trainer
 from runner.training.precision import Precision
+from runner.training.state import State
 from runner.training.step import OptimizerStep
 from runner.training.sums import Sums
 from runner.training.tasks import Classification
@@ -366,3 +370,62 @@ def test_wrong_settings(small, setting, message):
     outcome = small(setting)
     assert outcome.code == 2
     assert f"{setting}: {message}" in outcome.err
+
+
+# ---- throughput
+
+
+@pytest.fixture
+def slow_first_step(monkeypatch):
+    """A clock on which the first step of a process takes 100 seconds, each other 2, and writing a checkpoint 7."""
+    clock = SimpleNamespace(now=0.0, steps=0)
+    step, save = Trainer._step, State.save
+
+    def timed_step(trainer, *args):
+        step(trainer, *args)
+        clock.now += 2 if clock.steps else 100
+        clock.steps += 1
+
+    def timed_save(state, *args):
+        save(state, *args)
+        clock.now += 7
+
+    monkeypatch.setattr(Trainer, "_step", timed_step)
+    monkeypatch.setattr(State, "save", timed_save)
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 50])
+def test_first_steps_and_checkpoints_do_not_slow_the_throughput(
+    small, tmp_path, slow_first_step, monkeypatch, log_every_steps
+):
+    """8 images each 2 seconds, whatever CUDA's start, the choice of kernels and compilation took; so after a resume.
+
+    Also where the sums are read only now and then, as on a GPU.
+    """
+    monkeypatch.setattr("runner.training.loop.is_distributed", lambda: log_every_steps == 50)
+    settings = (
+        "train.epochs=2",
+        "train.checkpoint_every_steps=3",
+        f"train.log_every_steps={log_every_steps}",
+        "name=run",
+    )
+    assert small(*settings, "train.max_steps=5", "name=run").code == 0
+    seconds = {"images": 40, "train_seconds": 100 + 4 * 2, "first_step_seconds": 100}
+    assert summary(tmp_path)["throughput"].items() >= {**seconds, "images_per_second": 4.0}.items()
+    speeds = [row.get("images_per_second") for row in rows(tmp_path, "steps")]
+    assert speeds == ([None, 4, 4, 4, 4] if log_every_steps == 1 else [])
+    assert [row["images_per_second"] for row in rows(tmp_path, "train")] == [4, 4]
+    slow_first_step.steps = 0  # another process
+    assert small("resume=outputs/runs/run", "train.max_steps=8").code == 0
+    seconds = {"images": 64, "train_seconds": 2 * 100 + 6 * 2, "first_step_seconds": 200}
+    assert summary(tmp_path)["throughput"].items() >= {**seconds, "images_per_second": 4.0}.items()
+
+
+def test_of_a_run_of_one_step_no_throughput_is_told(small, tmp_path, slow_first_step):
+    outcome = small("train.max_steps=1", "train.log_every_steps=1", "name=run")
+    assert outcome.code == 0
+    assert summary(tmp_path)["throughput"]["images_per_second"] is None
+    assert "images_per_second" not in rows(tmp_path, "train")[0]
+    assert "nan" not in outcome.out

@@ -85,7 +85,7 @@ def assert_same(a, b):
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
-            if key not in ("seconds", "train_seconds", "wandb_id"):
+            if key not in ("seconds", "train_seconds", "first_step_seconds", "first_step_images", "wandb_id"):
                 assert_same(a[key], b[key])
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b)
