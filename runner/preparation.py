@@ -35,7 +35,7 @@ def prepare(
     """Model, surgery, device and memory format, optimizer, in this order; then the trainer over them."""
     train, data, precision = config.train, checked.data, checked.precision
     torch.manual_seed(config.seed)
-    _set_backends(train.deterministic)
+    set_backends(train.deterministic)
     precision.set_backends()
     device = precision.device
     channels_last = precision.channels_last(train.channels_last)
@@ -120,7 +120,8 @@ def prepare(
     )
 
 
-def _set_backends(deterministic: bool) -> None:
+def set_backends(deterministic: bool) -> None:
+    """Let cuDNN look for its fastest kernels, or take kernels that give the same bits each time."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add in any order
     torch.backends.cudnn.benchmark = not deterministic

@@ -17,6 +17,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
+
 import torch
 from benchmarks import training
 from benchmarks.methods import Comparison, Scale, comparisons, kept_memory
@@ -26,8 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from runner.models import MODELS
+from runner.preparation import set_backends
 from runner.settings.combinations import SEGMENTATION_MODELS
 from runner.tracking.provenance import provenance
+from runner.training.precision import Precision
 
 QUICK = {
     "blocks": 2,
@@ -60,6 +64,7 @@ def main() -> None:
     measure = {"methods": _methods, "train": _train}[arguments.what]
     settings, results = measure(arguments, device, console)
     report = {
+        "machine": _machine(device),
         "settings": {**settings, "device": str(device), "threads": torch.get_num_threads(), "load": load},
         "provenance": provenance(["python", "scripts/bench.py", *sys.argv[1:]]),
         **results,
@@ -71,6 +76,8 @@ def main() -> None:
 
 def _methods(arguments: argparse.Namespace, device: torch.device, console: Console) -> tuple[dict, dict]:
     scale = _scale(arguments, Scale(device, blocks=arguments.blocks, compiled=arguments.compile), QUICK, CUDA)
+    set_backends(deterministic=False)
+    Precision("bf16" if scale.bf16 else "fp32", device).set_backends()
     chosen = [
         comparison
         for comparison in comparisons(scale)
@@ -91,9 +98,8 @@ def _methods(arguments: argparse.Namespace, device: torch.device, console: Conso
         console.print(_table(results[-1]))
         for target in results[-1]["targets"]:
             verdict = f"within the target of {target['at_most']}" if target["met"] else f"ABOVE {target['at_most']}"
-            console.print(
-                f"{target['what']}: {target['ratio']:.2f}, {verdict}", style="" if target["met"] else "yellow"
-            )
+            ratio = f"{target['what']}: {target['ratio']:.2f} in {results[-1]['precision']}, {verdict}"
+            console.print(ratio, style="" if target["met"] else "yellow")
     console.print()
     memory = kept_memory(scale)
     for title, kept in memory.items():
@@ -116,7 +122,7 @@ def _train(arguments: argparse.Namespace, device: torch.device, console: Console
     targets = training.targets(scale, measured, started)
     console.print(
         f"\n{scale.model}, {measured['num_params'] / 1e6:.1f} M parameters, batch {scale.batch_size}, "
-        f"{scale.image_size} px; {scale.blocks} blocks of {scale.steps} steps",
+        f"{scale.image_size} px, {measured['precision']}; {scale.blocks} blocks of {scale.steps} steps",
         style="bold",
     )
     for table in _train_tables(measured, started):
@@ -239,13 +245,15 @@ def _result(comparison: Comparison, seconds: dict[str, list[float]]) -> dict:
         ratio = (value[arm] - less) / (value[other] - less)
         what = f"{arm} adds" if kind == "added" else arm
         targets.append({"what": f"{what} / {other}", "ratio": ratio, "at_most": at_most, "met": ratio <= at_most})
-    return {"title": comparison.title, "statistic": comparison.statistic, "arms": arms, "targets": targets}
+    about = {"title": comparison.title, "precision": comparison.precision, "statistic": comparison.statistic}
+    return {**about, "arms": arms, "targets": targets}
 
 
 def _table(result: dict) -> Table:
-    table = _columns("", "ms", "ratio", "of medians")
+    table = _columns("", "ms", "ratio", "of medians", "precision")
     for name, arm in result["arms"].items():
-        table.add_row(name, f"{arm['ms']:.2f}", f"{arm['ratio']:.2f}", f"{arm['ratio_of_medians']:.2f}")
+        ratios = (f"{arm[key]:.2f}" for key in ("ms", "ratio", "ratio_of_medians"))
+        table.add_row(name, *ratios, result["precision"])
     return table
 
 

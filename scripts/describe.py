@@ -7,7 +7,11 @@ device: nothing is computed. Without --image-size each model is counted at the s
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
 import torch
 from rich.console import Console

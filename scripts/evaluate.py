@@ -11,6 +11,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
+
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
+
 from runner.report.report import write_report
 from runner.report.runs import MARKS
 

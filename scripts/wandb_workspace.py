@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
+
 from runner.files import write_atomically
 from runner.readers import read_yaml_mapping
 from runner.report.arms import arms_of

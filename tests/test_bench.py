@@ -60,6 +60,8 @@ def test_every_comparison_is_in_the_report(report):
     assert report["settings"]["threads"] == 1
     assert report["settings"]["device"] == "cpu"
     assert report["provenance"]
+    assert report["machine"].startswith("CPU, 1 threads of ")
+    assert {comparison["precision"] for comparison in report["comparisons"]} == {"fp32"}
 
 
 @pytest.mark.slow
@@ -108,6 +110,30 @@ def test_memory_kept_for_backward_is_in_the_report(report):
     assert weight <= convs["StdConv2d"] <= 1.01 * weight
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_a_script_finds_the_runner_beside_it_from_any_folder(tmp_path, name):
+    """Whether or not one is installed: here another one would be found first, which cannot be imported."""
+    (tmp_path / "runner.py").write_text("raise ImportError('another runner')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, SCRIPTS / name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
+
+
+def test_a_baseline_has_the_runners_optimizer(benchmarks, monkeypatch):
+    """Else a ratio would be one of fused to plain SGD."""
+    scale = benchmarks.methods.Scale(torch.device("cpu"), blocks=1, model="resnet18", batch_size=2, image_size=64)
+    made = []
+    monkeypatch.setattr(
+        benchmarks.methods, "sgd", lambda *args, **kwargs: made.append(sgd(*args, **kwargs)) or made[-1]
+    )
+    next(c for c in benchmarks.methods.comparisons(scale) if c.title.startswith("step of")).arms()
+    assert len(made) == 3
+    assert all(optimizer.defaults["fused"] and optimizer.defaults["nesterov"] for optimizer in made)
+
+
 @pytest.mark.parametrize("what", ["methods", "train"])
 def test_a_gpu_that_is_not_there_is_named(what):
     command = [sys.executable, SCRIPTS / "bench.py", what, "--device", "cuda"]
@@ -146,6 +172,7 @@ def test_the_training_report_compares_three_loops(training_report):
         assert low <= middle <= high
     assert training_report["optimizer"] == {"bare loop": "SGD, fused", "default optimizer": "SGD, as torch chooses"}
     assert training_report["settings"]["settings"] == ["train.ema=0.9", "norm=agc"]
+    assert training_report["precision"] == "fp32"
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class Normalization:
 
 
 class _Tensors:
-    """Images (N, C, H, W) and targets (N,) or (N, H, W) of one split of `data`, on the device."""
+    """Images (N, C, H, W) and targets (N,) or (N, H, W) of one split of `data`, which lie on the device."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class _Tensors:
         channels_last: bool,
         share: Share,
     ) -> None:
-        self.images = images.to(device)
-        self.targets = targets.to(device)
+        self.images = images
+        self.targets = targets
         self.num_classes = data.num_classes
         self.batch_size = batch_size
         self.share = share

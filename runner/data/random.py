@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
+from torch import Tensor
+
+from runner.data.dataset import SPLITS
 from runner.data.splits import Split, TensorData
 
 
 def random(*, num_images: int = 512, image_size: int = 32, num_classes: int = 10) -> TensorData:
-    """`num_images` for training, a quarter as many each for validation and test; nothing can be learned from them."""
-    generator = torch.Generator().manual_seed(0)
+    """`num_images` for training, a quarter as many each for validation and test; nothing can be learned from them.
 
-    def split(size: int) -> Split:
-        images = torch.randn(size, 3, image_size, image_size, generator=generator)
-        return Split(images, torch.randint(num_classes, (size,), generator=generator))
-
+    The numbers are made on the device that asks for batches. They are the same each time, but those of a GPU are not
+    those of a CPU.
+    """
     held_out = max(num_images // 4, 1)
+    sizes = (num_images, held_out, held_out)
+    splits = [RandomSplit(place, sizes, image_size, num_classes) for place in range(len(SPLITS))]
     return TensorData(
         name="random",
         num_classes=num_classes,
         image_size=image_size,
-        train=split(num_images),
-        validation=split(held_out),
-        test=split(held_out),
+        **dict(zip(SPLITS, splits, strict=True)),
         mean=torch.zeros(3),
         std=torch.ones(3),
         validation_source="train",
     )
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """A `Split` that is made when it is needed: number `place` of three of these `sizes`."""
+
+    place: int
+    sizes: tuple[int, ...]
+    image_size: int
+    num_classes: int
+
+    def __len__(self) -> int:
+        return self.sizes[self.place]
+
+    def on(self, device: torch.device) -> Split:
+        """The split, made on this device."""
+        return _splits(self.sizes, self.image_size, self.num_classes, device)[self.place]
+
+    @property
+    def images(self) -> Tensor:
+        """Those that a CPU makes."""
+        return self.on(torch.device("cpu")).images
+
+    @property
+    def targets(self) -> Tensor:
+        """Those that a CPU makes."""
+        return self.on(torch.device("cpu")).targets
+
+
+@lru_cache(maxsize=1)
+def _splits(sizes: tuple[int, ...], image_size: int, num_classes: int, device: torch.device) -> list[Split]:
+    """All splits, drawn one after the other from one generator."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def split(size: int) -> Split:
+        images = torch.randn(size, 3, image_size, image_size, generator=generator, device=device)
+        return Split(images, torch.randint(num_classes, (size,), generator=generator, device=device))
+
+    return [split(size) for size in sizes]

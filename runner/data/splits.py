@@ -30,6 +30,10 @@ class Split:
         """The images of `indices`."""
         return Split(self.images[indices], self.targets[indices])
 
+    def on(self, device: torch.device) -> Split:
+        """The split on this device."""
+        return Split(self.images.to(device), self.targets.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorData(Data):
@@ -45,10 +49,11 @@ class TensorData(Data):
         self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> TensorTrainBatches:
         check_batch_size(batch_size, self)
+        split = self.train.on(device)
         return TensorTrainBatches(
             self,
-            self.train.images,
-            self.train.targets,
+            split.images,
+            split.targets,
             seed=seed,
             crop_padding=self.crop_padding,
             flip=self.flip,
@@ -61,7 +66,7 @@ class TensorData(Data):
     def evaluation_batches(
         self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
     ) -> TensorEvaluationBatches:
-        chosen: Split = getattr(self, split)
+        chosen: Split = getattr(self, split).on(device)
         return TensorEvaluationBatches(
             self,
             chosen.images,

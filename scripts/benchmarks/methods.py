@@ -10,12 +10,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from runner.chosen_methods import build_methods
 from runner.config import CONF, METHOD_GROUPS, validate
 from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, unitwise_norm
 from runner.methods.method import Method
 from runner.models import MODELS
+from runner.optim import sgd
 
 from .peers import (
     BatchNormCallConv2d,
@@ -54,6 +56,7 @@ class Comparison:
     title: str
     plain: str
     arms: Callable[[], Mapping[str, Arm]]
+    precision: str
     repeats: int = 1
     statistic: str = "min"  # of the blocks: min | mean
     blocks: int | None = None  # None: the scale's
@@ -62,6 +65,7 @@ class Comparison:
 
 def comparisons(scale: Scale) -> Iterator[Comparison]:
     """Everything that is measured, in order."""
+    precision = "bf16" if scale.bf16 else "fp32"
     formats = (False, True) if scale.device.type == "cpu" else (True,)
     for shape in scale.layer_shapes:
         for channels_last in formats:
@@ -70,6 +74,7 @@ def comparisons(scale: Scale) -> Iterator[Comparison]:
                 f"ghost batch norm layer, ghost 16, {'x'.join(map(str, shape))}, {name}",
                 "nn.BatchNorm2d",
                 partial(_ghost_batch_norm_layer, scale, shape, channels_last),
+                precision,
                 repeats=3,
                 blocks=3 * scale.blocks,
                 targets=(("over", "GhostBatchNorm2d", "nn.BatchNorm2d", 1.15),),
@@ -79,12 +84,14 @@ def comparisons(scale: Scale) -> Iterator[Comparison]:
             f"clip of the gradients of {scale.model}, where {share:.0%} of the units are above",
             "ours",
             partial(_adaptive_clipping, scale, share),
+            "fp32",  # gradients
             targets=(("over", "ours", "timm", 0.25), ("over", "ours", "Composer's way", 1.1)),
         )
     yield Comparison(
         "weight standardization of one layer, 256x256x3x3",
         "nn.Conv2d",
         partial(_standardized_layer, scale),
+        precision,
         repeats=3,
     )
     step = _step_name(scale)
@@ -93,12 +100,14 @@ def comparisons(scale: Scale) -> Iterator[Comparison]:
         f"{_step_name(larger)}: ghost batch norm of {scale.ghost_batch_size}",
         "plain",
         partial(_steps_with_ghost_batch_norm, larger),
+        precision,
         targets=(("over", "ours", "plain", 1.03 if scale.device.type == "cpu" else 1.01),),
     )
     yield Comparison(
         f"{step}: weight standardization",
         "plain",
         partial(_steps_with_weight_standardization, scale),
+        precision,
         targets=(
             (("added", "ours", "batch norm calls", 0.85),)
             if scale.device.type == "cpu"
@@ -109,6 +118,7 @@ def comparisons(scale: Scale) -> Iterator[Comparison]:
         f"{step}: stochastic depth by block, drop rate 0.5",
         "plain",
         lambda: {name: _step_arm(scale, methods) for name, methods in _STOCHASTIC_DEPTH.items()},
+        precision,
         statistic="mean",
         blocks=max(60, scale.blocks) if scale.blocks > 2 else scale.blocks,
         targets=(("over", "ours", "plain", 0.80),),
@@ -117,6 +127,7 @@ def comparisons(scale: Scale) -> Iterator[Comparison]:
         f"{step}: every method with its defaults",
         "batchnorm",
         partial(_steps_with_each_method, scale),
+        precision,
         targets=(("over", "agc", "batchnorm", 1.01),) if scale.device.type == "cuda" else (),
     )
 
@@ -161,8 +172,9 @@ def _ghost_batch_norm_layer(scale: Scale, shape: tuple[int, ...], channels_last:
 
 def _standardized_layer(scale: Scale) -> dict[str, Arm]:
     layers = {"nn.Conv2d": nn.Conv2d, "StdConv2d": StdConv2d, "batch norm call": BatchNormCallConv2d}
-    x = torch.randn(8, 256, 8, 8, device=scale.device, requires_grad=True)
-    grad = torch.randn(8, 256, 8, 8, device=scale.device)
+    dtype = torch.bfloat16 if scale.bf16 else torch.float32
+    x = torch.randn(8, 256, 8, 8, device=scale.device, dtype=dtype, requires_grad=True)
+    grad = torch.randn_like(x)
     return {
         name: _forward_and_backward(kind(256, 256, 3, padding=1, bias=False).to(scale.device), x, grad, scale)
         for name, kind in layers.items()
@@ -177,7 +189,12 @@ def _forward_and_backward(layer: nn.Module, x: Tensor, grad: Tensor, scale: Scal
         x.grad = None
         layer.zero_grad()
 
-    return Arm(lambda: layer(x).backward(grad), prepare)
+    def run() -> None:
+        with torch.autocast(scale.device.type, torch.bfloat16, enabled=scale.bf16):
+            out = layer(x)
+        out.backward(grad)
+
+    return Arm(run, prepare)
 
 
 def _adaptive_clipping(scale: Scale, share: float) -> dict[str, Arm]:
@@ -194,7 +211,7 @@ def _adaptive_clipping(scale: Scale, share: float) -> dict[str, Arm]:
     ]
     scaling = 0.0101 / torch.cat(ratios).quantile(1 - share).clamp(min=1e-9)  # so that `share` of the units are clipped
     saved = [parameter.grad * scaling for parameter in model.parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    optimizer = _sgd(model, lr=0.0)
     (method,) = _built(scale, {"agc": {}})
     method.apply(model, images)
 
@@ -256,7 +273,7 @@ def _step_arm(
         method.apply(model, torch.zeros(2, 3, scale.image_size, scale.image_size, device=scale.device))
     if surgery is not None:
         surgery(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    optimizer = _sgd(model, lr=1e-3)
     loss_options = {key: value for method in built for key, value in method.loss_options().items()}
     if scale.compiled:
         model.compile()
@@ -275,6 +292,11 @@ def _step_arm(
         optimizer.step()
 
     return Arm(step)
+
+
+def _sgd(model: nn.Module, *, lr: float) -> Optimizer:
+    """The runner's own, which is fused."""
+    return sgd([{"params": list(model.parameters())}], lr=lr)
 
 
 def _built(scale: Scale, methods: Mapping[str, Mapping]) -> list[Method]:

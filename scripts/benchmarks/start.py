@@ -15,7 +15,7 @@ import sys  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # in which the package of this module lies
+sys.path[:1] = map(str, Path(__file__).resolve().parents[1:3])  # of this module's package, and of the runner
 
 import torch  # noqa: E402
 

@@ -176,6 +176,7 @@ class _Comparison:
         memory = {**self.memory, RUNNER: self.batches.peak_memory[1]} if self.memory else {}
         return {
             "num_params": sum(parameter.numel() for parameter in self.trainer.model.parameters()),
+            "precision": self.trainer.precision.name,
             "optimizer": {name: _step_form(o) for name, o in ((BARE, self.trainer.optimizer), (PLAIN, self.plain))},
             "arms": {name: _arm(of_arm, images) for name, of_arm in spans.items()},
             "ratios": {name: ratios(spans[RUNNER], spans[name]) for name in (BARE, PLAIN)},

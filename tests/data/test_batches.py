@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from runner.data import random as random_module
 from runner.data.batches import crop_and_flip
 from runner.data.random import random
 from runner.data.splits import Split, make_data
@@ -85,3 +86,38 @@ def test_evaluation_sees_every_sample_once_in_order(data):
 def test_a_batch_larger_than_the_split_is_refused(data):
     with pytest.raises(ValueError, match=r"train.global_batch_size=51: larger than the training split, 50 images"):
         data.train_batches(batch_size=51, seed=0, device=CPU)
+
+
+def test_random_numbers_are_made_in_the_order_in_which_they_always_were(data):
+    """On a CPU: those of a generator with the seed 0, split by split."""
+    generator = torch.Generator().manual_seed(0)
+    for split, size in (("train", 50), ("validation", 12), ("test", 12)):
+        images, targets = (getattr(getattr(data, split), name) for name in ("images", "targets"))
+        assert torch.equal(images, torch.randn(size, 3, 8, 8, generator=generator))
+        assert torch.equal(targets, torch.randint(10, (size,), generator=generator))
+        shown = [images for images, _ in data.evaluation_batches(split, batch_size=8, device=CPU)]
+        assert torch.equal(torch.cat(shown), images)
+
+
+def test_random_numbers_are_made_where_they_are_needed_and_not_before(data, monkeypatch):
+    """A sweep's launcher, which only counts the images, takes no memory of a GPU."""
+    made = []
+    monkeypatch.setattr(random_module, "_splits", lambda *sizes: made.append(sizes[-1]) or [None] * 3)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [50, 12, 12]
+    assert made == []
+    data.train.on(torch.device("meta"))
+    assert made == [torch.device("meta")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_random_numbers_of_a_gpu_are_made_there_and_are_the_same_each_time(data):
+    device = torch.device("cuda")
+    first = data.train.on(device)
+    random_module._splits.cache_clear()
+    second = data.train.on(device)
+    assert first.images.is_cuda
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.targets, second.targets)
+    assert first.images.std().item() == pytest.approx(1, abs=0.05)
+    assert first.targets.unique().tolist() == list(range(10))

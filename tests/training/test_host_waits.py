@@ -5,6 +5,7 @@ as a CPU, whose values cost nothing to read.
 """
 
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from itertools import cycle
 
@@ -121,6 +122,7 @@ def take_steps(composed, fake_tensors, monkeypatch):
     def call(*overrides, scaled=False):
         config = composed(*overrides, "train.global_batch_size=8")
         data = build.build_data(config.dataset)
+        data = replace(data, train=data.train.on(torch.device("cpu")))  # a fake device has no generator
         with fake_tensors:
             step = step_of(config, data, scaled, monkeypatch)
             batches = data.train_batches(batch_size=8, seed=0, device=DEVICE, channels_last=True).epoch(0)
