@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run describe test test-slow test-gpu lint format clean
+.PHONY: help setup run describe test test-slow test-gpu torture lint format clean
 
 help:  ## this list
 	@echo "Usage: make TARGET [ARGS=\"...\"]"
@@ -41,6 +41,9 @@ test-slow: setup  ## run the slow tests: processes killed, several devices, laun
 
 test-gpu: setup  ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+torture: setup  ## kill runs, damage their files, mistype command lines, from a seed; ARGS: KIND ... --seed S --minutes M
+	@$(BIN)/python scripts/torture.py $(ARGS)
 
 lint: setup  ## check style and format
 	@$(BIN)/ruff check .

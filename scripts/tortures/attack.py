@@ -1,0 +1,151 @@
+"""One attack: what it draws from its seed, the folder it plays in, what it ran, and what did not survive."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from random import Random
+
+from tortures import survival
+from tortures.file_calls import Act, watched
+from tortures.processes import Ended, Running, as_typed, fork, runner_command, script_command, spawn
+
+DONE = {0: "it is done"}
+TINY = ("dataset=random", "dataset.num_images=16", "dataset.image_size=8", "train.global_batch_size=8")
+TINY += ("model=resnet20", "train.device=cpu", "wandb.mode=disabled")
+
+
+class CannotBegin(RuntimeError):
+    """What every attack of a kind begins from could not be made: the undamaged command fails already."""
+
+
+@dataclass
+class Attack:
+    """Number `number` of a kind under a seed: the same three, the same attack.
+
+    `folder` is the working directory of its commands. `templates` is what all attacks share: results to compare with
+    and folders to copy. `title` says in a few words what is done; `reasons` why it did not survive, if it did not.
+    """
+
+    kind: str
+    seed: int
+    number: int
+    folder: Path
+    templates: Templates
+    deadline: float
+    title: str = ""
+    reasons: list[str] = field(default_factory=list)
+    transcript: list[Ended] = field(default_factory=list)
+    trace: str = ""  # of an error in this script
+    draw: Random = field(init=False)
+    _numbers: Iterator[int] = field(default_factory=count, repr=False)
+
+    def __post_init__(self) -> None:
+        self.draw = Random(f"{self.seed}/{self.kind}/{self.number}")
+        self.folder.mkdir(parents=True)
+
+    @property
+    def again(self) -> str:
+        """The command that runs it again, alone."""
+        return f"python scripts/torture.py {self.kind} --seed {self.seed} --only {self.number}"
+
+    def new_records(self) -> Path:
+        """A new folder beside `folder` for what is written down of a command."""
+        path = self.folder.with_name(f"{self.folder.name}.{next(self._numbers)}")
+        path.mkdir()
+        return path
+
+    def start(self, *arguments: str, act: Act | None = None, spawned: bool = False) -> Running:
+        """Start `python -m runner ARGUMENTS`; `act` decides on its changes of files."""
+        records, environment = self.new_records(), dict([survival.SECRET])
+        if spawned:
+            return spawn(arguments, self.folder, records, environment)
+        call = runner_command(arguments)
+        call = watched(call, self.folder, records / "calls", act) if act else call
+        return fork(call, as_typed(arguments), self.folder, records, environment)
+
+    def end(self, running: Running, allowed: Mapping[int, str] = DONE, *, is_quiet: bool = False) -> Ended:
+        """Wait for a command's end and judge it."""
+        ended = running.end(self.deadline)
+        self.transcript.append(ended)
+        self.reasons += survival.faults(ended, allowed, is_quiet=is_quiet)
+        return ended
+
+    def run(self, *arguments: str, allowed: Mapping[int, str] = DONE, act: Act | None = None) -> Ended:
+        """`python -m runner ARGUMENTS` to its end; after a refusal nothing may have changed."""
+        before = survival.tree(self.folder)
+        ended = self.end(self.start(*arguments, act=act), allowed, is_quiet=True)
+        return self._untouched(ended, before)
+
+    def script(self, name: str, *arguments: str, allowed: Mapping[int, str] = DONE) -> Ended:
+        """`python scripts/NAME.py ARGUMENTS` to its end; after a refusal nothing may have changed."""
+        command = shlex.join(["python", f"scripts/{name}.py", *arguments])
+        return self.call(script_command(name, arguments), command, allowed=allowed)
+
+    def call(self, call: Callable[[], object], command: str, *, allowed: Mapping[int, str] = DONE) -> Ended:
+        """Something else in a forked child, to its end; after a refusal nothing may have changed."""
+        before = survival.tree(self.folder)
+        running = fork(call, command, self.folder, self.new_records(), dict([survival.SECRET]))
+        return self._untouched(self.end(running, allowed, is_quiet=True), before)
+
+    def fail(self, *reasons: str) -> None:
+        """It did not survive."""
+        self.reasons += reasons
+
+    def compare(self, expected: Mapping[str, object], folder: Path, what: str = "the run") -> None:
+        """It fails if a run's result is another than the one expected."""
+        try:
+            different = survival.differences(expected, survival.result(folder))
+        except (OSError, ValueError) as error:
+            different = [f"{type(error).__name__}: {error}"]
+        if different:
+            self.fail(f"{what} differs from one that was left alone: {', '.join(different)}")
+
+    def _untouched(self, ended: Ended, before: survival.Tree) -> Ended:
+        if ended.code == 2 and (changed := survival.changes(before, survival.tree(self.folder))):
+            self.fail(f"written on a refusal: {', '.join(changed)}")
+        return ended
+
+
+@dataclass
+class Templates:
+    """Folders that many attacks begin from, and results they compare with: each is made once, by whoever needs it."""
+
+    root: Path
+    deadline: float
+    results: dict[str, object] = field(default_factory=dict)
+
+    def folder(self, name: str, make: Callable[[Attack], None]) -> Path:
+        """The working directory in which `make` left what it makes."""
+        path = self.root / name
+        if not path.exists():
+            maker = Attack("template", 0, 0, path, self, self.deadline)
+            make(maker)
+            if maker.reasons:
+                shutil.rmtree(path)
+                raise CannotBegin(f"{name}: {'; '.join(maker.reasons)}\n{said(maker.transcript)}")
+        return path
+
+    def copy(self, name: str, make: Callable[[Attack], None], into: Attack) -> None:
+        """Begin an attack from a copy of that."""
+        shutil.copytree(self.folder(name, make), into.folder, symlinks=True, dirs_exist_ok=True)
+
+    def once(self, name: str, make: Callable[[], object]) -> object:
+        """What `make` returned the first time."""
+        if name not in self.results:
+            self.results[name] = make()
+        return self.results[name]
+
+
+def said(transcript: Sequence[Ended]) -> str:
+    """Every command of an attack, with what it printed."""
+    parts = []
+    for ended in transcript:
+        parts.append(f"$ {ended.command[:2000]}")
+        parts += [text.rstrip()[-6000:] for text in (ended.out, ended.err) if text.strip()]
+        parts.append(f"(exit code {ended.code}, {ended.seconds:.1f} s)")
+    return "\n".join(parts).encode(errors="backslashreplace").decode()

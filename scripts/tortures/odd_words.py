@@ -1,0 +1,38 @@
+"""The odd values, words, flags and paths that command lines are made of in `tortures.fuzz`."""
+
+from __future__ import annotations
+
+from tortures.survival import SECRET
+
+NUMBERS = ("0", "-1", "1", "2", "3", "0.5", "-0.0", "1e-300", "1e300", "1e400", "-1e400", "nan", "inf", "-inf")
+NUMBERS += (".inf", "9" * 5, "9" * 9, "9" * 12, str(2**31), str(2**63), str(2**64), "1" + "0" * 400, "0x10")
+NUMBERS += ("1_000", "1e3", "007")
+WORDS = ("''", "null", "None", "true", "yes", "text", "'a b'", "a/b", "..", "/", "-", "'='", "'a,b'", "[]")
+WORDS += ("{}", "[null]", "[[agc]]", "[a,[b]]", "{a:1}", "{a:{b:[1]}}", "[1,2", "}", "'", '"', "größe", "日本")
+WORDS += ("'日 本'", "a\u202eb", "\U0001f600", "\udcff", "\x1b[31mred", "'\x1b]0;title\x07'", "a\nb", "a\tb")
+WORDS += ("a\\", "\\x1b[31m", "%s%n", "$HOME", "`id`", "a;b", "#", "a #b", "1,2", "range(3)")
+WORDS += ("range(100000000)", "choice(1,2)", "interval(0,1)", "glob(*)", "sort(3,1)", "shuffle(1,2)")
+WORDS += ("tag(a,1)", "???", "!!int 3", "&a", "*a", "~", "@x", "int(3.7)", "float(x)", "str([1])")
+WORDS += ("bool(maybe)", "json_str(3)", "extend_list(1)")
+LINKS = ("${nothing.here}", "${oc.env:NO_SUCH_VARIABLE}", f"${{oc.env:{SECRET[0]}}}", "${", "${}", "${train}")
+LINKS += ("${train.epochs}", "${oc.decode:x}", "${oc.select:train.epochs}", "${optimizer.lr}", "${now:%Y}")
+LINKS += ("${hydra:job.num}", "a${seed}b", "${oc.create:[1]}")
+LENGTHS = (200, 300, 5000, 120_000)
+WHOLE_WORDS = ("=", "a", "a=b=c", "=3", "a=", "+x=1", "+train.x=1", "~train", "~train.epochs", "~norm")
+WHOLE_WORDS += ("++seed=1", "train", "train=3", "train={}", "train=null", "norm@x=agc", "norm@_global_=agc")
+WHOLE_WORDS += ("+norm=agc", "~norm=batchnorm", "model.name=resnet50", "plan", "report", " ", "")
+WHOLE_WORDS += ("agc.clip=0.1", "hydra=x", "hydra.run.dir=elsewhere", "hydra.output_subdir=x")
+WHOLE_WORDS += ("hydra.job.chdir=true", "hydra/launcher=joblib", "hydra.sweep.subdir=x", "hydra.job.name='a/b'")
+WHOLE_WORDS += ("hydra.verbose=true", "hydra.mode=MULTIRUN", "hydra/job_logging=default", "hydra.job.id=1")
+WHOLE_WORDS += ("sweep.name=x", "sweep.axes={seed:'0,1'}", "+hydra.callbacks.x._target_=os.getcwd")
+WHOLE_WORDS += ("train.epochs.x=1", "train[0]=1", "'train.epochs'=1")
+FLAGS = ("--cfg job", "--cfg", "--cfg all", "--cfg=job", "--help", "-h", "--version", "--hydra-help", "--info")
+FLAGS += ("--info defaults", "--resolve", "--nope", "--package train --cfg job", "--config-name nope")
+FLAGS += ("--config-dir nope", "--config-path nope", "-c job", "-p x", "-m", "-r", "--run", "--")
+FLAGS += ("-sc install=bash",)
+FOLDERS = ("outputs/runs/run", "outputs/runs/run/", "./outputs/runs/run")
+FOLDERS += ("outputs/runs/run/checkpoints/last.pt", "outputs/runs/run/checkpoints", "run", "outputs/runs")
+FOLDERS += ("outputs/runs/nope", ".", "/", "''", "null", "[a]", "${nope}", '"outputs/runs/it\'s"')
+FOLDERS += ("outputs/sweeps/sweep",)
+OUTPUTS = ("/dev/null/x", "/proc/none", "a_file", "a_file/x", "''", "größe", "'with space'", "x" * 300, "null")
+OUTPUTS += ("[a]", "a\nb", "${name}")
