@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,9 @@ def check(config: DictConfig) -> Checked:
 
     Puts the stem that was chosen in the place of `model.stem=auto`.
     """
+    if config.train.deterministic:
+        # Else cuBLAS may add in any order. It reads this once in a process: before the first job of a sweep begins.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         precision = Precision(config.train.precision, choose_device(config.train.device))
     except ValueError as error:

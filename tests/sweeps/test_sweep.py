@@ -11,9 +11,12 @@ from pathlib import Path
 from unittest.mock import Mock, patch
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
+from runner import experiment
+from runner.preparation import prepare, set_backends
 from runner.runs.job import Job, config_hash, job_name
 from runner.settings.text import SettingError
 from runner.sweeps.job_run import run_job
@@ -192,6 +195,26 @@ def test_two_sweeps_without_a_name_in_one_second_have_folders_of_their_own(small
     again = small("train.max_steps=1", "-m", "seed=2,3", "sweep.name=seed-20260101-000000-2")
     assert again.code == 0
     assert again.out.count(" before\n") == 2
+
+
+def test_cublas_is_told_of_determinism_before_the_first_job_uses_it(small, monkeypatch):
+    """It reads the variable once in a process, and the jobs of a sweep share one."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before afterwards
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    seen = []
+
+    def noted(config, *arguments):
+        seen.append((config.train.deterministic, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return prepare(config, *arguments)
+
+    monkeypatch.setattr(experiment, "prepare", noted)
+    try:
+        assert small("-m", "train.deterministic=false,true", "train.max_steps=1").code == 0
+        assert seen == [(False, ":4096:8"), (True, ":4096:8")]
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        set_backends(deterministic=False)
 
 
 def test_a_failed_job_stops_no_other(small, tmp_path, monkeypatch):
