@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from runner.command_line.overrides import as_typed, prepare_overrides
 from runner.command_line.remedies import explain, refuse
+from runner.command_line.words import hydra_words
 from runner.config import CONF
 from runner.files import CannotWrite
 from runner.method_folder import add_search_path, search_folders
@@ -79,7 +80,7 @@ def main() -> None:
 
     interrupted = broken = False
     try:
-        arguments = with_num_devices(arguments)
+        arguments = with_num_devices(hydra_words(arguments))
         words = prepare_overrides(with_axes(add_search_path(earlier_overrides(arguments))))
         sys.argv[1:] = name_sweep(words)
         with checked(sys.argv[1:], typed=arguments):

@@ -24,7 +24,7 @@ from runner.settings.option_types import OPTION_TYPES
 from runner.settings.probe_types import PROBE_TYPES
 from runner.settings.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.settings.text import SettingError, shown
-from runner.settings.typed import assign, check_entries, typed_node
+from runner.settings.typed import assign, check_entries, resolved, typed_node
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -67,7 +67,7 @@ def one_option_each(choices: Mapping[str, object]) -> None:
 def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
     """The configuration with every type and range checked. Raises SettingError."""
     config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = resolved(config)
     check_no_secrets(settings)
     config = OmegaConf.create(settings)
     packages = OmegaConf.select(config, "paths.allowed_packages")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from runner.command_line.grammar import all_parsed
+from runner.command_line.grammar import all_parsed, quoted
 from runner.config import CONF, methods_folder
 from runner.safety.targets import METHOD_PACKAGE
 from runner.settings.text import SettingError
@@ -40,8 +40,8 @@ def add_search_path(arguments: Sequence[str]) -> list[str]:
     paths = [*(paths if isinstance(paths, list) else [paths]), f"file://{folder}"]
     return [
         *(word for word in arguments if word not in ours),
-        f"paths.methods={_quoted(folder)}",
-        f"{_SEARCH_PATH}=[{','.join(_quoted(str(path)) for path in paths)}]",
+        f"paths.methods={quoted(folder)}",
+        f"{_SEARCH_PATH}=[{','.join(quoted(str(path)) for path in paths)}]",
     ]
 
 
@@ -119,7 +119,3 @@ def _place(error: Exception, folder: Path | None) -> str:
         if folder and folder in Path(frame.filename).parents
     ]
     return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

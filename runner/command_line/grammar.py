@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Sweep
+from hydra.core.override_parser.types import Override, QuotedString, Sweep
 from hydra.errors import HydraException
 
 
@@ -17,7 +18,7 @@ def parsed(word: str) -> Override | None:
         return None
     try:
         return OverridesParser.create().parse_override(word)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # a number of 5,000 digits; 1,000 brackets
         return None
 
 
@@ -41,4 +42,16 @@ def options_of(override: Override) -> Iterator[object]:
     """Every option that an override of a group names: alone, in a list, in a sweep."""
     value = override.value()
     for choice in value.list if isinstance(value, Sweep) and hasattr(value, "list") else [value]:
-        yield from choice if isinstance(choice, list) else [choice]
+        for option in choice if isinstance(choice, list) else [choice]:
+            yield option.text if isinstance(option, QuotedString) else option
+
+
+def quoted(text: str) -> str:
+    """A text as the grammar takes any text.
+
+    >>> from runner.command_line.grammar import parsed, quoted
+    >>> quoted("Jörg's runs"), parsed("name=" + quoted("a's \\\\' b\\\\")).value()
+    ("'Jörg\\\\'s runs'", "a's \\\\' b\\\\")
+    """
+    # a backslash is one unless a quote follows it
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"

@@ -6,25 +6,33 @@ without a word and does something else than asked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Sweep
 from omegaconf import DictConfig, OmegaConf
 
-from runner.command_line.grammar import options_of, parsed
-from runner.command_line.remedies import chosen_options
+from runner.command_line.grammar import all_parsed, options_of, parsed
+from runner.command_line.remedies import chosen_options, option_fault
 from runner.config import LIST_GROUPS, METHOD_GROUPS
 from runner.method_folder import search_folders
 from runner.settings.text import SettingError
+
+MOST_JOBS = 10_000  # of a sweep: each is composed and checked before the first begins
+LONGEST_NAME = 200  # of a key or an option, which are looked for as files
 
 
 def prepare_overrides(arguments: Sequence[str]) -> list[str]:
     """The command line's arguments with `++` before a setting whose default is a mapping, or an entry of it.
 
-    Raises SettingError for an override that adds or moves an option, or deletes a method.
+    Raises SettingError for an override that adds or moves an option, deletes a method, names an option that no file
+    can have, or makes a sweep of a kind or a size that is none.
     """
     folders = search_folders(arguments)
+    for override in all_parsed(arguments):
+        _refuse_without_file(override, folders)
+    _refuse_endless_sweep(arguments)
     chosen = chosen_options(arguments)
     prepared = []
     for word in arguments:
@@ -45,6 +53,55 @@ def as_typed(words: Sequence[str]) -> list[str]:
     ['norm=agc', 'agc.groups={layer4:0.02}']
     """
     return [word.removeprefix("++") for word in words]
+
+
+def _refuse_without_file(override: Override, folders: Sequence[Path]) -> None:
+    """Raise a SettingError for a key or an option that can be the name of no file."""
+    key, word = override.key_or_group, override.input_line
+    if len(key) > LONGEST_NAME:
+        raise SettingError(f"{word}: there is no such setting. See python -m runner --cfg job.")
+    if override.is_delete() or not any((folder / key).is_dir() for folder in folders):
+        return
+    for option in options_of(override):
+        is_name = isinstance(option, str) and len(option) <= LONGEST_NAME
+        if not is_name and not isinstance(option, (type(None), Sweep)):
+            raise SettingError(f"{word}: {option_fault(key, override, folders, sweeping=True)}")
+        if option is None and isinstance(override.value(), list):
+            raise SettingError(f"{word}: a list of options has names alone; write an empty list: {key}=[].")
+
+
+def _refuse_endless_sweep(arguments: Sequence[str]) -> None:
+    """Raise a SettingError for a sweep of another kind than Hydra's sweeper has, or of more jobs than can be planned.
+
+    Nothing is expanded for that: a range of 10^8 jobs would fill the memory.
+    """
+    jobs = 1
+    for override in all_parsed(arguments):
+        if not override.is_sweep_override():
+            continue
+        number, word = _number_of_values(override), override.input_line
+        if number is None:
+            raise SettingError(
+                f"{word}: a sweep takes single values, not an interval; write {override.key_or_group}=VALUE,VALUE or "
+                f"{override.key_or_group}=range(START,STOP,STEP)."
+            )
+        if not math.isfinite(number):
+            raise SettingError(f"{word}: this range never ends; write range(START,STOP,STEP) with finite numbers.")
+        jobs *= max(number, 1)
+        if jobs > MOST_JOBS:
+            raise SettingError(f"{word}: {jobs:,} jobs; a sweep has at most {MOST_JOBS:,}. Sweep fewer values.")
+
+
+def _number_of_values(override: Override) -> float | None:
+    """How many values a sweep has; None for one without single values."""
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        span, step = float(value.stop) - float(value.start), float(value.step)
+        values = span / step if step else math.inf
+        return math.ceil(values) if math.isfinite(values) else math.inf
+    if isinstance(value, ChoiceSweep):
+        return len(value.list)
+    return None if isinstance(value, IntervalSweep) else 1
 
 
 def _refuse_amiss(override: Override, arguments: Sequence[str], folders: Sequence[Path]) -> None:

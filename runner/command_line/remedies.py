@@ -6,6 +6,7 @@ which of several overrides is at fault. This module looks at the overrides one b
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from runner.command_line.grammar import all_parsed, is_swept, options_of, parsed
 from runner.config import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.safety.secret_values import without_secrets
 from runner.settings.limits import did_you_mean
-from runner.settings.text import SettingError
+from runner.settings.text import SettingError, one_line
 from runner.settings.typed import A_LIST, A_MAPPING
 from runner.torchrun import is_first
 
@@ -46,11 +47,14 @@ def explain(
     for text in overrides:
         override = parsed(text)
         if override is None:
-            return SettingError(f"{text}: this is not of the form KEY=VALUE; quote brackets and spaces: 'KEY=[A,B]'.")
+            remedy = "quote brackets and spaces: 'KEY=[A,B]'"
+            remedy = "an interpolation has a name and a closing brace: '${KEY}'" if "${" in text else remedy
+            return SettingError(f"{text}: this is not of the form KEY=VALUE; {remedy}.")
         fault = _fault(override, overrides, conf_folders, sweeping, sweep)
         if fault:
             return SettingError(f"{text.removeprefix('++')}: {fault}")
-    return SettingError(str(error.__cause__ or error).strip().splitlines()[0])
+    cause = error.__cause__ or error
+    return SettingError(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
 
 
 def _fault(
@@ -61,7 +65,7 @@ def _fault(
     if key.startswith("hydra"):
         return None
     if key in groups:
-        return _option_fault(key, override, conf_folders, sweeping)
+        return option_fault(key, override, conf_folders, sweeping)
     if override.is_add() or override.is_delete():
         return None
     node, _, rest = key.partition(".")
@@ -105,7 +109,8 @@ def _above(key: str) -> list[str]:
     return [".".join(parts[:number]) for number in range(1, len(parts))]
 
 
-def _option_fault(group: str, override: Override, conf_folders: Sequence[Path], sweeping: bool) -> str | None:
+def option_fault(group: str, override: Override, conf_folders: Sequence[Path], sweeping: bool) -> str | None:
+    """What is wrong with an override of a group, in words."""
     files = [file.relative_to(conf / group) for conf in conf_folders for file in (conf / group).rglob("*.yaml")]
     options = sorted(str(file.with_suffix("")) for file in files)
     listed = f"Options: {', '.join(options)}."
@@ -178,5 +183,5 @@ def refuse(error: SettingError) -> NoReturn:
         raise SystemExit(WRONG_SETTING)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     console.print("Wrong setting.", style="bold red", end=" ")
-    console.print(without_secrets(str(error)))
+    console.print(one_line(without_secrets(str(error)), sys.argv[1:]))
     raise SystemExit(WRONG_SETTING)

@@ -31,7 +31,7 @@ class Allowed:
         """What `words`, the command line as it was typed, allow."""
         packages, methods = [], None
         for override in all_parsed(words):
-            options = [str(getattr(option, "text", option)) for option in options_of(override) if option is not None]
+            options = [str(option) for option in options_of(override) if option is not None]
             if override.key_or_group == PACKAGES:
                 packages += options
             elif override.key_or_group == METHODS:

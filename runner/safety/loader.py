@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra._internal.hydra as application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -64,7 +64,9 @@ def checked(words: Sequence[str], *, typed: Sequence[str]) -> Iterator[None]:
     Raises SettingError at once for a word that holds a secret, and for Hydra's option to run a pickled job.
     """
     check_no_secret_words([*typed, *words])
-    if get_args_parser().parse_args(list(words)).experimental_rerun is not None:
+    parser = get_args_parser()
+    parser.error = _refuse_flag
+    if parser.parse_args(list(words)).experimental_rerun is not None:
         raise SettingError("--experimental-rerun: a pickled job may run any code; go on with a run by resume=FOLDER.")
     before = application.ConfigLoaderImpl
     application.ConfigLoaderImpl = partial(CheckedLoader, allowed=Allowed.typed(typed))
@@ -72,6 +74,11 @@ def checked(words: Sequence[str], *, typed: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         application.ConfigLoaderImpl = before
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    """In the place of the parser's own way, which prints all that it knows."""
+    raise SettingError(f"the command line: {message}. See python -m runner --hydra-help.")
 
 
 class CheckedLoader(ConfigLoaderImpl):

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+LONGEST_VALUE = 100  # characters of a value that a message repeats
+LONGEST_MESSAGE = 2000
+
 
 class SettingError(ValueError):
     """A wrong setting: the message names the key, the value and the remedy. Ends a program with exit code 2."""
@@ -27,6 +30,41 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
     return str(value)
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """`text` in printable characters alone, so that it can neither break a line nor command the terminal.
+
+    >>> from runner.settings.text import visible
+    >>> visible("two\\nlines, \\x1b[31mred")
+    'two\\\\nlines, \\\\x1b[31mred'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """`text`, without its middle if it is longer than `most` characters."""
+    left_out = len(text) - most
+    return text if left_out <= 0 else f"{text[: most * 2 // 3]}...({left_out} more)...{text[-most // 3 :]}"
+
+
+def one_line(message: str, words: Sequence[str] = ()) -> str:
+    """A message for the terminal: one line, printable, of the values of `words` no more than a part of a line each.
+
+    >>> from runner.settings.text import one_line
+    >>> one_line("name=" + "x" * 300 + ": too long")
+    'name=xxx...: too long'
+    """
+    message = visible(message)
+    for word in words:
+        typed = visible(word.partition("=")[2])
+        for value in (typed, typed.strip("'\"[]{}")):
+            if len(value) > LONGEST_VALUE:
+                message = message.replace(value, shortened(value))
+    message = re.sub(rf"[^\s]{{{2 * LONGEST_VALUE},}}", lambda found: shortened(found[0]), message)
+    return shortened(message, LONGEST_MESSAGE)
 
 
 def same_value(a: str, b: str) -> bool:

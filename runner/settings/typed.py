@@ -2,16 +2,70 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, ConfigTypeError, ValidationError
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from runner.settings.limits import did_you_mean
 from runner.settings.text import SettingError, shown
 
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The settings as plain data, interpolations followed. Raises a SettingError for the first that leads nowhere."""
+    try:
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        place, value, reason = _first_without_value(config, "") or ("the settings", "", error)
+        if value == "???":
+            raise SettingError(f"{place}=???: this setting needs a value.") from None
+        reason = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+        raise SettingError(
+            f"{place}={value}: this leads to no value ({reason}). Give a value, or a setting by its full name, as in "
+            "${train.epochs}."
+        ) from None
+    check_printable(settings)
+    return settings
+
+
+def _first_without_value(node: DictConfig | ListConfig, place: str) -> tuple[str, str, Exception | None] | None:
+    """The key of the first value below `node` that is missing or cannot be resolved, the value, and why."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        where, raw = f"{place}.{key}".lstrip("."), node._get_node(key)
+        if OmegaConf.is_missing(node, key):
+            return where, "???", None
+        try:
+            value = node[key]
+        except (OmegaConfBaseException, RecursionError) as error:
+            return where, str(raw._value()), error
+        is_nested = isinstance(value, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(node, key)
+        if is_nested and (found := _first_without_value(value, where)):
+            return found
+    return None
+
+
+def check_printable(settings: object, place: str = "") -> None:
+    """Raise a SettingError for a text with control characters, which would command the terminal that shows it.
+
+    Texts of a study may have several lines.
+    """
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            check_printable(str(key), f"{place}.{key}".lstrip("."))
+            check_printable(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(settings, list):
+        for value in settings:
+            check_printable(value, place)
+    elif isinstance(settings, str):
+        found = CONTROL_CHARACTERS.findall(settings)
+        if {*found} - {*("\n\t" if place.startswith("sweep.") else "")}:
+            raise SettingError(f"{place}={settings}: it has characters that control a terminal; take them out.")
 
 
 def typed_node(prefix: str, kind: type, node: Any) -> DictConfig:
