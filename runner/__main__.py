@@ -10,7 +10,7 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -47,9 +47,9 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> str:
         settings = HydraConfig.get()
-        overrides = [word for word in as_typed(settings.overrides.task) if not word.startswith("resume=")]
         try:
-            config = settings_of(composed, settings, settings.overrides.task)
+            config = settings_of(composed, settings, OmegaConf.to_container(settings.overrides.task, resolve=False))
+            overrides = [word for word in as_typed(settings.overrides.task) if not word.startswith("resume=")]
             planned = job_of(settings, config, sweep)
             if sweep.is_only_planned:
                 from runner.sweeps.forecast import show_run

@@ -216,6 +216,53 @@ def test_a_list_of_options_is_refused_where_one_is_taken(runner, override):
     assert f"{override}: {override.partition('=')[0]} takes one option, not a list" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["optimizer.lr=${oc.env:NO_SUCH}"],
+            ["lr=${oc.env:NO_SUCH}: this leads to no value", "'NO_SUCH' not"],
+        ),
+        (
+            ["optimizer.lr=${nothing.here}"],
+            ["lr=${nothing.here}: this leads to no value", "'nothing.here' not"],
+        ),
+        (["name=${name}"], ["name=${name}: this leads to no value", "Recursive"]),
+        (["name=${no.such:1}"], ["name=${no.such:1}: this leads to no value", "no.such"]),
+        (["optimizer.lr=${oc.decode:[}"], ["optimizer.lr=${oc.decode:[}: this leads to no value"]),
+        (["-m", "seed=${nope},1"], ["seed=${nope}: this leads to no value"]),
+        (["-m", "paths.outputs=${nope}", "seed=0,1"], ["paths.outputs=${nope}: this leads to no value"]),
+        (["optimizer.lr=${"], ["optimizer.lr=${: this is not of the form KEY=VALUE", "a closing brace: '${KEY}'"]),
+        (["train.epochs=???"], ["train.epochs=???: this setting needs a value."]),
+        (["paths.outputs='\x1b[31mred\x1b[0m'"], [r"paths.outputs=\x1b[31mred\x1b[0m", "control a terminal"]),
+        (["name='a\nb'"], [r"name=a\nb: it has characters that control"]),
+        (["norm=[null]"], ["norm=[null]", "write an empty list: norm=[]"]),
+        (["wandb.tags=[{a:1}]"], ["wandb.tags=[{a:1}]: it must be a list"]),
+        (["probe_at=[[1]]"], ["probe_at=[[1]]: it must be a list of whole numbers, as in [0,100]"]),
+        (["-m", "seed=range(0,100000000)"], ["100,000,000 jobs"]),
+        (["--cfg", "jb"], ["--cfg", "'jb'"]),
+        (["seed=1", "--no-such"], ["--no-such"]),
+        (["+resume=1"], ["resume=1: it must be the folder of a run"]),
+    ],
+)
+def test_a_wrong_setting_is_told_in_one_line_without_noise(tmp_path, runner, recwarn, arguments, parts):
+    outcome = runner(*arguments)
+    assert_refused(outcome.code, outcome.out, outcome.err, tmp_path, *parts)
+    assert len(outcome.err.splitlines()) == 1
+    assert "\x1b" not in outcome.err
+    assert not recwarn.list
+
+
+def test_flags_between_overrides_and_values_without_quotes(tiny, tmp_path):
+    outcome = tiny("norm=agc", "--cfg", "job", "agc.clip=0.5")
+    assert outcome.code == 0, outcome.err
+    assert "clip: 0.5" in outcome.out
+    outcome = tiny("train.max_steps=0", "wandb.project=größe", "name=run")
+    assert outcome.code == 0, outcome.err
+    config = yaml.safe_load((tmp_path / "outputs/runs/run/config.yaml").read_text())
+    assert config["wandb"]["project"] == "größe"
+
+
 def test_a_setting_of_a_swept_option_is_set_in_each_job(runner, tmp_path):
     words = ("-m", "model=resnet20,resnet32", "model.shortcut=projection", "dataset=random", "dataset.num_images=16")
     outcome = runner(*words, "train.global_batch_size=8", "train.max_steps=1", "wandb.mode=disabled", "sweep.name=s")

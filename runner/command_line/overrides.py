@@ -62,6 +62,8 @@ def _refuse_without_file(override: Override, folders: Sequence[Path]) -> None:
         raise SettingError(f"{word}: there is no such setting. See python -m runner --cfg job.")
     if override.is_delete() or not any((folder / key).is_dir() for folder in folders):
         return
+    if isinstance(override.value(), list) and key not in LIST_GROUPS:
+        return  # told by `_refuse_amiss`
     for option in options_of(override):
         is_name = isinstance(option, str) and len(option) <= LONGEST_NAME
         if not is_name and not isinstance(option, (type(None), Sweep)):

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 from yaml import MarkedYAMLError
 
 from runner.command_line.grammar import all_parsed, is_swept, options_of, parsed
@@ -21,7 +22,7 @@ from runner.config import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.safety.secret_values import without_secrets
 from runner.settings.limits import did_you_mean
 from runner.settings.text import SettingError, one_line
-from runner.settings.typed import A_LIST, A_MAPPING
+from runner.settings.typed import A_LIST, A_MAPPING, no_value
 from runner.torchrun import is_first
 
 WRONG_SETTING = 2  # the exit code
@@ -54,7 +55,11 @@ def explain(
         if fault:
             return SettingError(f"{text.removeprefix('++')}: {fault}")
     cause = error.__cause__ or error
-    return SettingError(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
+    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    interpolations = [text for text in overrides if "${" in text]
+    if isinstance(cause, (InterpolationResolutionError, GrammarParseError)) and len(interpolations) == 1:
+        return SettingError(no_value(interpolations[0].removeprefix("++"), reason))
+    return SettingError(reason)
 
 
 def _fault(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from runner.command_line.grammar import all_parsed
+from runner.command_line.grammar import all_parsed, quoted
 from runner.command_line.remedies import chosen_options
 from runner.config import METHOD_GROUPS
 from runner.files import finite, write_atomically
@@ -92,11 +92,15 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     resume = [override.value() for override in all_parsed(arguments) if override.key_or_group == "resume"]
     if not resume or resume[-1] is None:
         return list(arguments)
+    if not isinstance(resume[-1], str):
+        raise SettingError(f"resume={resume[-1]}: it must be the folder of a run, as in resume=outputs/runs/NAME.")
     folder = RunFolder(Path(resume[-1]))
     if not folder.overrides.is_file():
         raise SettingError(f"resume={resume[-1]}: no run lies there ({folder.overrides.name} is missing).")
     if any(word in ("-m", "--multirun") for word in arguments):
         raise SettingError(f"resume={resume[-1]}: one run goes on, not a sweep; leave out -m.")
+    # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
+    arguments = [f"resume={quoted(resume[-1])}" if _key(word) == "resume" else word for word in arguments]
     new = {_key(word) for word in arguments}
     source = f"resume={resume[-1]}: {folder.overrides.name}"
     earlier = as_words(yaml.safe_load(folder.overrides.read_text()), source)

@@ -26,12 +26,14 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         if value == "???":
             raise SettingError(f"{place}=???: this setting needs a value.") from None
         reason = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
-        raise SettingError(
-            f"{place}={value}: this leads to no value ({reason}). Give a value, or a setting by its full name, as in "
-            "${train.epochs}."
-        ) from None
+        raise SettingError(no_value(f"{place}={value}", reason)) from None
     check_printable(settings)
     return settings
+
+
+def no_value(word: str, reason: str) -> str:
+    """That the override `word` has an interpolation that cannot be resolved."""
+    return f"{word}: this leads to no value ({reason}). Give a value, or a setting by its full name: ${{train.epochs}}."
 
 
 def _first_without_value(node: DictConfig | ListConfig, place: str) -> tuple[str, str, Exception | None] | None:
@@ -91,9 +93,18 @@ def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
     try:
         if bool in (kind, *get_args(kind)) and not isinstance(value, (bool, type(None))):
             raise ValidationError  # OmegaConf would take 3 for true
+        if get_origin(kind) is list:
+            _check_list(value, *get_args(kind))
         typed[key] = value
     except (ValidationError, ConfigTypeError, ConfigKeyError):
         raise SettingError(f"{place}{key}={shown(value)}: it must be {_type_name(kind)}.") from None
+
+
+def _check_list(value: Any, kind: type) -> None:
+    """Raise a ValidationError if an entry of a list is of another kind, which OmegaConf lets pass if it is nested."""
+    entries = value if isinstance(value, (list, ListConfig)) else ()
+    if any(isinstance(entry, (DictConfig, ListConfig, bool)) and kind is not Any for entry in entries):
+        raise ValidationError
 
 
 def check_entries(key: str, value: Any, default: Any) -> None:
@@ -125,6 +136,8 @@ def check_entries(key: str, value: Any, default: Any) -> None:
 def _type_name(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     options = [option for option in get_args(kind) if option is not type(None)]
+    if get_origin(kind) is list and get_args(kind)[0] in (int, float):
+        return "a list of whole numbers, as in [0,100]" if get_args(kind)[0] is int else "a list of numbers"
     if get_origin(kind) is list or kind is list:
         return A_LIST
     if kind is dict:

@@ -49,3 +49,32 @@ def test_an_option_added_or_moved_or_a_method_deleted_is_refused(words, message)
     with pytest.raises(SettingError) as refusal:
         prepare_overrides(words)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["norm=[null]"], "norm=[null]: a list of options has names alone; write an empty list: norm=[]."),
+        (["norm=[[agc]]"], "norm=[[agc]]: name one of the group's options."),
+        (["probe=[{a:1}]"], "probe=[{a:1}]: name one of the group's options."),
+        (["model=18"], "model=18: name one of the group's options."),
+        (["model=" + "x" * 300], "model has no option xxx"),
+        (["x" * 300 + "=1"], "there is no such setting."),
+        (["-m", "seed=range(0,100000000)"], "seed=range(0,100000000): 100,000,000 jobs; a sweep has at most 10,000."),
+        (["-m", "seed=range(0,200)", "train.epochs=range(1,101)"], "train.epochs=range(1,101): 20,000 jobs;"),
+        (["-m", "seed=range(0,1,0)"], "seed=range(0,1,0): this range never ends"),
+        (["-m", "seed=range(0,inf)"], "this range never ends"),
+        (["-m", "seed=range(0,nan)"], "this range never ends"),
+        (["-m", "seed=range(0,1,1e-9)"], "1,000,000,000 jobs"),
+        (["-m", "train.ema=interval(0.1,0.9)"], "train.ema=interval(0.1,0.9): a sweep takes single values, not an int"),
+        (["-m", "train.ema=tag(a,interval(0.1,0.9))"], "write train.ema=VALUE,VALUE or train.ema=range("),
+    ],
+)
+def test_options_without_a_file_and_sweeps_without_an_end_are_refused(words, message):
+    with pytest.raises(SettingError) as refusal:
+        prepare_overrides(words)
+    assert message in str(refusal.value)
+
+
+def test_a_sweep_of_as_many_jobs_as_may_be_is_prepared():
+    assert prepare_overrides(["-m", "seed=range(0,5000)", "norm=agc,none"])
