@@ -42,6 +42,7 @@ class Attack:
     transcript: list[Ended] = field(default_factory=list)
     trace: str = ""  # of an error in this script
     draw: Random = field(init=False)
+    _started: list[Running] = field(default_factory=list, repr=False)
     _numbers: Iterator[int] = field(default_factory=count, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,10 +64,10 @@ class Attack:
         """Start `python -m runner ARGUMENTS`; `act` decides on its changes of files."""
         records, environment = self.new_records(), dict([survival.SECRET])
         if spawned:
-            return spawn(arguments, self.folder, records, environment)
+            return self.noted(spawn(arguments, self.folder, records, environment))
         call = runner_command(arguments)
         call = watched(call, self.folder, records / "calls", act) if act else call
-        return fork(call, as_typed(arguments), self.folder, records, environment)
+        return self.noted(fork(call, as_typed(arguments), self.folder, records, environment))
 
     def end(self, running: Running, allowed: Mapping[int, str] = DONE, *, is_quiet: bool = False) -> Ended:
         """Wait for a command's end and judge it."""
@@ -81,16 +82,29 @@ class Attack:
         ended = self.end(self.start(*arguments, act=act), allowed, is_quiet=True)
         return self._untouched(ended, before)
 
-    def script(self, name: str, *arguments: str, allowed: Mapping[int, str] = DONE) -> Ended:
+    def script(self, name: str, *arguments: str, allowed: Mapping[int, str] = DONE, act: Act | None = None) -> Ended:
         """`python scripts/NAME.py ARGUMENTS` to its end; after a refusal nothing may have changed."""
         command = shlex.join(["python", f"scripts/{name}.py", *arguments])
-        return self.call(script_command(name, arguments), command, allowed=allowed)
+        return self.call(script_command(name, arguments), command, allowed=allowed, act=act)
 
-    def call(self, call: Callable[[], object], command: str, *, allowed: Mapping[int, str] = DONE) -> Ended:
+    def call(
+        self, call: Callable[[], object], command: str, *, allowed: Mapping[int, str] = DONE, act: Act | None = None
+    ) -> Ended:
         """Something else in a forked child, to its end; after a refusal nothing may have changed."""
-        before = survival.tree(self.folder)
-        running = fork(call, command, self.folder, self.new_records(), dict([survival.SECRET]))
+        before, records = survival.tree(self.folder), self.new_records()
+        call = watched(call, self.folder, records / "calls", act) if act else call
+        running = self.noted(fork(call, command, self.folder, records, dict([survival.SECRET])))
         return self._untouched(self.end(running, allowed, is_quiet=True), before)
+
+    def kill_all(self) -> None:
+        """End what it started and has not waited for, as after Ctrl-C or an error."""
+        for running in self._started:
+            running.kill_all()
+
+    def noted(self, running: Running) -> Running:
+        """Something else that it started."""
+        self._started.append(running)
+        return running
 
     def fail(self, *reasons: str) -> None:
         """It did not survive."""

@@ -15,6 +15,8 @@ KINDS = {
     "kill": "SIGKILL at any moment and at any change of a file, then resume",
     "damage": "files of runs and sweeps cut, changed, swapped, forged; then resume, evaluate, report, compare",
     "fuzz": "command lines that nobody meant",
+    "sweep": "odd axes and names, sweeps stopped, damaged, without room, two at once",
+    "disk": "disks full, read-only, forbidden or broken; then there is room",
 }
 
 LONGEST_TEXT = 300
@@ -60,6 +62,7 @@ def run_one(kind: str, seed: int, number: int, templates: Templates, *, keep: bo
         attack.fail(f"the attack itself ended in {type(error).__name__}: {error}")
         attack.trace = traceback.format_exc()
     finally:
+        attack.kill_all()
         if not keep:
             for path in (folder, *templates.root.glob(f"{folder.name}.*")):
                 shutil.rmtree(path, ignore_errors=True)

@@ -90,15 +90,15 @@ class Running:
             in_time = self.wait(seconds)
             taken = time.monotonic() - self._started
             patience = time.monotonic() + (GRACE_SECONDS if in_time else 0)
-            while (left := self._descendants()) and time.monotonic() < patience:
+            while (left := self.descendants()) and time.monotonic() < patience:
                 time.sleep(POLL_SECONDS)
             names = tuple(filter(None, map(_name, left))) if in_time else ()
         finally:  # after Ctrl-C, too
-            self._kill_all()
+            self.kill_all()
         code = os.waitstatus_to_exitcode(self._status) if in_time else None
         return Ended(self.command, code, self.out, _read(self.records / "err"), taken, names)
 
-    def _descendants(self) -> set[int]:
+    def descendants(self) -> set[int]:
         """The processes that it started and that are still at work: below it, or orphans that came to this process."""
         parents = _parents()
         found, frontier = set(), {os.getpid()}
@@ -111,9 +111,10 @@ class Running:
                     os.waitpid(pid, os.WNOHANG)
         return {pid for pid in found if _name(pid)} - {self.pid}
 
-    def _kill_all(self) -> None:
+    def kill_all(self) -> None:
+        """End it, and all that it started."""
         for _ in range(100):
-            doomed = self._descendants() | (set() if self.is_over else {self.pid})
+            doomed = self.descendants() | (set() if self.is_over else {self.pid})
             if not doomed:
                 return
             for pid in doomed:

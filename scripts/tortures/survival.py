@@ -35,7 +35,9 @@ SECRET = ("TORTURE_SECRET", "hunter2-in-the-environment")
 LONGEST_MESSAGE = 4000  # the options of a group take about half of it
 NOISE = ("Warning: ", "Error executing job", "HYDRA_FULL_ERROR")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-TIMINGS = ("images_per_second", "seconds", "train_seconds")  # of rows; they differ between any two runs
+# of rows and of a checkpoint's progress; they differ between any two runs
+ERROR = re.compile(r"[\w.]+(?:Error|Exception|Interrupt|CannotWrite)\b: .*")
+TIMINGS = ("images_per_second", "seconds", "train_seconds", "first_step_seconds", "first_step_images")
 STATE = ("model", "ema", "optimizer", "scaler", "methods", "random", "ranks", "sums", "logged", "progress")
 RESULTS = ("status", "metrics", "best", "last")  # of a summary
 LOCKS = (".lock",)
@@ -52,7 +54,8 @@ def faults(ended: Ended, allowed: Mapping[int, str], *, is_quiet: bool = False) 
     if ended.code is None:
         found.append(f"no end within the deadline: {_last_line(ended.text)}")
     if "Traceback (most recent call last)" in ended.text:
-        found.append(f"traceback: {_last_line(ended.text)}")
+        errors = ERROR.findall(ended.text)
+        found.append(f"traceback: {errors[-1][:160] if errors else _last_line(ended.text)}")
     elif ended.code is not None and ended.code not in allowed:
         right = " or ".join(f"{code} ({reason})" for code, reason in allowed.items())
         found.append(f"exit code {ended.code}, not {right}: {_last_line(ended.text)}")

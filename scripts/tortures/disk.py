@@ -1,0 +1,140 @@
+"""A disk that is full, read-only, forbidden or broken, from any call on; then there is room, and the run goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from tortures import survival
+from tortures.attack import DONE, TINY, Attack
+from tortures.damage import RUN, SWEEP, make_runs
+from tortures.file_calls import Refuse
+from tortures.kill import RECIPES, STEPS, whole_run
+from tortures.processes import as_typed, fork, runner_command
+
+ERRORS = (errno.ENOSPC, errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
+FULL = {1: "something could not be written", **DONE}
+NO_FOLDER = {2: "no folder can be made there"}
+NEW_MOUNTS = 0x00020000  # CLONE_NEWNS of Linux: mounts that this process alone sees
+OUTPUTS = "outputs"
+
+
+def attack(a: Attack) -> None:
+    """Refuse a run what it writes, in one of these ways; then let it go on."""
+    way = a.draw.choices((_refused, _file_too_large, _small_disk, _report), (6, 1, 2, 1))[0]
+    way(a)
+
+
+def _refused(a: Attack) -> None:
+    recipe = a.draw.choice(list(RECIPES))
+    whole = whole_run(a, recipe)
+    at, code = a.draw.randint(1, whole.calls), a.draw.choice(ERRORS)
+    lasts = a.draw.random() < 0.7
+    a.title = (
+        f"a run ({recipe}) whose disk says {errno.errorcode[code]} {'from' if lasts else 'at'} call {at}{' on' * lasts}"
+    )
+    command = (*TINY, *RECIPES[recipe], *STEPS)
+    before = survival.tree(a.folder)
+    allowed = {**FULL, **(NO_FOLDER if code in (errno.EACCES, errno.EROFS) else {})}
+    ended = a.end(a.start(*command, act=Refuse(at, code, lasts)), allowed)
+    if ended.code == 2 and (changed := survival.changes(before, survival.tree(a.folder))):
+        a.fail(f"written on a refusal: {', '.join(changed)}")
+    if ended.code in (1, 2) and os.strerror(code) not in ended.text:
+        a.fail(f"no word of {os.strerror(code)!r}")
+    _goes_on(a, recipe)
+
+
+def _file_too_large(a: Attack) -> None:
+    """No file may grow beyond a few bytes: this the kernel refuses, also to libraries in C."""
+    recipe = a.draw.choice(list(RECIPES))
+    most = int(10 ** a.draw.uniform(1, 6.5))
+    a.title = f"a run ({recipe}) whose files may have {most:,} bytes"
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        # the output has no part in this: what a terminal shows is no file
+        runner_command((*TINY, *RECIPES[recipe], *STEPS))()
+
+    _end(a, limited, recipe)
+    _goes_on(a, recipe)
+
+
+def _small_disk(a: Attack) -> None:
+    """A real disk of a few kilobytes at outputs/, where this process may mount one."""
+    recipe = a.draw.choice(list(RECIPES))
+    kilobytes = int(10 ** a.draw.uniform(1, 4.2))
+    a.title = f"a run ({recipe}) on a disk of {kilobytes:,} kB"
+
+    def on_small_disk() -> None:
+        _mount(OUTPUTS, kilobytes)
+        try:
+            runner_command((*TINY, *RECIPES[recipe], *STEPS))()
+        finally:
+            shutil.copytree(OUTPUTS, "saved")  # the disk is gone with this process
+
+    (a.folder / OUTPUTS).mkdir()
+    if not a.templates.once("may mount", lambda: _may_mount(a)):
+        (a.folder / OUTPUTS).rmdir()
+        _refused(a)
+        return
+    _end(a, on_small_disk, recipe)
+    (a.folder / OUTPUTS).rmdir()
+    (a.folder / "saved").rename(a.folder / OUTPUTS)
+    _goes_on(a, recipe)
+
+
+def _report(a: Attack) -> None:
+    """The report of a sweep: what lies there is not lost, and a later report is whole."""
+    a.templates.copy("runs", make_runs, a)
+    at, code = a.draw.randint(1, 60), a.draw.choice(ERRORS)
+    a.title = f"the report of a sweep whose disk says {errno.errorcode[code]} from call {at} on"
+    before = survival.tree(a.folder)
+    a.script("report", SWEEP, allowed={**FULL, 2: "no report can be written"}, act=Refuse(at, code))
+    kept = [path for path in before if "report" not in path and "results" not in path and "figures" not in path]
+    if lost := survival.changes(before, survival.tree(a.folder), kept):
+        a.fail(f"lost: {', '.join(lost)}")
+    a.script("report", SWEEP)
+
+
+def _end(a: Attack, call: Callable[[], object], recipe: str) -> None:
+    command = as_typed((*TINY, *RECIPES[recipe], *STEPS))
+    ended = a.end(a.noted(fork(call, command, a.folder, a.new_records(), dict([survival.SECRET]))), FULL)
+    if ended.code == 1 and "cannot be" not in ended.text:
+        a.fail("no word of what cannot be written")
+
+
+def _goes_on(a: Attack, recipe: str) -> None:
+    """With room, the same command ends as a run that always had room."""
+    whole = whole_run(a, recipe)
+    a.run(*TINY, *RECIPES[recipe], *STEPS)
+    a.compare(whole.result, a.folder / RUN)
+    if more := sorted(survival.tree(a.folder / RUN).keys() - set(whole.files)):
+        a.fail(f"files that a whole run does not leave: {', '.join(more[:3])}")
+
+
+def _mount(where: str, kilobytes: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_MOUNTS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    libc.mount(b"none", b"/", None, ctypes.c_ulong(0x4000 | 0x40000), None)  # MS_REC | MS_PRIVATE: nobody else sees it
+    if libc.mount(b"torture", where.encode(), b"tmpfs", ctypes.c_ulong(0), f"size={kilobytes}k".encode()) != 0:
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+def _may_mount(a: Attack) -> bool:
+    def try_it() -> None:
+        place = Path("mount")
+        place.mkdir()
+        _mount(str(place), 64)
+
+    folder = a.templates.root / "mount-trial"
+    folder.mkdir()
+    running = a.noted(fork(try_it, "mount", folder, a.new_records()))
+    return running.end(a.deadline).code == 0

@@ -1,0 +1,267 @@
+"""Sweeps with odd axes and names, stopped and run again, on a full disk, two at once, over damaged folders."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from tortures import survival
+from tortures.attack import DONE, TINY, Attack
+from tortures.file_calls import Refuse, Stop, number_of_calls
+from tortures.wounds import wound
+
+SETTINGS = (*TINY, "train.epochs=1", "train.checkpoint_every_steps=1")
+COMMAND = ("-m", *SETTINGS, "seed=0,1", "sweep.name=sweep")
+FOLDER = "outputs/sweeps/sweep"
+REFUSED = {**DONE, 2: "it is refused"}
+NOT_ALL_DONE = {**DONE, 1: "a job failed, or its report could not be written"}
+STOPPED = {-signal.SIGKILL: "it was killed", 130: "it was interrupted", **DONE}
+TERMINATED = {-signal.SIGTERM: "the signal came before it was listened for"}
+
+AXES = (
+    "seed=range(0,0)",
+    "seed=range(0,2)",
+    "seed=range(2,0,-1)",
+    "seed=range(100000000)",
+    "seed=choice(0,1)",
+    "seed=0,0",
+)
+AXES += (
+    "seed=interval(0,1)",
+    "seed=glob(*)",
+    "seed=sort(1,0)",
+    "seed=shuffle(0,1)",
+    "seed=tag(a,0,1)",
+    "seed=,",
+    "seed=0,",
+)
+AXES += ("seed=${nope},1", "seed=0,${nope}", "seed=0,x", "seed=1,0.5", "seed=[0],[1]", "seed=0,null", "seed={a:1},0")
+AXES += (
+    "optimizer.lr=0.1,-1",
+    "optimizer.lr=0.1,nan",
+    "norm=batchnorm,[none]",
+    "norm=batchnorm,nope",
+    "norm=[agc],[[agc]]",
+)
+AXES += (
+    "norm=batchnorm,null",
+    "model=resnet20,resnet21",
+    "train.max_steps=1,0",
+    "name=a,b",
+    "resume=a,b",
+    "sweep.name=a,b",
+)
+AXES += (
+    "paths.outputs=a,b",
+    "wandb.project=ä,b",
+    "wandb.tags=[a],[b]",
+    "train.ema=0.9,0.9",
+    "train.ema=1e400,0.9",
+    "seed=0,${seed}",
+)
+AXES += (
+    "train={epochs:1},{epochs:2}",
+    "agc.clip=0.1,0.2",
+    "nope=1,2",
+    "+nope=1,2",
+    "~seed=1,2",
+    "seed=0;1",
+    "'seed=0,1'",
+)
+AXES += (
+    "hydra.job.chdir=true,false",
+    "dataset.num_images=16,1000000000000",
+    "train.global_batch_size=8,1",
+    "schedule=plateau,nope",
+)
+NAMES = (
+    "null",
+    "''",
+    "a/b",
+    "../up",
+    "..",
+    ".",
+    "/",
+    "x" * 200,
+    "x" * 300,
+    "größe",
+    "'a b'",
+    "a\\,b",
+    "[a]",
+    "${nope}",
+    "-m",
+    "a\nb",
+)
+NAMES += ("None", "sweep", "a.b", "'a=b'", "~", "#", "con")
+WORDS = (
+    "hydra.sweep.subdir=x",
+    "hydra.output_subdir=x",
+    "hydra.job.chdir=true",
+    "hydra.sweep.dir=elsewhere",
+    "hydra/sweeper=optuna",
+)
+WORDS += (
+    "hydra/launcher=nope",
+    "hydra.run.dir=elsewhere",
+    "hydra.job.num=7",
+    "hydra.sweeper.max_batch_size=1",
+    "resume=outputs/runs/run",
+)
+WORDS += (
+    "sweep.axes={seed:'0,1'}",
+    "sweep.retry_failed=maybe",
+    "sweep.claims=[x]",
+    "sweep.measures=3",
+    "plan",
+    "--cfg",
+    "name=one",
+)
+LONGEST_SWEEP = 4  # jobs
+
+
+def attack(a: Attack) -> None:
+    """One of these."""
+    ways = {_odd: 6, _stopped: 4, _full: 3, _damaged: 4, _two_at_once: 1, _two_unnamed: 1}
+    a.draw.choices(list(ways), list(ways.values()))[0](a)
+
+
+def _odd(a: Attack) -> None:
+    draw = a.draw
+    words = [*SETTINGS, "train.max_steps=1", draw.choice((*AXES, "seed=0,1"))]
+    if draw.random() < 0.4:
+        words.append(f"sweep.name={draw.choice(NAMES)}")
+    if draw.random() < 0.4:
+        words.insert(draw.randint(0, len(words)), draw.choice(WORDS))
+    if draw.random() < 0.3:
+        words.append(draw.choice(("train.ema=0.5,0.9", "optimizer=sgd,adamw", "norm=batchnorm,groupnorm")))
+    words.insert(draw.randint(0, len(words)), draw.choice(("-m", "-m", "--multirun")))
+    a.title = "a sweep with " + " ".join(word for word in words if word not in SETTINGS)
+    ended = a.run(*words, allowed=REFUSED)
+    if ended.code != 0 or "plan" in words or "--cfg" in words:
+        return
+    folders = [path.parent for path in a.folder.rglob("sweep.yaml")]
+    if len(folders) != 1 or not folders[0].is_relative_to(a.folder / "outputs/sweeps"):
+        a.fail(
+            f"exit code 0 and not one folder below outputs/sweeps: {[str(f.relative_to(a.folder)) for f in folders]}"
+        )
+        return
+    for name in ("results.csv", "report.html"):
+        if not (folders[0] / name).is_file():
+            a.fail(f"exit code 0 and no {name}")
+    jobs = _jobs(folders[0])
+    if not jobs:
+        a.fail("exit code 0 and no job")
+    if unlike := {path.name for path in a.folder.iterdir()} - {"outputs"}:
+        a.fail(f"files beside outputs: {', '.join(sorted(unlike))}")
+
+
+def _stopped(a: Attack) -> None:
+    whole = _whole(a)
+    running, way = _started_to_be_stopped(a, whole["calls"], whole["seconds"])
+    a.title = f"a sweep stopped by {way} and run again"
+    a.end(running, {**STOPPED, **TERMINATED})
+    a.run(*COMMAND)
+    _compare(a, whole["jobs"])
+
+
+def _started_to_be_stopped(a: Attack, calls: int, seconds: float):
+    if a.draw.random() < 0.5:
+        at = a.draw.randint(1, calls)
+        return a.start(*COMMAND, act=Stop(at)), f"SIGKILL at call {at}"
+    number = a.draw.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
+    moment = a.draw.uniform(0.1, 1) * seconds
+    running = a.start(*COMMAND)
+    running.wait(moment)
+    running.send(number)
+    return running, f"{number.name} after {moment:.2f} s"
+
+
+def _full(a: Attack) -> None:
+    whole = _whole(a)
+    at, lasts = a.draw.randint(1, whole["calls"]), a.draw.random() < 0.7
+    code = a.draw.choice((errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EIO))
+    a.title = f"a sweep whose disk says {errno.errorcode[code]} {'from' if lasts else 'at'} call {at}{' on' * lasts}"
+    ended = a.end(a.start(*COMMAND, act=Refuse(at, code, lasts)), NOT_ALL_DONE)
+    if ended.code == 1 and "cannot be" not in ended.text:
+        a.fail("no word of what cannot be written")
+    a.run(*COMMAND)
+    _compare(a, whole["jobs"])
+
+
+def _damaged(a: Attack) -> None:
+    """Run a sweep again of which a file is damaged: it never ends because one file is odd."""
+    whole = _whole(a)
+    a.templates.copy("whole-sweep", _run, a)
+    folder = a.folder / FOLDER
+    victim = a.draw.choice([path for path in sorted(folder.rglob("*")) if path.name != "figures"])
+    is_of_job = victim.parent != folder or victim.is_dir()
+    twins = [path for path in sorted(folder.iterdir()) if (path / "config.yaml").is_file()]
+    relative = victim.relative_to(folder)
+    other = next((path for path in twins if path.name != relative.parts[0]), folder)
+    what = wound(a.draw, victim, other.joinpath(*relative.parts[1:]) if is_of_job else folder / "none")
+    a.title = f"{victim.relative_to(a.folder)} {what.text}; the sweep is run again"
+    ended = a.run(*COMMAND, allowed=NOT_ALL_DONE if is_of_job else {**REFUSED, **NOT_ALL_DONE})
+    untouched = {name: result for name, result in whole["jobs"].items() if name != relative.parts[0]}
+    _compare(a, untouched)
+    is_told = victim.name in ended.text or relative.parts[0] in ended.text.partition("Sweep outputs")[0]
+    if ended.code == 0 and is_of_job and not what.is_forged and not is_told:
+        _compare(a, whole["jobs"])
+
+
+def _two_at_once(a: Attack) -> None:
+    whole = _whole(a)
+    a.title = "the same sweep twice at once"
+    _both(a, COMMAND)
+    a.run(*COMMAND)
+    _compare(a, whole["jobs"])
+
+
+def _two_unnamed(a: Attack) -> None:
+    a.title = "two sweeps without a name at once"
+    _both(a, COMMAND[:-1])
+    folders = [path.parent for path in (a.folder / "outputs/sweeps").glob("*/sweep.yaml")]
+    if len(folders) != 2:
+        a.fail(f"{len(folders)} folders for two sweeps")
+    for folder in folders:
+        for job in folder.glob("*/config.yaml"):
+            if not (job.parent / "summary.json").is_file():
+                a.fail(f"{job.parent.name} has no summary")
+
+
+def _both(a: Attack, command: tuple[str, ...]) -> None:
+    first = a.start(*command)
+    first.wait(a.draw.uniform(0, 0.5))
+    second = a.start(*command)
+    for running in (first, second):
+        running.wait(a.deadline)
+    for running in (second, first):  # the later one knows of the earlier one
+        a.end(running)
+
+
+def _jobs(folder: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/summary.json"))}
+
+
+def _compare(a: Attack, expected: Mapping[str, dict]) -> None:
+    for name, result in expected.items():
+        a.compare(result, a.folder / FOLDER / name, f"job {name[-12:]}")
+
+
+def _whole(a: Attack) -> dict:
+    """The sweep that was left alone: the results of its jobs, how many calls changed files, its seconds."""
+    return a.templates.once("whole-sweep", partial(_make, a))
+
+
+def _make(a: Attack) -> dict:
+    folder = a.templates.folder("whole-sweep", _run)
+    calls = number_of_calls(next(folder.parent.glob("whole-sweep.0")) / "calls")
+    jobs = {name: survival.result(path) for name, path in _jobs(folder / FOLDER).items()}
+    return {"jobs": jobs, "calls": calls, "seconds": a.templates.results["whole-sweep-seconds"]}
+
+
+def _run(maker: Attack) -> None:
+    ended = maker.end(maker.start(*COMMAND, act=lambda *_: None))
+    maker.templates.results["whole-sweep-seconds"] = ended.seconds
