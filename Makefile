@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MINIMUM := .venv-minimum
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -45,6 +46,17 @@ test-gpu: setup  ## run the tests that need a CUDA device
 torture: setup  ## kill runs, damage their files, mistype command lines, from a seed; ARGS: KIND ... --seed S --minutes M
 	@$(BIN)/python scripts/torture.py $(ARGS)
 
+test-minimum: $(MINIMUM)/.installed  ## run the fast tests with the lowest versions that pyproject.toml allows, in .venv-minimum
+	@OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest -n 2 -m "not slow" -p no:cacheprovider $(ARGS)
+
+# each >= of pyproject.toml as ==
+$(MINIMUM)/.installed: pyproject.toml
+	@test -x $(MINIMUM)/bin/python || $(PYTHON) -m venv $(MINIMUM)
+	@sed -nE 's/^ *"([a-z-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > $(MINIMUM)/constraints.txt
+	@$(MINIMUM)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(MINIMUM)/constraints.txt --editable '.[dev]'
+	@touch $@
+
 lint: setup  ## check style and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -53,6 +65,6 @@ format: setup  ## mend what the linter can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-clean:  ## remove .venv and caches; outputs/ stays
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .venv-minimum and caches; outputs/ stays
+	@rm -rf $(VENV) $(MINIMUM) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,6 +58,15 @@ def tiny(runner: Callable[..., Outcome]) -> Callable[..., Outcome]:
     return lambda *arguments: runner(*TINY, *arguments)
 
 
+class SmallNet(nn.Sequential):
+    """A class of its own: of a bare nn.Sequential torch 2.11 compiles nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in self:
+            x = module(x)
+        return x
+
+
 @pytest.fixture
 def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model in ResNet-18's place, whose checkpoints of 90 MB take the most time."""
@@ -65,7 +74,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*, num_classes: int, **_: object) -> nn.Module:
         stem = (nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
         head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
-        return nn.Sequential(*stem, BasicBlock(32, 32), *head)
+        return SmallNet(*stem, BasicBlock(32, 32), *head)
 
     monkeypatch.setitem(MODELS, "resnet18", build)
 
@@ -135,7 +144,13 @@ class FakeKernels(TorchDispatchMode):
 
 
 @pytest.fixture
-def cuda_autocast() -> Callable[[], AbstractContextManager]:
+def fake_kernels() -> TorchDispatchMode:
+    """In `with FakeTensorMode(), fake_kernels:` kernels work on fake tensors for which torch alone has no answer."""
+    return FakeKernels()
+
+
+@pytest.fixture
+def cuda_autocast(fake_kernels: TorchDispatchMode) -> Callable[[], AbstractContextManager]:
     """In `with cuda_autocast():` autocast to bf16 on CUDA is on, and tensors are fake: they need no GPU.
 
     A fake tensor has a shape, a dtype and a device, but no values, and gradients of those on CUDA want a driver.
@@ -147,7 +162,7 @@ def cuda_autocast() -> Callable[[], AbstractContextManager]:
         torch.set_autocast_enabled("cuda", True)  # torch.autocast turns itself off where there is no GPU
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
-            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), FakeKernels():
+            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), fake_kernels:
                 yield
         finally:
             torch.set_autocast_enabled("cuda", before[0])

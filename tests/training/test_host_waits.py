@@ -1,7 +1,7 @@
 """No step makes the host wait for its device. Found without a GPU: a fake tensor has a device and a shape, no values.
 
-The device is one that torch knows by name only, for of DEVICE it wants a driver. That is how the code takes it too: not
-as a CPU, whose values cost nothing to read.
+The device is one that torch knows by name only, for of CUDA it wants a driver. Its tensors say that they are on CUDA:
+so the code takes its branches for a GPU. Our own kernels in Triton are not among them, since they need real memory.
 """
 
 import sys
@@ -78,6 +78,7 @@ class Waits(Values):
 @pytest.fixture
 def fake_tensors(monkeypatch):
     """The mode in which all tensors are fake, and what stands in its way."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: tensor.device.type == DEVICE.type))
     monkeypatch.setattr(
         sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: [DEVICE.type]
     )
@@ -116,14 +117,14 @@ def step_of(config, data, scaled, monkeypatch):
 
 
 @pytest.fixture
-def take_steps(composed, fake_tensors, monkeypatch):
+def take_steps(composed, fake_tensors, fake_kernels, monkeypatch):
     """Three steps with these overrides, the second and third under `Waits`: the first one may set up."""
 
     def call(*overrides, scaled=False):
         config = composed(*overrides, "train.global_batch_size=8")
         data = build.build_data(config.dataset)
         data = replace(data, train=data.train.on(torch.device("cpu")))  # a fake device has no generator
-        with fake_tensors:
+        with fake_tensors, fake_kernels:
             step = step_of(config, data, scaled, monkeypatch)
             batches = data.train_batches(batch_size=8, seed=0, device=DEVICE, channels_last=True).epoch(0)
             with Values():
@@ -174,6 +175,7 @@ READINGS = {
 def test_every_kind_of_reading_would_be_found(fake_tensors, reading):
     with fake_tensors, Waits():
         x = torch.zeros(4, device=DEVICE)
+        assert x.is_cuda
         with pytest.raises((AssertionError, DataDependentOutputException, DynamicOutputShapeException)):
             READINGS[reading](x)
         x.copy_(torch.ones(4), non_blocking=True)
