@@ -46,7 +46,8 @@ def check(config: DictConfig) -> Checked:
     except ValueError as error:
         raise SettingError(str(error)) from None
     # the jobs of a sweep share the data, and each finds its own unreadable files
-    data = replace(build.build_data(config.dataset), unreadable={})
+    data = build.build_data(config.dataset)
+    data = replace(data, unreadable=dict(data.unreadable))
     build.choose_stem(config.model, data)
     try:
         with warnings.catch_warnings():

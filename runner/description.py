@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from runner.config import method_nodes
 from runner.data.dataset import Data
+from runner.data.first_look import unseen_text
 from runner.methods.method import Method
 from runner.optim import scaled_lr
 from runner.settings.text import shown
@@ -94,6 +95,7 @@ def closing_rows(summary: Mapping, data: Data, folder: Path) -> Rows:
         file, reason = next(iter(data.unreadable.items()))
         number = len(data.unreadable)
         rows.append(("unreadable", f"{number} file{'s' if number > 1 else ''} left out: {file} ({reason})"))
+    rows += [("classes", unseen_text(split, names)) for split, names in data.unseen_classes().items() if names]
     throughput = summary.get("throughput") or {}
     if throughput.get("images_per_second"):
         speed = f"{throughput['images_per_second']:,.0f} images/s"
@@ -112,6 +114,7 @@ def sizes(data: Data) -> dict:
         "num_classes": data.num_classes,
         "image_size": data.image_size,
         "unreadable": dict(data.unreadable),
+        "unseen_classes": data.unseen_classes(),
         **data.findings.entries,
     }
 

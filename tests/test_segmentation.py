@@ -11,8 +11,12 @@ from torch.nn import functional as F
 
 from runner import load_run
 from runner.build import build_changed_model
+from runner.data import label_check
+from runner.data.dataset import DataFault
 from runner.layers.standardized_conv import StandardizedConv
 from runner.methods import GhostBatchNorm2d
+from runner.training.evaluation import evaluate
+from runner.training.precision import Precision
 from runner.training.tasks import Segmentation
 
 SCENES = (
@@ -89,7 +93,8 @@ def test_methods_change_the_part_that_is_asked_for(composed, part, norms, convol
 
 def test_unreadable_files_are_left_out_and_named(runner, make_scenes, tmp_path):
     make_scenes(tmp_path / "scenes", training=8, validation=3)
-    (tmp_path / "scenes/images/training/07.png").write_bytes(b"not an image")
+    image = tmp_path / "scenes/images/training/07.png"
+    image.write_bytes(image.read_bytes()[:-60])  # its header tells of nothing
     outcome = runner(*SCENES, "dataset.max_unreadable=1", "dataset.validation=test")
     assert outcome.code == 0, outcome.out
     assert "unreadable: 1 file left out" in outcome.out
@@ -98,6 +103,10 @@ def test_unreadable_files_are_left_out_and_named(runner, make_scenes, tmp_path):
     outcome = runner(*SCENES, "dataset.max_unreadable=0", "dataset.validation=test", "name=other")
     assert outcome.code == 1
     assert "dataset.max_unreadable=0: 1 files could not be read" in outcome.out
+    image.write_bytes(b"not an image")
+    outcome = runner(*SCENES, "dataset.max_unreadable=0", "dataset.validation=test", "dataset.flip=false")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "dataset.max_unreadable=0: 1 files cannot be read: scenes/images/training/07.png" in outcome.err
 
 
 @pytest.mark.slow
@@ -141,8 +150,9 @@ def test_micro_batches_have_the_cross_entropy_of_their_batch():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on, of loader processes
-def test_a_label_that_is_no_class_ends_the_run(runner, make_scenes, tmp_path, num_workers):
+def test_a_label_that_is_no_class_ends_the_run(runner, make_scenes, tmp_path, num_workers, monkeypatch):
     """It is no file that cannot be read: the number of classes may be wrong, and with it every result."""
+    monkeypatch.setattr(label_check, "MOST_COUNTED", 1)  # else it would be found before
     make_scenes(tmp_path / "scenes", training=12, validation=3)
     mask = tmp_path / "scenes/annotations/training/11.png"
     wrong = np.asarray(Image.open(mask)).copy()
@@ -159,3 +169,13 @@ def test_a_label_that_is_no_class_ends_the_run(runner, make_scenes, tmp_path, nu
     )
     assert "Traceback" not in outcome.out
     assert "Traceback" in (tmp_path / "outputs/runs/run/error.txt").read_text()
+
+
+def test_an_evaluation_without_a_labelled_pixel_is_an_error():
+    """Not a mean IoU of "nan %", of which every checkpoint would be the best."""
+    masks = [(torch.full((4, 4), 255), (4, 4))]
+    model, precision = torch.nn.Conv2d(3, 2, 1), Precision("fp32", torch.device("cpu"))
+    with pytest.raises(DataFault, match="None of the 1 masks of an evaluation has a labelled pixel"):
+        evaluate(model, [(torch.zeros(1, 3, 4, 4), masks)], precision, Segmentation(2))
+    masks[0][0][0, 0] = 1
+    assert evaluate(model, [(torch.zeros(1, 3, 4, 4), masks)], precision, Segmentation(2)).num_images == 1

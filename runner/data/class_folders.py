@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from runner.data.file_finder import NAMED, FileFinder, Identity, check_apart
+from runner.data.file_finder import FileFinder, Identity, check_apart, first
 
 TRAIN, TEST = "train", "val"  # the folders
 
@@ -69,9 +68,3 @@ class ClassFolders:
                 f"{self.place}: no image is in {first(empty)}; looked for {', '.join(IMG_EXTENSIONS)}. {self.remedy}"
             )
         return files
-
-
-def first(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"

@@ -106,6 +106,10 @@ class Data(ABC):
     ) -> EvaluationBatches:
         """The batches of `share` of a split, one of `SPLITS`, at most `batch_size` samples each."""
 
+    def unseen_classes(self) -> dict[str, list[str]]:
+        """Of each split the classes without an image that could be read so far, where images have one class."""
+        return {}
+
     @property
     def evaluation_batch_size(self) -> int:
         """A batch size for evaluation whose logits do not fill the memory."""

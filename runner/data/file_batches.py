@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from runner.data.batches import Normalization
-from runner.data.dataset import Data, DataFault, EvaluationBatches, Label, TrainBatches, check_batch_size
+from runner.data.dataset import (
+    CLASSIFICATION,
+    SPLITS,
+    Data,
+    DataFault,
+    EvaluationBatches,
+    Label,
+    TrainBatches,
+    check_batch_size,
+)
 from runner.data.file_loader import (
     Entry,
     Load,
@@ -26,10 +35,9 @@ from runner.data.file_loader import (
     make_loader,
     masks_of,
 )
+from runner.data.first_look import named, unseen_classes
 from runner.data.seeds import mixed_seed
 from runner.data.shares import WHOLE, Share
-
-NAMED = 3  # unreadable files that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,11 @@ class FileData(Data):
     load_evaluation: Load
     num_workers: int | None = None
     max_unreadable: int = 0
+
+    def unseen_classes(self) -> dict[str, list[str]]:
+        if self.task != CLASSIFICATION:
+            return {}
+        return {name: unseen_classes(getattr(self, name), self.class_names, self.unreadable) for name in SPLITS}
 
     def train_batches(
         self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
@@ -127,16 +140,12 @@ class _Files:
         if len(self.unreadable) > self.max_unreadable:
             raise DataFault(
                 f"dataset.max_unreadable={self.max_unreadable}: {len(self.unreadable)} files could not be read: "
-                f"{self._first_unreadable()}. Repair or remove them, or raise the limit."
+                f"{named(self.unreadable)}. Repair or remove them, or raise the limit."
             )
 
     def none_readable(self) -> DataFault:
         """What to raise where `max_unreadable` allows for more files than the split has."""
-        return DataFault(f"None of the {len(self.samples)} files could be read: {self._first_unreadable()}.")
-
-    def _first_unreadable(self) -> str:
-        named = [f"{path} ({reason})" for path, reason in list(self.unreadable.items())[:NAMED]]
-        return "; ".join([*named, "..."] if len(self.unreadable) > NAMED else named)
+        return DataFault(f"None of the {len(self.samples)} files could be read: {named(self.unreadable)}.")
 
 
 class FileTrainBatches(_Files, TrainBatches):

@@ -128,7 +128,8 @@ class FileFinder:
         ):
             if paths:
                 kind = "file or folder" if len(paths) == 1 else "files or folders"
-                notes.append(f"{len(paths):,} {kind} {what}: {_first(paths)}")
+                names = [os.path.join(*path.split(os.sep)[-2:]) for path in paths[: NAMED + 1]]
+                notes.append(f"{len(paths):,} {kind} {what}: {first(names, len(paths))}")
         if self.others:
             counts = [f"{number:,} {ending or 'without ending'}" for ending, number in self.others.most_common()]
             notes.append(f"left out, since they end on nothing that is read: {', '.join(counts)}")
@@ -173,6 +174,7 @@ def _is_same_file(one: str, other: str) -> bool:
         return False
 
 
-def _first(paths: Sequence[str]) -> str:
-    names = [os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path)) for path in paths[:NAMED]]
-    return ", ".join([*names, "..."] if len(paths) > NAMED else names)
+def first(names: Sequence[str], number: int | None = None) -> str:
+    """The first of some names, and how many more there are; `number` is that of all, where `names` are the first."""
+    more = (len(names) if number is None else number) - NAMED
+    return f"{', '.join(names[:NAMED])}{f' and {more:,} more' if more > 0 else ''}"

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from runner.data.class_folders import TEST, TRAIN, ClassFolders, first
+from runner.data.class_folders import TEST, TRAIN, ClassFolders
 from runner.data.file_batches import FileData
+from runner.data.file_finder import first
 from runner.data.file_loader import Sample
+from runner.data.first_look import look_at_images
 from runner.data.image_file import read_rgb
 from runner.data.splits import apart
 
@@ -97,6 +99,13 @@ def image_data(
     train, test = folders.samples()
     classes_of = torch.tensor([target for _, target in train])
     train, held_out, source = apart(train, classes_of, test, validation)
+    splits = {"train": train, "validation": held_out, "test": test}
+    if source == "test":
+        del splits["validation"]
+    unreadable: dict[str, str] = {}
+    findings = folders.finder.findings()
+    looking = {"root": str(folders.root), "max_unreadable": max_unreadable, "unreadable": unreadable}
+    findings.add(look_at_images(splits, folders.classes, **looking))
     load_train = LoadImage(
         train_transform(
             image_size=image_size,
@@ -125,7 +134,8 @@ def image_data(
         load_evaluation=load_test,
         num_workers=num_workers,
         max_unreadable=max_unreadable,
-        findings=folders.finder.findings(),
+        unreadable=unreadable,
+        findings=findings,
     )
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from runner.data.dataset import IGNORE_INDEX, SEGMENTATION, DataFault
+from runner.data.dataset import SEGMENTATION
 from runner.data.file_batches import FileData
 from runner.data.file_finder import FileFinder
+from runner.data.first_look import look_at_images
 from runner.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
+from runner.data.label_check import check_labels
+from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LAYOUT, SPLIT_FOLDERS, LoadScene, Scene, scene_splits
 from runner.data.scene_transforms import EvaluationTransform, TrainTransform
 from runner.data.splits import apart
 
-NUM_CHECKED = 8  # masks that are read at once, so that a wrong number of classes does not wait for the training
 ADE20K_FOLDER, ADE20K_CLASSES, ADE20K_SIZES = "ADEChallengeData2016", 150, (20_210, 2_000)
 
 
@@ -29,7 +30,7 @@ def mask_folder(*, root: str = "data/scenes", **settings) -> FileData:
     """
     finder = FileFinder()
     train, test = scene_splits(Path(root), finder=finder, place=f"dataset.root={root}", remedy=LAYOUT)
-    return scene_data("mask_folder", train, test, finder, **settings)
+    return scene_data("mask_folder", train, test, finder, root=root, **settings)
 
 
 def ade20k(*, root: str = "data", **settings) -> FileData:
@@ -58,6 +59,7 @@ def ade20k(*, root: str = "data", **settings) -> FileData:
         "ade20k",
         *splits,
         finder,
+        root=root,
         num_classes=ADE20K_CLASSES,
         ignore_label=None,
         reduce_zero_label=True,
@@ -72,9 +74,11 @@ def scene_data(
     test: Sequence[Scene],
     finder: FileFinder,
     *,
+    root: str,
     num_classes: int = 2,
-    ignore_label: int | None = 255,
+    ignore_label: int | str | None = "auto",
     reduce_zero_label: bool = False,
+    mask_values: tuple[int, ...] | None = None,
     class_names: tuple[str, ...] = (),
     image_size: int = 512,
     test_size: int | None = 512,
@@ -90,17 +94,20 @@ def scene_data(
     """A data set of the published training and test scenes.
 
     A share `validation` of the training scenes is set apart, always the same one; or "test": all are trained on and
-    the test split stands in for the validation split. `LoadScene` says what the values of a mask mean,
+    the test split stands in for the validation split. `MaskLabels` says what the values of a mask mean,
     `scene_transforms` what becomes of a scene, `FileData` what the last two settings are. Images are normalized with
     ImageNet's mean and standard deviation.
 
-    Raises ValueError where settings do not fit each other or one of the first training masks.
+    Raises ValueError where settings do not fit each other, and what `check_labels` and `look_at_images` do.
     """
     if scale_min > scale_max:
         raise ValueError(f"dataset.scale_min={scale_min}: larger than dataset.scale_max={scale_max}. Lower it.")
-    if num_classes > IGNORE_INDEX:
-        raise ValueError(f"dataset.num_classes={num_classes}: masks are kept with at most {IGNORE_INDEX} classes.")
-    labels = {"num_classes": num_classes, "ignore_label": ignore_label, "reduce_zero_label": reduce_zero_label}
+    labels = MaskLabels(
+        num_classes=num_classes,
+        ignore_label=ignore_label,
+        reduce_zero_label=reduce_zero_label,
+        mask_values=mask_values,
+    )
     augmented = TrainTransform(
         image_size=image_size,
         fill=tuple(round(255 * mean) for mean in IMAGENET_MEAN),
@@ -110,20 +117,21 @@ def scene_data(
         flip=flip,
         photometric=photometric,
     )
-    load_train = LoadScene(transform=augmented, **labels)
-    for scene in train[:NUM_CHECKED]:
-        # a file that cannot be read is counted, with dataset.max_unreadable, when its turn comes
-        with contextlib.suppress(OSError, SyntaxError):
-            try:
-                load_train.read_mask(scene.mask)
-            except DataFault as error:
-                raise ValueError(str(error)) from None
     if class_names and len(class_names) != num_classes:
         raise ValueError(
             f"dataset.root: objectInfo150.txt names {len(class_names)} classes, not {num_classes}. Put the release's "
             "own file there."
         )
     train, held_out, source = apart(train, torch.zeros(len(train), dtype=torch.int64), test, validation)
+    splits = {"train": train, "validation": held_out, "test": test}
+    if source == "test":
+        del splits["validation"]
+    unreadable: dict[str, str] = {}
+    findings = finder.findings()
+    checking = {"root": root, "unreadable": unreadable}
+    findings.add(check_labels(splits, labels, class_names=class_names, **checking))
+    images = {name: [(scene.image, 0) for scene in scenes] for name, scenes in splits.items()}
+    findings.add(look_at_images(images, ("all",), max_unreadable=max_unreadable, **checking))
     return FileData(
         name=name,
         num_classes=num_classes,
@@ -136,11 +144,12 @@ def scene_data(
         validation_source=source,
         task=SEGMENTATION,
         class_names=class_names,
-        load_train=load_train,
-        load_evaluation=LoadScene(transform=EvaluationTransform(test_size=test_size), **labels),
+        load_train=LoadScene(transform=augmented, labels=labels),
+        load_evaluation=LoadScene(transform=EvaluationTransform(test_size=test_size), labels=labels),
         num_workers=num_workers,
         max_unreadable=max_unreadable,
-        findings=finder.findings(),
+        unreadable=unreadable,
+        findings=findings,
     )
 
 

@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from runner.data.dataset import IGNORE_INDEX, DataFault
 from runner.data.file_finder import FileFinder, Found, Identity, check_apart
-from runner.data.image_file import read_rgb, upright
+from runner.data.image_file import read_rgb
+from runner.data.mask_labels import MaskLabels, read_values
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-MASK_MODES = ("L", "P", "I;16", "I")  # Pillow's: 8 bits of grey, a palette, and 16 bits of grey in two ways
 SPLIT_FOLDERS = (("training", "train"), ("validation", "val"))
 LAYOUT = (
     "Expected there: images/training and images/validation (or train and val) with .jpg or .png files, and in "
@@ -37,55 +33,22 @@ class Scene(NamedTuple):
 class LoadScene:
     """Reads a scene and transforms it: uint8 image (3, H, W) and uint8 mask (H, W) of class indices.
 
-    In a mask's file `ignore_label`, and 0 with `reduce_zero_label`, mean no class and become `IGNORE_INDEX`; with
-    `reduce_zero_label` the other values are one more than their class.
-
-    Raises OSError or SyntaxError where a file cannot be read, ValueError where image and mask do not fit each other
-    or the number of classes.
+    Raises OSError or SyntaxError where a file cannot be read, ValueError where image and mask do not fit each other,
+    DataFault where a mask does not fit `labels`.
     """
 
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    num_classes: int
-    ignore_label: int | None
-    reduce_zero_label: bool
+    labels: MaskLabels
 
     def __call__(self, scene: Scene) -> tuple[Tensor, Tensor]:
         image = pil_to_tensor(read_rgb(scene.image))
-        try:
-            mask = self.read_mask(scene.mask)
-        except (OSError, SyntaxError) as error:
-            raise OSError(f"the mask {scene.mask} cannot be read ({error})") from None
+        mask = self.labels.classes_of(read_values(scene.mask), scene.mask)
         if image.shape[1:] != mask.shape:
             height, width = mask.shape
             raise ValueError(
                 f"the mask {scene.mask} has {width}x{height} pixels, the image {image.shape[2]}x{image.shape[1]}"
             )
         return self.transform(image, mask)
-
-    def read_mask(self, path: str) -> Tensor:
-        """The class indices (H, W) in a mask's file."""
-        with Image.open(path) as file:
-            # grey of 2 or 4 bits is spread over 0..255 as it is read; only the tile tells
-            mode = file.tile[0].args if file.mode == "L" else file.mode
-            file.load()
-            values = torch.from_numpy(np.array(upright(file, file)).astype(np.int32))
-        if mode not in MASK_MODES:
-            raise ValueError(
-                f"dataset.root: the mask {path} does not hold one class index a pixel in 8 or 16 bits of grey or in a "
-                f"palette (Pillow's mode {mode})."
-            )
-        first = int(self.reduce_zero_label)
-        ignored = values < first
-        if self.ignore_label is not None:
-            ignored |= values == self.ignore_label
-        outside = values[(values >= self.num_classes + first) & ~ignored]
-        if len(outside):
-            known = f"{first}..{self.num_classes - 1 + first}"
-            raise DataFault(
-                f"dataset.num_classes={self.num_classes}: the mask {path} has the value {outside.max()}, which is "
-                f"none of {known}, nor dataset.ignore_label={self.ignore_label}. Set both as the masks have them."
-            )
-        return (values - first).masked_fill(ignored, IGNORE_INDEX).to(torch.uint8)
 
 
 def scene_splits(root: Path, *, finder: FileFinder, place: str, remedy: str) -> tuple[list[Scene], list[Scene]]:

@@ -131,7 +131,7 @@ def apart(
 def set_apart(targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Indices of the samples to train on, and of the `share` to validate on; see stratified_share.
 
-    Raises ValueError if that share is no sample at all.
+    Raises ValueError if that share is no sample at all, or all of a class.
     """
     chosen = stratified_share(targets, share)
     if not len(chosen):
@@ -139,9 +139,16 @@ def set_apart(targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
             f"dataset.validation={share}: that share of the training images of a class is none, in every class. Choose "
             "a larger share, or dataset.validation=test."
         )
-    left = torch.ones(len(targets), dtype=torch.bool)
-    left[chosen] = False
-    return left.nonzero().squeeze(1), chosen
+    is_left = torch.ones(len(targets), dtype=torch.bool)
+    is_left[chosen] = False
+    left = is_left.nonzero().squeeze(1)
+    if lost := len(targets.unique()) - len(targets[left].unique()):
+        raise ValueError(
+            f"dataset.validation={share}: that share takes all training images of {lost} "
+            f"class{'es' if lost > 1 else ''}, and leaves none to train on. Choose a smaller share, or "
+            "dataset.validation=test."
+        )
+    return left, chosen
 
 
 def stratified_share(targets: Tensor, share: float) -> Tensor:

@@ -56,6 +56,20 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class OrWord:
+    """A number of a range, or one word."""
+
+    range: Range
+    word: str
+
+    def __contains__(self, value: object) -> bool:
+        return value == self.word or value in self.range
+
+    def __str__(self) -> str:
+        return f"{self.range}, or be {self.word}"
+
+
+@dataclass(frozen=True)
 class Duration:
     """A time with its units, which a bare number would leave to be guessed."""
 
@@ -85,7 +99,7 @@ COUNT = Range(at_least=1, whole=True)
 COUNT_OR_NONE = Range(at_least=0, whole=True)
 PORTIONS = ("auto", "all", "first_half", "second_half")  # of a batch
 
-LIMITS: dict[str, dict[str, Range | OneOf | Duration]] = {
+LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
     "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
     "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
     "groupnorm": {"num_groups": COUNT},
@@ -147,7 +161,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | Duration]] = {
         "num_classes": Range(at_least=2, whole=True),
         "num_images": Range(at_least=8, whole=True),
         "test_size": Range(at_least=8, whole=True),
-        "ignore_label": COUNT_OR_NONE,
+        "ignore_label": OrWord(Range(at_least=0, at_most=2**16 - 1, whole=True), "auto"),
         "scale_min": POSITIVE,
         "scale_max": POSITIVE,
         "max_class_share": Range(above=0, at_most=1),

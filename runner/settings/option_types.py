@@ -189,8 +189,9 @@ class Scenes:
 @dataclass
 class MaskFolder(Scenes):
     num_classes: int
-    ignore_label: Optional[int]
+    ignore_label: Optional[Union[int, str]]
     reduce_zero_label: bool
+    mask_values: Optional[list[int]]
 
 
 @dataclass

@@ -144,5 +144,5 @@ def _type_name(kind: Any) -> str:
         return A_MAPPING
     if get_origin(kind) is Union:
         null = ", or null" if type(None) in get_args(kind) else ""
-        return " or ".join(names[option] for option in options) + null
+        return " or ".join(_type_name(option) for option in options) + null
     return names[kind]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from runner.data.dataset import EvaluationBatches
+from runner.data.dataset import DataFault, EvaluationBatches
 from runner.layers.standardized_conv import cached_standardized_weights
 from runner.training.distributed import summed
 from runner.training.precision import Precision
@@ -44,4 +45,7 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision,
     model.train(was_training)
     loss, number = summed(sums).tolist()
     totals = summed(counts).tolist()
-    return Evaluation({**task.scores(totals), "loss": loss / number}, totals, int(number))
+    scores = task.scores(totals)
+    if math.isnan(scores[task.score]):
+        raise DataFault(f"None of the {int(number)} masks of an evaluation has a labelled pixel: nothing is measured.")
+    return Evaluation({**scores, "loss": loss / number}, totals, int(number))

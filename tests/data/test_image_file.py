@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from runner.data.image_file import OddShape, read_rgb
 from runner.data.image_folder import image_folder
+from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LoadScene, Scene
 from runner.data.scene_transforms import EvaluationTransform
 
@@ -77,7 +78,7 @@ def test_damaged_exif_is_ignored_without_a_word(tmp_path, damage):
 def test_image_and_mask_are_each_turned_by_their_own_orientation(tmp_path, mode):
     """An annotation tool shows the photo upright and keeps the mask so; another copies the photo's EXIF."""
     classes = (np.arange(16 * 24).reshape(16, 24) % 4).astype(np.uint8)
-    load = LoadScene(transform=EvaluationTransform(), num_classes=4, ignore_label=255, reduce_zero_label=False)
+    load = LoadScene(transform=EvaluationTransform(), labels=MaskLabels(num_classes=4))
     save(tmp_path / "photo.png", STORED[6](SEEN), 6)
     for orientation in (1, 6, 8):
         stored = np.ascontiguousarray(STORED[orientation](classes))

@@ -201,6 +201,8 @@ def test_damaged_files_are_told_and_batches_keep_their_size(root, num_workers):
     assert (len(data.train), len(data.test)) == (35, 10)
     batches = data.train_batches(batch_size=7, seed=0, device=CPU)
     assert [len(targets) for _, targets in batches.epoch(0)] == [7] * 5
+    of_val = data.unreadable.pop(str(root / "val" / "bee" / "text.jpg"))  # was found before
+    assert "cannot identify" in of_val
     found = {path.removeprefix(f"{root}/train/ant/"): reason for path, reason in data.unreadable.items()}
     assert found.keys() == reasons.keys()
     assert [name for name, part in reasons.items() if part not in found[name]] == []

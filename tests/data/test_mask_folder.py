@@ -11,6 +11,7 @@ from PIL import Image
 
 from runner.build import build_data
 from runner.config import CONF
+from runner.data import label_check
 from runner.data import mask_folder as module
 from runner.data.dataset import IGNORE_INDEX, SEGMENTATION
 from runner.data.mask_folder import ade20k, mask_folder, scene_data
@@ -137,8 +138,8 @@ def test_files_that_cannot_be_read_are_counted_and_replaced(scenes):
     images = {str(first), str(scenes / "images/training/train_00000001.jpg")}
     assert set(data.unreadable) == images
     assert f"the mask {second} cannot be read" in data.unreadable[min(images)]
-    with pytest.raises(RuntimeError, match=r"dataset\.max_unreadable=1: 2 files could not be read"):
-        train_epoch(mask_folder(root=str(scenes), validation="test", **SMALL | {"max_unreadable": 1}))
+    with pytest.raises(ValueError, match=r"dataset\.max_unreadable=1: 2 files cannot be read"):
+        mask_folder(root=str(scenes), validation="test", **SMALL | {"max_unreadable": 1})
 
 
 def test_a_scene_that_cannot_be_read_is_left_out_of_the_test(scenes):
@@ -155,8 +156,11 @@ def test_a_wrong_number_of_classes_shows_before_the_training(scenes):
         mask_folder(root=str(scenes), **SMALL | {"num_classes": 3})
 
 
-def test_a_value_beyond_the_classes_in_a_later_mask_shows_when_it_is_read(scenes):
+def test_a_value_beyond_the_classes_shows_before_the_training_or_when_it_is_read(scenes, monkeypatch):
     Image.new("L", (31, 23), 77).save(scenes / "annotations/validation/val_00000002.png")
+    with pytest.raises(ValueError, match=r"val_00000002\.png has the value 77"):
+        mask_folder(root=str(scenes), **SMALL)
+    monkeypatch.setattr(label_check, "MOST_COUNTED", 2)
     with pytest.raises(RuntimeError, match=r"val_00000002\.png has the value 77"):
         evaluated(mask_folder(root=str(scenes), **SMALL))
 
@@ -243,7 +247,7 @@ def test_the_settings_of_yaml_are_those_of_the_functions(name):
         known = {
             key: value
             for key, value in known.items()
-            if key not in ("num_classes", "ignore_label", "reduce_zero_label")
+            if key not in ("num_classes", "ignore_label", "reduce_zero_label", "mask_values")
         }
     root = inspect.signature(getattr(module, name)).parameters["root"].default
     assert settings == {"name": name, "root": root, **known}

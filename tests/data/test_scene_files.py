@@ -10,19 +10,23 @@ from PIL import Image
 
 from runner.data.dataset import IGNORE_INDEX, DataFault
 from runner.data.file_finder import FileFinder
+from runner.data.mask_labels import MaskLabels, read_values
 from runner.data.scene_files import LoadScene, Scene, scene_splits
 from runner.data.scene_transforms import EvaluationTransform
 
 INDICES = np.array([[0, 1, 2], [3, 2, 0]])
 
 
+def labels(num_classes=4, ignore_label=255, reduce_zero_label=False):
+    return MaskLabels(num_classes=num_classes, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+
+
+def read_mask(path, **settings):
+    return labels(**settings).classes_of(read_values(str(path)), str(path))
+
+
 def loading(num_classes=4, ignore_label=255, reduce_zero_label=False):
-    return LoadScene(
-        transform=EvaluationTransform(),
-        num_classes=num_classes,
-        ignore_label=ignore_label,
-        reduce_zero_label=reduce_zero_label,
-    )
+    return LoadScene(transform=EvaluationTransform(), labels=labels(num_classes, ignore_label, reduce_zero_label))
 
 
 def grey(values, dtype=np.uint8):
@@ -54,7 +58,7 @@ def grey_of_few_bits(path, bits, row):
 )
 def test_a_mask_is_read_as_indices_however_it_is_kept(tmp_path, image, bits):
     image.save(tmp_path / "mask.png", **bits)
-    mask = loading().read_mask(str(tmp_path / "mask.png"))
+    mask = read_mask(tmp_path / "mask.png")
     assert mask.dtype == torch.uint8
     assert mask.tolist() == INDICES.tolist()
 
@@ -70,7 +74,7 @@ def test_a_mask_is_read_as_indices_however_it_is_kept(tmp_path, image, bits):
 )
 def test_values_become_class_indices(tmp_path, settings, expected):
     grey([[0, 1, 2, 3, 254]]).save(tmp_path / "mask.png")
-    assert loading(**settings).read_mask(str(tmp_path / "mask.png")).tolist() == [expected]
+    assert read_mask(tmp_path / "mask.png", **settings).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -85,20 +89,20 @@ def test_values_become_class_indices(tmp_path, settings, expected):
 def test_a_value_beyond_the_classes_is_named_with_its_file(tmp_path, value, settings, known):
     grey([[1, value]], np.uint16).save(tmp_path / "odd.png")
     with pytest.raises(DataFault, match=rf"^dataset\.num_classes=4: the mask \S+odd\.png has the value {known}"):
-        loading(**settings).read_mask(str(tmp_path / "odd.png"))
+        read_mask(tmp_path / "odd.png", **settings)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_grey_of_few_bits_is_refused_since_its_indices_are_lost(tmp_path, bits):
     grey_of_few_bits(tmp_path / "mask.png", bits, [0, 1])
     with pytest.raises(ValueError, match=r"mask\.png does not hold one class index a pixel in 8 or 16 bits"):
-        loading(num_classes=150).read_mask(str(tmp_path / "mask.png"))
+        read_mask(tmp_path / "mask.png", num_classes=150)
 
 
 def test_a_coloured_mask_is_refused(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=r"mask\.png .*mode RGB"):
-        loading().read_mask(str(tmp_path / "mask.png"))
+        read_mask(tmp_path / "mask.png")
 
 
 @pytest.fixture

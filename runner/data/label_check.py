@@ -1,0 +1,138 @@
+"""Which classes the masks of a data set have pixels of, counted before a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from runner.data.dataset import IGNORE_INDEX, Findings
+from runner.data.file_facts import FileFacts
+from runner.data.file_finder import first
+from runner.data.first_look import SPLIT_WORDS, evenly_spaced
+from runner.data.mask_labels import MaskLabels, count_values, listed
+from runner.data.scene_files import Scene
+
+MOST_COUNTED = 500  # masks of a split: some seconds where there are as many, once, since the counts are kept
+
+
+@dataclass
+class LabelCounts:
+    """The number of pixels by value in the masks of a split, or in some of them."""
+
+    split: str
+    number: int  # of all masks
+    read: int = 0
+    pixels: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def is_sample(self) -> bool:
+        return self.number > MOST_COUNTED
+
+    @property
+    def masks(self) -> str:
+        """The masks that were counted, in words."""
+        return f"{f'{self.read:,} of ' * self.is_sample}the {self.number:,} {self.split} masks"
+
+    def present(self, labels: MaskLabels) -> set[int]:
+        """The classes with pixels."""
+        return {labels.class_of(value) for value in self.pixels} - {IGNORE_INDEX}
+
+
+def check_labels(
+    splits: Mapping[str, Sequence[Scene]],
+    labels: MaskLabels,
+    *,
+    root: str,
+    class_names: Sequence[str],
+    unreadable: dict[str, str],
+) -> Findings:
+    """Say which classes have no pixel in a split; raise a ValueError where `labels` cannot be what the masks mean.
+
+    Up to `MOST_COUNTED` masks of each split are read, evenly spaced. `unreadable` (image -> reason) takes those that
+    cannot be.
+    """
+    facts = FileFacts("masks", root)
+    counts = {name: _count(SPLIT_WORDS[name], scenes, labels, facts, unreadable) for name, scenes in splits.items()}
+    _check_present(list(counts.values()), labels, root)
+    names = class_names or [str(number) for number in range(labels.num_classes)]
+    absent = {
+        name: [names[number] for number in range(labels.num_classes) if number not in split.present(labels)]
+        for name, split in counts.items()
+    }
+    findings = Findings(entries={"classes_without_pixels": absent})
+    findings.entries["masks_counted"] = {name: split.read for name, split in counts.items()}
+    for name, classes in absent.items():
+        if classes:
+            text = f"no pixel of {counts[name].masks} is of class {first(classes)}"
+            findings.notes.append(("note" if counts[name].is_sample else "warning", text))
+    return findings
+
+
+def _check_present(counts: Sequence[LabelCounts], labels: MaskLabels, root: str) -> None:
+    """Raise a ValueError if a split has no labelled pixel, the training split pixels of one class alone, or if the
+    value that is ignored by default may be that of a class without pixels.
+
+    The last two are not said of a sample of the masks, since other classes may be in the rest, but for the last where
+    one class alone has pixels.
+    """
+    for split in counts:
+        if split.read and not split.present(labels):
+            values = listed(sorted(split.pixels))
+            raise ValueError(
+                f"dataset.root={root}: no pixel of {split.masks} has a class; their values are {values}. "
+                f"{_remedy(counts, labels)}"
+            )
+    present = set().union(*(split.present(labels) for split in counts))
+    absent = [str(number) for number in range(labels.num_classes) if number not in present]
+    ignored = sum(split.pixels[labels.ignored] for split in counts)
+    pixels = sum(split.pixels.total() for split in counts)
+    is_sample = any(split.is_sample for split in counts)
+    if labels.ignore_label == "auto" and ignored and absent and not (is_sample and len(present) > 1):
+        raise ValueError(
+            f"dataset.ignore_label=auto: no pixel of the masks is of class {first(absent)}, and "
+            f"{ignored:,} of {pixels:,} pixels have the value {labels.ignored}, which is taken for no class. "
+            f"{_remedy(counts, labels)}"
+        )
+    train = counts[0]
+    if len(train.present(labels)) == 1 and not train.is_sample:
+        raise ValueError(
+            f"dataset.num_classes={labels.num_classes}: all labelled pixels of {train.masks} are of class "
+            f"{min(train.present(labels))}, and nothing is there to tell it from. {_remedy(counts, labels)}"
+        )
+
+
+def _remedy(counts: Sequence[LabelCounts], labels: MaskLabels) -> str:
+    """What to set where the ignored value is a class, and where it is none."""
+    if not any(split.pixels[labels.ignored] for split in counts):
+        return "Choose masks with more than one class, or set dataset.mask_values to the values of their classes."
+    values = list(labels.values)
+    absent = [place for place, value in enumerate(values) if not any(split.pixels[value] for split in counts)]
+    if len(absent) == 1:
+        values[absent[0]] = labels.ignored
+    suggested = listed(values) if len(absent) == 1 else "[VALUE,VALUE,...]"
+    zero = " dataset.reduce_zero_label=false dataset.ignore_label=0" if labels.reduce_zero_label else ""
+    return (
+        f"If {labels.ignored} is the value of a class, name those of all: dataset.mask_values={suggested}{zero}; if it "
+        f"is no class, say so: dataset.ignore_label={labels.ignored}."
+    )
+
+
+def _count(
+    split: str, scenes: Sequence[Scene], labels: MaskLabels, facts: FileFacts, unreadable: dict[str, str]
+) -> LabelCounts:
+    counts = LabelCounts(split, len(scenes))
+    chosen = evenly_spaced(scenes, MOST_COUNTED)
+    odd = []
+    for scene, found in zip(chosen, facts.of([scene.mask for scene in chosen], count_values), strict=True):
+        if isinstance(found, Exception):
+            unreadable[scene.image] = str(found)
+            continue
+        values = {int(value): number for value, number in found.items()}
+        odd += [(scene.mask, value) for value in values if labels.class_of(value) is None]
+        counts.pixels.update(values)
+        counts.read += 1
+    if odd:
+        path = odd[0][0]
+        raise ValueError(str(labels.fault(path, max(value for mask, value in odd if mask == path), counts.pixels)))
+    return counts
