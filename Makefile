@@ -43,7 +43,7 @@ test-slow: setup  ## run the slow tests: processes killed, several devices, laun
 test-gpu: setup  ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-torture: setup  ## kill runs, damage their files, mistype command lines, from a seed; ARGS: KIND ... --seed S --minutes M
+torture: setup  ## kill runs, damage their files, mistype commands, fill disks, ...; ARGS: KIND ... --seed S --minutes M
 	@$(BIN)/python scripts/torture.py $(ARGS)
 
 test-minimum: $(MINIMUM)/.installed  ## run the fast tests with the lowest versions that pyproject.toml allows, in .venv-minimum

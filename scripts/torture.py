@@ -1,8 +1,8 @@
 """Attack the runner as accidents and people do, from a seed: `python scripts/torture.py [KIND ...] [--seed S]`.
 
-The kinds are kill, damage and fuzz; all of them in turn unless some are named. Runs for --minutes, prints what was
-tried and what survived, and for each failure the command that shows it again. What counts as survived is written down
-in scripts/tortures/survival.py. Exit code 0 if everything survived, 1 if not.
+The kinds are kill, damage, fuzz, sweep, disk, data and ranks; all of them in turn unless some are named. Runs for
+--minutes, prints what was tried and what survived, and for each failure the command that shows it again. What counts as
+survived is written down in scripts/tortures/survival.py. Exit code 0 if everything survived, 1 if not.
 """
 
 from __future__ import annotations

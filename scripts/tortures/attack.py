@@ -69,9 +69,16 @@ class Attack:
         call = watched(call, self.folder, records / "calls", act) if act else call
         return self.noted(fork(call, as_typed(arguments), self.folder, records, environment))
 
-    def end(self, running: Running, allowed: Mapping[int, str] = DONE, *, is_quiet: bool = False) -> Ended:
-        """Wait for a command's end and judge it."""
-        ended = running.end(self.deadline)
+    def end(
+        self,
+        running: Running,
+        allowed: Mapping[int, str] = DONE,
+        *,
+        is_quiet: bool = False,
+        seconds: float | None = None,
+    ) -> Ended:
+        """Wait for a command's end, at most so many seconds, and judge it."""
+        ended = running.end(seconds or self.deadline)
         self.transcript.append(ended)
         self.reasons += survival.faults(ended, allowed, is_quiet=is_quiet)
         return ended

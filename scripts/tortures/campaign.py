@@ -17,6 +17,8 @@ KINDS = {
     "fuzz": "command lines that nobody meant",
     "sweep": "odd axes and names, sweeps stopped, damaged, without room, two at once",
     "disk": "disks full, read-only, forbidden or broken; then there is room",
+    "data": "folders with junk, links, turned photos, odd masks, copies, broken files",
+    "ranks": "signals to ranks and to launchers",
 }
 
 LONGEST_TEXT = 300

@@ -1,4 +1,4 @@
-"""The odd values, words, flags and paths that command lines are made of in `tortures.fuzz`."""
+"""The odd values, words, flags and paths that command lines of `fuzz` and `sweep` are made of."""
 
 from __future__ import annotations
 
@@ -36,3 +36,20 @@ FOLDERS += ("outputs/runs/nope", ".", "/", "''", "null", "[a]", "${nope}", '"out
 FOLDERS += ("outputs/sweeps/sweep",)
 OUTPUTS = ("/dev/null/x", "/proc/none", "a_file", "a_file/x", "''", "größe", "'with space'", "x" * 300, "null")
 OUTPUTS += ("[a]", "a\nb", "${name}")
+AXES = ("seed=range(0,0)", "seed=range(0,2)", "seed=range(2,0,-1)", "seed=range(100000000)")
+AXES += ("seed=choice(0,1)", "seed=0,0", "seed=interval(0,1)", "seed=glob(*)", "seed=sort(1,0)")
+AXES += ("seed=shuffle(0,1)", "seed=tag(a,0,1)", "seed=,", "seed=0,", "seed=${nope},1", "seed=0,${nope}")
+AXES += ("seed=0,x", "seed=1,0.5", "seed=[0],[1]", "seed=0,null", "seed={a:1},0", "optimizer.lr=0.1,-1")
+AXES += ("optimizer.lr=0.1,nan", "norm=batchnorm,[none]", "norm=batchnorm,nope", "norm=[agc],[[agc]]")
+AXES += ("norm=batchnorm,null", "model=resnet20,resnet21", "train.max_steps=1,0", "name=a,b", "resume=a,b")
+AXES += ("sweep.name=a,b", "paths.outputs=a,b", "wandb.project=ä,b", "wandb.tags=[a],[b]", "train.ema=0.9,0.9")
+AXES += ("train.ema=1e400,0.9", "seed=0,${seed}", "train={epochs:1},{epochs:2}", "agc.clip=0.1,0.2", "nope=1,2")
+AXES += ("+nope=1,2", "~seed=1,2", "seed=0;1", "'seed=0,1'", "hydra.job.chdir=true,false")
+AXES += ("dataset.num_images=16,1000000000000", "train.global_batch_size=8,1", "schedule=plateau,nope")
+SWEEP_NAMES = ("null", "''", "a/b", "../up", "..", ".", "/", "x" * 200, "x" * 300, "größe", "'a b'", "a\\,b")
+SWEEP_NAMES += ("[a]", "${nope}", "-m", "a\nb", "None", "sweep", "a.b", "'a=b'", "~", "#", "con")
+SWEEP_WORDS = ("hydra.sweep.subdir=x", "hydra.output_subdir=x", "hydra.job.chdir=true")
+SWEEP_WORDS += ("hydra.sweep.dir=elsewhere", "hydra/sweeper=optuna", "hydra/launcher=nope")
+SWEEP_WORDS += ("hydra.run.dir=elsewhere", "hydra.job.num=7", "hydra.sweeper.max_batch_size=1")
+SWEEP_WORDS += ("resume=outputs/runs/run", "sweep.axes={seed:'0,1'}", "sweep.retry_failed=maybe")
+SWEEP_WORDS += ("sweep.claims=[x]", "sweep.measures=3", "plan", "--cfg", "name=one")

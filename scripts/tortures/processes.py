@@ -79,10 +79,12 @@ class Running:
             time.sleep(POLL_SECONDS)
         return True
 
-    def send(self, number: int) -> None:
-        """Send a signal to the process, and to it alone."""
+    def send(self, number: int, to: int | None = None) -> None:
+        """Send a signal to the process, or to one that it started, and to it alone."""
+        if to is None and self.is_over:
+            return  # its number may be another's
         with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+            os.kill(to or self.pid, number)
 
     def end(self, seconds: float) -> Ended:
         """Wait for its end, at most so long; then for that of all it started. What is left is named and killed."""
@@ -184,6 +186,11 @@ def spawn(
     return Running(process.pid, as_typed(arguments), records, others)
 
 
+def command_line(pid: int) -> str:
+    """What a process was started with; empty where it is gone."""
+    return _read(Path("/proc", str(pid), "cmdline")).replace("\0", " ").strip()
+
+
 def as_typed(arguments: tuple[str, ...]) -> str:
     """The runner's command line for a shell."""
     return shlex.join(["python", "-m", "runner", *arguments])
@@ -255,7 +262,7 @@ def _name(pid: int) -> str | None:
     text = _read(Path("/proc", str(pid), "stat"))
     if not text or text.rpartition(")")[2].split()[0] in "ZX":
         return None
-    return _read(Path("/proc", str(pid), "cmdline")).replace("\0", " ").strip()[-100:] or text.partition(")")[0]
+    return command_line(pid)[-100:] or text.partition(")")[0]
 
 
 def _read(path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tortures import survival
 from tortures.attack import DONE, TINY, Attack
 from tortures.file_calls import Refuse, Stop, number_of_calls
+from tortures.odd_words import AXES, SWEEP_NAMES, SWEEP_WORDS
 from tortures.wounds import wound
 
 SETTINGS = (*TINY, "train.epochs=1", "train.checkpoint_every_steps=1")
@@ -20,106 +21,6 @@ REFUSED = {**DONE, 2: "it is refused"}
 NOT_ALL_DONE = {**DONE, 1: "a job failed, or its report could not be written"}
 STOPPED = {-signal.SIGKILL: "it was killed", 130: "it was interrupted", **DONE}
 TERMINATED = {-signal.SIGTERM: "the signal came before it was listened for"}
-
-AXES = (
-    "seed=range(0,0)",
-    "seed=range(0,2)",
-    "seed=range(2,0,-1)",
-    "seed=range(100000000)",
-    "seed=choice(0,1)",
-    "seed=0,0",
-)
-AXES += (
-    "seed=interval(0,1)",
-    "seed=glob(*)",
-    "seed=sort(1,0)",
-    "seed=shuffle(0,1)",
-    "seed=tag(a,0,1)",
-    "seed=,",
-    "seed=0,",
-)
-AXES += ("seed=${nope},1", "seed=0,${nope}", "seed=0,x", "seed=1,0.5", "seed=[0],[1]", "seed=0,null", "seed={a:1},0")
-AXES += (
-    "optimizer.lr=0.1,-1",
-    "optimizer.lr=0.1,nan",
-    "norm=batchnorm,[none]",
-    "norm=batchnorm,nope",
-    "norm=[agc],[[agc]]",
-)
-AXES += (
-    "norm=batchnorm,null",
-    "model=resnet20,resnet21",
-    "train.max_steps=1,0",
-    "name=a,b",
-    "resume=a,b",
-    "sweep.name=a,b",
-)
-AXES += (
-    "paths.outputs=a,b",
-    "wandb.project=ä,b",
-    "wandb.tags=[a],[b]",
-    "train.ema=0.9,0.9",
-    "train.ema=1e400,0.9",
-    "seed=0,${seed}",
-)
-AXES += (
-    "train={epochs:1},{epochs:2}",
-    "agc.clip=0.1,0.2",
-    "nope=1,2",
-    "+nope=1,2",
-    "~seed=1,2",
-    "seed=0;1",
-    "'seed=0,1'",
-)
-AXES += (
-    "hydra.job.chdir=true,false",
-    "dataset.num_images=16,1000000000000",
-    "train.global_batch_size=8,1",
-    "schedule=plateau,nope",
-)
-NAMES = (
-    "null",
-    "''",
-    "a/b",
-    "../up",
-    "..",
-    ".",
-    "/",
-    "x" * 200,
-    "x" * 300,
-    "größe",
-    "'a b'",
-    "a\\,b",
-    "[a]",
-    "${nope}",
-    "-m",
-    "a\nb",
-)
-NAMES += ("None", "sweep", "a.b", "'a=b'", "~", "#", "con")
-WORDS = (
-    "hydra.sweep.subdir=x",
-    "hydra.output_subdir=x",
-    "hydra.job.chdir=true",
-    "hydra.sweep.dir=elsewhere",
-    "hydra/sweeper=optuna",
-)
-WORDS += (
-    "hydra/launcher=nope",
-    "hydra.run.dir=elsewhere",
-    "hydra.job.num=7",
-    "hydra.sweeper.max_batch_size=1",
-    "resume=outputs/runs/run",
-)
-WORDS += (
-    "sweep.axes={seed:'0,1'}",
-    "sweep.retry_failed=maybe",
-    "sweep.claims=[x]",
-    "sweep.measures=3",
-    "plan",
-    "--cfg",
-    "name=one",
-)
-LONGEST_SWEEP = 4  # jobs
 
 
 def attack(a: Attack) -> None:
@@ -132,9 +33,9 @@ def _odd(a: Attack) -> None:
     draw = a.draw
     words = [*SETTINGS, "train.max_steps=1", draw.choice((*AXES, "seed=0,1"))]
     if draw.random() < 0.4:
-        words.append(f"sweep.name={draw.choice(NAMES)}")
+        words.append(f"sweep.name={draw.choice(SWEEP_NAMES)}")
     if draw.random() < 0.4:
-        words.insert(draw.randint(0, len(words)), draw.choice(WORDS))
+        words.insert(draw.randint(0, len(words)), draw.choice(SWEEP_WORDS))
     if draw.random() < 0.3:
         words.append(draw.choice(("train.ema=0.5,0.9", "optimizer=sgd,adamw", "norm=batchnorm,groupnorm")))
     words.insert(draw.randint(0, len(words)), draw.choice(("-m", "-m", "--multirun")))
