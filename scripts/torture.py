@@ -52,7 +52,14 @@ def main() -> None:
             attack = run_one(arguments.kinds[0], arguments.seed, arguments.only, templates, keep=True)
             raise SystemExit(_show(attack, console, arguments.keep))
         report, started = Progress(console).report, time.monotonic()
-        tallies = campaign(arguments.kinds, arguments.seed, 60 * arguments.minutes, templates, report=report)
+        tallies = campaign(
+            arguments.kinds,
+            arguments.seed,
+            60 * arguments.minutes,
+            templates,
+            report=report,
+            until_one_fails=arguments.first,
+        )
         seconds = time.monotonic() - started
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -114,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=2.0, help="for all kinds together (default 2)")
+    parser.add_argument("--first", action="store_true", help="end with the first failure")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one attack of one kind, with all that it printed")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="with --only: where its folder goes")
     parser.add_argument("--deadline", type=float, default=45.0, help="seconds for a command (default 45)")

@@ -78,10 +78,11 @@ def campaign(
     templates: Templates,
     *,
     report: Callable[[Attack, dict[str, Tally]], object],
+    until_one_fails: bool = False,
 ) -> dict[str, Tally]:
     """Run attacks until the seconds are over, each kind for its share of them; Ctrl-C ends it with what there is.
 
-    `report` is told each attack as it ends, with the tallies so far.
+    `report` is told each attack as it ends, with the tallies so far. `until_one_fails` ends it with the first failure.
     """
     tallies = {kind: Tally() for kind in kinds}
     end = time.monotonic() + seconds
@@ -95,6 +96,8 @@ def campaign(
             if attack.reasons:
                 tally.failures.append(failure_of(attack))
             report(attack, tallies)
+            if attack.reasons and until_one_fails:
+                break
             if any(reason.startswith(CANNOT_BEGIN) for reason in attack.reasons):
                 kinds = [name for name in kinds if name != kind]
     except KeyboardInterrupt:
