@@ -16,9 +16,6 @@ from runner.data.file_batches import FileData
 from runner.data.file_loader import available_workers
 from runner.data.seeds import mixed_seed
 
-# Python 3.12 and later warn wherever a process with threads, here torch's, is forked
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.5, 0.25, 0.75]), torch.tensor([0.2, 0.3, 0.1])
 

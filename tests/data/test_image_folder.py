@@ -15,8 +15,6 @@ from runner.data.image_folder import image_folder, imagenet, train_transform
 from runner.settings.limits import LIMITS
 from runner.settings.text import SettingError
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
 SMALL = {"image_size": 24, "test_size": 24, "test_resize": 32, "num_workers": 0}

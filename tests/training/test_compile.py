@@ -10,10 +10,7 @@ from torch import nn
 from runner.config import CONF, METHOD_GROUPS
 from runner.training.loop import Trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # the compiler's own look at it
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own look at it
 
 BATCHES = 4  # of an epoch of `small`
 SETTINGS = {

@@ -200,7 +200,6 @@ def test_statistics_are_measured_over_the_micro_batches_of_the_epoch_before_eval
     ],
     ids=[f"{name}-{step}" for name in ("stateful", "mixed", "prolonged", "scenes") for step in (4, 6)],
 )
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on, of loader processes
 def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(
     runner, tiny, make_scenes, tmp_path, monkeypatch, settings, stop_after_step
 ):
