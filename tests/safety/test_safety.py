@@ -267,7 +267,7 @@ def test_what_is_harmless_stays_possible(hydra_node, elsewhere):
     found = hydra_node(words)
     assert (found.launcher.partition, found.launcher.timeout_min) == ("gpu-a100", 30)
     assert hydra_node(["hydra/job_logging=none", "+hydra.job.env_set.OMP_NUM_THREADS=1"]).job.env_set
-    assert hydra_node(["hydra.job_logging.root={level: INFO}", "hydra.sweep.subdir=${hydra.job.num}"]).job_logging.root
+    assert hydra_node(["hydra.job_logging.root={level: INFO}"]).job_logging.root
 
 
 def test_logging_names_no_code_that_lies_elsewhere(hydra_node, elsewhere):

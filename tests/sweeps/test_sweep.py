@@ -81,7 +81,7 @@ def fail():
 )
 def test_a_sweep_ends_with_a_table(small, tmp_path, overrides, key, values):
     values = values.split()
-    outcome = small("train.max_steps=1", "-m", *overrides)
+    outcome = small("train.max_steps=2", "-m", *overrides)  # of one step alone no images/s are told
     assert outcome.code == 0, outcome.out + outcome.err
     sweep = only_sweep(tmp_path)
     summaries = jobs_of(sweep)
