@@ -25,6 +25,7 @@ def cifar(
     crop_padding: int = 4,
     flip: bool = True,
     validation: float | str = 0.1,
+    check_duplicates: bool | None = None,
 ) -> TensorData:
     """`name` is cifar10 or cifar100: 50,000 training and 10,000 test images of 32x32.
 
@@ -37,7 +38,14 @@ def cifar(
     train, test = (_split(kind, Path(root), training, download) for training in (True, False))
     num_classes = len(kind(root, train=False).classes)
     return make_data(
-        name, train, test, num_classes=num_classes, validation=validation, crop_padding=crop_padding, flip=flip
+        name,
+        train,
+        test,
+        num_classes=num_classes,
+        validation=validation,
+        crop_padding=crop_padding,
+        flip=flip,
+        check_duplicates=check_duplicates,
     )
 
 

@@ -20,7 +20,12 @@ CHUNK = 1_000  # images drawn at a time
 
 
 def cluttered_digits(
-    *, image_size: int = IMAGE_SIZE, crop_padding: int = 0, flip: bool = False, validation: float | str = 0.1
+    *,
+    image_size: int = IMAGE_SIZE,
+    crop_padding: int = 0,
+    flip: bool = False,
+    validation: float | str = 0.1,
+    check_duplicates: bool | None = None,
 ) -> TensorData:
     """10,000 training and 2,000 test images of 32x32 pixels in 10 classes, the same ones each time.
 
@@ -45,6 +50,7 @@ def cluttered_digits(
         validation=validation,
         crop_padding=crop_padding,
         flip=flip,
+        check_duplicates=check_duplicates,
     )
 
 

@@ -24,7 +24,9 @@ NOISE_SIZES = (3, 8, 24)  # cells a side of the noise that makes a ground
 CHUNK = 50  # scenes drawn at a time
 
 
-def digit_scenes(*, crop_padding: int = 0, flip: bool = False, validation: float | str = 0.1) -> TensorData:
+def digit_scenes(
+    *, crop_padding: int = 0, flip: bool = False, validation: float | str = 0.1, check_duplicates: bool | None = None
+) -> TensorData:
     """2,000 training and 500 test scenes of 64x64 pixels with masks of 11 classes, the same ones each time.
 
     In each scene two to four of scikit-learn's digits (8x8) stand enlarged, turned and in bright colours before darker
@@ -43,6 +45,7 @@ def digit_scenes(*, crop_padding: int = 0, flip: bool = False, validation: float
         validation=validation,
         crop_padding=crop_padding,
         flip=flip,
+        check_duplicates=check_duplicates,
         task=SEGMENTATION,
         class_names=CLASS_NAMES,
     )

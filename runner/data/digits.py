@@ -12,7 +12,12 @@ TEST_SHARE = 0.2
 
 
 def digits(
-    *, image_size: int = 12, crop_padding: int = 0, flip: bool = False, validation: float | str = 0.1
+    *,
+    image_size: int = 12,
+    crop_padding: int = 0,
+    flip: bool = False,
+    validation: float | str = 0.1,
+    check_duplicates: bool | None = None,
 ) -> TensorData:
     """The digits enlarged to `image_size` pixels (bilinear), as three equal channels, in fixed stratified splits.
 
@@ -22,7 +27,16 @@ def digits(
         Split(_enlarged(split.images, image_size).expand(-1, 3, -1, -1).contiguous(), split.targets)
         for split in source_splits()
     )
-    return make_data("digits", train, test, num_classes=10, validation=validation, crop_padding=crop_padding, flip=flip)
+    return make_data(
+        "digits",
+        train,
+        test,
+        num_classes=10,
+        validation=validation,
+        crop_padding=crop_padding,
+        flip=flip,
+        check_duplicates=check_duplicates,
+    )
 
 
 def source_splits() -> tuple[Split, Split]:

@@ -8,11 +8,17 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from runner.data.file_loader import UNREADABLE, available_workers
 from runner.files import CannotWrite, write_atomically
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+TASK = 16  # items that a thread takes at a time
 WORTH_KEEPING = 100  # files; for fewer, asking again is faster than it is noticed
 
 
@@ -26,18 +32,19 @@ class FileFacts:
         digest = hashlib.blake2b(os.path.abspath(root).encode(errors="surrogateescape"), digest_size=8).hexdigest()
         self.file = cache_folder() / f"{kind}-{digest}.json"
         self._facts = _read(self.file)
+        self._num_new = 0
 
     def of(self, paths: Sequence[str], find_out: Callable[[str], object]) -> list:
         """For each path what `find_out(path)` returns, plain data, or the exception of `UNREADABLE` that it raised."""
         known = [self._known_fact(path) for path in paths]
         unknown = [path for path, fact in zip(paths, known, strict=True) if fact is None]
-        with ThreadPoolExecutor(available_workers()) as threads:
-            found = dict(zip(unknown, threads.map(_or_error(find_out), unknown), strict=True))
+        found = dict(zip(unknown, in_threads(_or_error(find_out), unknown), strict=True))
         for path, fact in found.items():
             stamp = _stamp(path)
             if stamp is not None and not isinstance(fact, Exception):
                 self._facts[os.path.abspath(path)] = [stamp, fact]
-        if len(found) >= WORTH_KEEPING:
+        self._num_new += len(found)
+        if found and self._num_new >= WORTH_KEEPING:
             self._save()
         return [found[path] if fact is None else fact for path, fact in zip(paths, known, strict=True)]
 
@@ -50,6 +57,13 @@ class FileFacts:
         with contextlib.suppress(CannotWrite, OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, f"{_checksum(body)}\n{body}")
+
+
+def in_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`call` of each item, by threads: most of the time a file's reader waits for the disk, or needs no interpreter."""
+    parts = [items[start : start + TASK] for start in range(0, len(items), TASK)]
+    with ThreadPoolExecutor(available_workers()) as threads:
+        return list(chain.from_iterable(threads.map(lambda part: [call(item) for item in part], parts)))
 
 
 def cache_folder() -> Path:

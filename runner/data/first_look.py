@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from PIL import Image
 
 from runner.data.dataset import Findings
+from runner.data.file_facts import in_threads
 from runner.data.file_finder import first
-from runner.data.file_loader import UNREADABLE, available_workers
+from runner.data.file_loader import UNREADABLE
 from runner.data.image_file import OddShape, check_header, read_rgb
 
 T = TypeVar("T")
@@ -35,25 +35,24 @@ def look_at_images(
     where one has an odd shape.
     """
     unseen = {}
-    with ThreadPoolExecutor(available_workers()) as threads:
-        for name, samples in splits.items():
-            by_class: dict[int, list[str]] = {}
-            for path, number in samples:
-                by_class.setdefault(number, []).append(path)
-            first_ones = [(paths[0], None) for paths in by_class.values()]
-            looked_at = list(dict(first_ones + evenly_spaced(samples, MOST_HEADERS)))
-            errors = dict(zip(looked_at, threads.map(_header_error, looked_at), strict=True))
-            if odd := {path: str(error) for path, error in errors.items() if isinstance(error, OddShape)}:
-                raise ValueError(f"dataset.root={root}: {len(odd):,} images have an odd shape: {named(odd)}.")
-            unreadable |= {path: str(error) for path, error in errors.items() if error is not None}
-            for errors in threads.map(lambda paths: _whole_errors(paths, max_unreadable), by_class.values()):
-                unreadable |= {path: str(error) for path, error in errors.items()}
-            unseen[name] = unseen_classes(samples, class_names, unreadable)
-            if len(unseen[name]) == len(class_names):
-                raise ValueError(
-                    f"dataset.root={root}: no {SPLIT_WORDS[name]} image can be read: {named(unreadable)}. Convert or "
-                    "replace them."
-                )
+    for name, samples in splits.items():
+        by_class: dict[int, list[str]] = {}
+        for path, number in samples:
+            by_class.setdefault(number, []).append(path)
+        first_ones = [(paths[0], None) for paths in by_class.values()]
+        looked_at = list(dict(first_ones + evenly_spaced(samples, MOST_HEADERS)))
+        errors = dict(zip(looked_at, in_threads(_header_error, looked_at), strict=True))
+        if odd := {path: str(error) for path, error in errors.items() if isinstance(error, OddShape)}:
+            raise ValueError(f"dataset.root={root}: {len(odd):,} images have an odd shape: {named(odd)}.")
+        unreadable |= {path: str(error) for path, error in errors.items() if error is not None}
+        for errors in in_threads(lambda paths: _whole_errors(paths, max_unreadable), list(by_class.values())):
+            unreadable |= {path: str(error) for path, error in errors.items()}
+        unseen[name] = unseen_classes(samples, class_names, unreadable)
+        if len(unseen[name]) == len(class_names):
+            raise ValueError(
+                f"dataset.root={root}: no {SPLIT_WORDS[name]} image can be read: {named(unreadable)}. Convert or "
+                "replace them."
+            )
     check_number(unreadable, max_unreadable)
     notes = [("warning", unseen_text(name, classes)) for name, classes in unseen.items() if classes]
     if unreadable:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from runner.data.class_folders import TEST, TRAIN, ClassFolders
+from runner.data.duplicates import duplicate_files
 from runner.data.file_batches import FileData
 from runner.data.file_finder import first
 from runner.data.file_loader import Sample
@@ -75,11 +76,13 @@ def image_data(
     validation: float | str = 0.1,
     num_workers: int | None = None,
     max_unreadable: int = 10,
+    check_duplicates: bool | None = None,
 ) -> FileData:
     """The images of `folders`, augmented as `train_transform` says, tested as `evaluation_transform` says.
 
     A share `validation` of the training images is set apart, stratified by class, always the same one; or "test":
-    all are trained on and the test split stands in for the validation split. `FileData` explains the last two.
+    all are trained on and the test split stands in for the validation split. `FileData` explains the number of
+    workers and of files that cannot be read, `duplicate_files` the last one.
 
     Raises what `ClassFolders.samples` does, and ValueError for settings that do not fit.
     """
@@ -106,6 +109,8 @@ def image_data(
     findings = folders.finder.findings()
     looking = {"root": str(folders.root), "max_unreadable": max_unreadable, "unreadable": unreadable}
     findings.add(look_at_images(splits, folders.classes, **looking))
+    paths = {name: [path for path, _ in samples] for name, samples in splits.items()}
+    findings.add(duplicate_files(paths, check_duplicates, root=str(folders.root)))
     load_train = LoadImage(
         train_transform(
             image_size=image_size,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from runner.data.dataset import SEGMENTATION
+from runner.data.duplicates import duplicate_files
 from runner.data.file_batches import FileData
 from runner.data.file_finder import FileFinder
 from runner.data.first_look import look_at_images
@@ -90,13 +91,14 @@ def scene_data(
     validation: float | str = 0.1,
     num_workers: int | None = None,
     max_unreadable: int = 10,
+    check_duplicates: bool | None = None,
 ) -> FileData:
     """A data set of the published training and test scenes.
 
     A share `validation` of the training scenes is set apart, always the same one; or "test": all are trained on and
     the test split stands in for the validation split. `MaskLabels` says what the values of a mask mean,
-    `scene_transforms` what becomes of a scene, `FileData` what the last two settings are. Images are normalized with
-    ImageNet's mean and standard deviation.
+    `scene_transforms` what becomes of a scene, `FileData` and `duplicate_files` what the last settings are. Images are
+    normalized with ImageNet's mean and standard deviation.
 
     Raises ValueError where settings do not fit each other, and what `check_labels` and `look_at_images` do.
     """
@@ -132,6 +134,8 @@ def scene_data(
     findings.add(check_labels(splits, labels, class_names=class_names, **checking))
     images = {name: [(scene.image, 0) for scene in scenes] for name, scenes in splits.items()}
     findings.add(look_at_images(images, ("all",), max_unreadable=max_unreadable, **checking))
+    paths = {name: [scene.image for scene in scenes] for name, scenes in splits.items()}
+    findings.add(duplicate_files(paths, check_duplicates, root=root))
     return FileData(
         name=name,
         num_classes=num_classes,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runner.data.batches import TensorEvaluationBatches, TensorTrainBatches
 from runner.data.dataset import Data, check_batch_size
+from runner.data.duplicates import duplicate_images
 from runner.data.shares import WHOLE, Share
 
 T = TypeVar("T")
@@ -87,13 +88,14 @@ def make_data(
     validation: float | str,
     crop_padding: int = 0,
     flip: bool = False,
+    check_duplicates: bool | None = None,
     **about: object,
 ) -> TensorData:
     """Split the published training set and measure the mean and standard deviation of what is left of it.
 
     `validation` is the share of the training set that is set apart, stratified by class (masks are not), always the
     same one; or "test": the whole training set is trained on and the test split stands in for the validation split.
-    `about` are further fields of `Data`.
+    `check_duplicates` is explained by `duplicate_images`; `about` are further fields of `Data`.
     """
     if validation == "test":
         held_out, source = test, "test"
@@ -101,6 +103,9 @@ def make_data(
         classes = train.targets if train.targets.ndim == 1 else torch.zeros(len(train), dtype=torch.int64)
         left, chosen = set_apart(classes, float(validation))
         held_out, train, source = train.part(chosen), train.part(left), "train"
+    splits = {"train": train.images, "validation": held_out.images, "test": test.images}
+    if source == "test":
+        del splits["validation"]
     pixels = train.images.double() / (255 if train.images.dtype == torch.uint8 else 1)
     return TensorData(
         name=name,
@@ -114,6 +119,7 @@ def make_data(
         validation_source=source,
         crop_padding=crop_padding,
         flip=flip,
+        findings=duplicate_images(splits, check_duplicates),
         **about,
     )
 

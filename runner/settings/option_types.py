@@ -149,6 +149,7 @@ class Digits:
     crop_padding: int
     flip: bool
     validation: Union[float, str]
+    check_duplicates: Optional[bool]
 
 
 @dataclass
@@ -157,6 +158,7 @@ class DigitScenes:
     crop_padding: int
     flip: bool
     validation: Union[float, str]
+    check_duplicates: Optional[bool]
 
 
 @dataclass
@@ -168,6 +170,7 @@ class Cifar:
     crop_padding: int
     flip: bool
     validation: Union[float, str]
+    check_duplicates: Optional[bool]
 
 
 @dataclass
@@ -184,6 +187,7 @@ class Scenes:
     validation: Union[float, str]
     num_workers: Optional[int]
     max_unreadable: int
+    check_duplicates: Optional[bool]
 
 
 @dataclass
@@ -212,6 +216,7 @@ class ImageFolder:
     validation: Union[float, str]
     num_workers: Optional[int]
     max_unreadable: int
+    check_duplicates: Optional[bool]
 
 
 @dataclass

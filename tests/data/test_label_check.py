@@ -166,5 +166,11 @@ def test_an_ignored_value_that_cannot_be_is_refused(runner, value):
     outcome = runner(*MODEL, f"dataset.ignore_label={value}")
     assert outcome.code == 2
     assert f"dataset.ignore_label={value}: it must" in outcome.err
-    outcome = runner(*MODEL, "dataset.mask_values=3")
-    assert "dataset.mask_values=3: it must be a list, as in [a,b], or null" in outcome.err
+
+
+@pytest.mark.parametrize("value", ["3", "[0,white]", "{a: 1}"])
+def test_values_of_classes_are_a_list_of_numbers(runner, value):
+    outcome = runner(*MODEL, f"dataset.mask_values={value}")
+    assert outcome.code == 2
+    assert "dataset.mask_values=" in outcome.err
+    assert ": it must be a list" in outcome.err
