@@ -124,7 +124,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--first", action="store_true", help="end with the first failure")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one attack of one kind, with all that it printed")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="with --only: where its folder goes")
-    parser.add_argument("--deadline", type=float, default=45.0, help="seconds for a command (default 45)")
+    parser.add_argument("--deadline", type=float, default=60.0, help="seconds for a command (default 60)")
     parser.add_argument("--json", type=Path, help="a file for the result")
     arguments = parser.parse_args()
     arguments.kinds = arguments.kinds or list(KINDS)

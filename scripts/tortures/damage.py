@@ -127,9 +127,8 @@ def _make_report(a: Attack, words: tuple[str, ...], into: str, victim: Path, is_
 
 
 def _is_told(text: str, victim: Path) -> bool:
-    """Whether the damage is told: by the name of the file, or of its folder if that is a run's part."""
-    names = {victim.name, victim.stem, victim.parent.name if victim.parent.name in ("checkpoints", "probes") else ""}
-    return any(name and name in text for name in names)
+    """Whether the damage is told: by the name of the file or folder, or of the probe whose file it is."""
+    return victim.name in text or (victim.parent.name == "probes" and victim.stem in text)
 
 
 def _expected(a: Attack, name: str, act: Callable[[Attack], object], read: Callable[[Attack], object]) -> object:

@@ -27,7 +27,7 @@ from typing import NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.005
-GRACE_SECONDS = 8.0  # in which what a command started must end after it
+GRACE_SECONDS = 15.0  # in which what a command started must end after it
 ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER of Linux: a process whose parent dies becomes a child of this one
 FIRST_FREE_DESCRIPTOR, LAST_DESCRIPTOR = 3, 4096
 MORE_MEMORY = 3 * 2**30  # bytes of addresses that a command may take beside those of this process
