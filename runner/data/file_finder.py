@@ -15,7 +15,7 @@ from runner.data.dataset import Findings
 
 # what file managers, notebooks, editors, archives and storage devices leave in folders, in lower case
 LEFTOVERS = (".*", "*~", "~$*", "#*#", "__macosx", "thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "lost+found")
-LEFTOVERS += ("$recycle.bin", "recycler", "system volume information", "@eadir", "@tmp", "@recycle")
+LEFTOVERS += ("$recycle.bin", "system volume information", "@eadir", "@tmp", "@recycle")
 LEFTOVERS += ("@recently-snapshot", "#recycle", "#snapshot", "__pycache__")
 NAMED = 3  # files and folders that a message names
 UNKNOWN_INODES = (0, 0xFFFFFFFF)  # what file systems of user space say where they do not know

@@ -8,7 +8,7 @@ from typing import TypeVar
 from PIL import Image
 
 from runner.data.dataset import Findings
-from runner.data.file_facts import in_threads
+from runner.data.file_facts import FileFacts, in_threads
 from runner.data.file_finder import first
 from runner.data.file_loader import UNREADABLE
 from runner.data.image_file import OddShape, check_header, read_rgb
@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 SPLIT_WORDS = {"train": "training", "validation": "validation", "test": "test"}
 MOST_HEADERS = 10_000  # of the files of a split: they take some tenths of a second
-NAMED = 3  # files that a message names
 
 
 def look_at_images(
@@ -34,6 +33,7 @@ def look_at_images(
     until one of them can be. Raises ValueError beyond `max_unreadable`, where no image of a split can be read, and
     where one has an odd shape.
     """
+    facts = FileFacts("images", root)
     unseen = {}
     for name, samples in splits.items():
         by_class: dict[int, list[str]] = {}
@@ -43,10 +43,9 @@ def look_at_images(
         looked_at = list(dict(first_ones + evenly_spaced(samples, MOST_HEADERS)))
         errors = dict(zip(looked_at, in_threads(_header_error, looked_at), strict=True))
         if odd := {path: str(error) for path, error in errors.items() if isinstance(error, OddShape)}:
-            raise ValueError(f"dataset.root={root}: {len(odd):,} images have an odd shape: {named(odd)}.")
+            raise ValueError(f"dataset.root={root}: images have a shape that none can be seen in: {named(odd)}.")
         unreadable |= {path: str(error) for path, error in errors.items() if error is not None}
-        for errors in in_threads(lambda paths: _whole_errors(paths, max_unreadable), list(by_class.values())):
-            unreadable |= {path: str(error) for path, error in errors.items()}
+        unreadable |= _whole_errors(list(by_class.values()), facts, max_unreadable)
         unseen[name] = unseen_classes(samples, class_names, unreadable)
         if len(unseen[name]) == len(class_names):
             raise ValueError(
@@ -83,9 +82,9 @@ def unseen_text(split: str, classes: Sequence[str]) -> str:
 
 
 def named(files: Mapping[str, str]) -> str:
-    """The first of some files, each with its reason."""
-    texts = [f"{path} ({reason})" for path, reason in list(files.items())[:NAMED]]
-    return "; ".join([*texts, "..."] if len(files) > NAMED else texts)
+    """The first of some files with its reason, and how many more there are."""
+    path, reason = next(iter(files.items()))
+    return f"{path} ({reason}){f' and {len(files) - 1:,} more' if len(files) > 1 else ''}"
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
@@ -108,16 +107,19 @@ def _header_error(path: str) -> Exception | None:
     return None
 
 
-def _whole_errors(paths: Sequence[str], most: int) -> dict[str, Exception]:
-    """What is wrong with the first images of a class, up to one that can be read; at most one more than `most`."""
-    errors: dict[str, Exception] = {}
-    for path in paths:
-        try:
-            read_rgb(path)
-        except UNREADABLE as error:
-            errors[path] = error
-        else:
-            break
-        if len(errors) > most:
-            break
+def _whole_errors(classes: Sequence[Sequence[str]], facts: FileFacts, most: int) -> dict[str, str]:
+    """What is wrong with the first images of each class, up to one that can be read; `most` of a class and one more."""
+    errors: dict[str, str] = {}
+    for paths, fact in zip(classes, facts.of([paths[0] for paths in classes], _size_of_whole), strict=True):
+        number = 0
+        while isinstance(fact, Exception):
+            errors[paths[number]] = str(fact)
+            number += 1
+            if number == min(len(paths), most + 1):
+                break
+            [fact] = facts.of([paths[number]], _size_of_whole)
     return errors
+
+
+def _size_of_whole(path: str) -> list[int]:
+    return list(read_rgb(path).size)

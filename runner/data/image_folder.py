@@ -109,7 +109,7 @@ def image_data(
     findings = folders.finder.findings()
     looking = {"root": str(folders.root), "max_unreadable": max_unreadable, "unreadable": unreadable}
     findings.add(look_at_images(splits, folders.classes, **looking))
-    paths = {name: [path for path, _ in samples] for name, samples in splits.items()}
+    paths = {name: [path for path, _ in samples if path not in unreadable] for name, samples in splits.items()}
     findings.add(duplicate_files(paths, check_duplicates, root=str(folders.root)))
     load_train = LoadImage(
         train_transform(

@@ -81,7 +81,7 @@ def _check_present(counts: Sequence[LabelCounts], labels: MaskLabels, root: str)
             values = listed(sorted(split.pixels))
             raise ValueError(
                 f"dataset.root={root}: no pixel of {split.masks} has a class; their values are {values}. "
-                f"{_remedy(counts, labels)}"
+                f"{_remedy(counts, labels, 'label some of them')}"
             )
     present = set().union(*(split.present(labels) for split in counts))
     absent = [str(number) for number in range(labels.num_classes) if number not in present]
@@ -92,20 +92,21 @@ def _check_present(counts: Sequence[LabelCounts], labels: MaskLabels, root: str)
         raise ValueError(
             f"dataset.ignore_label=auto: no pixel of the masks is of class {first(absent)}, and "
             f"{ignored:,} of {pixels:,} pixels have the value {labels.ignored}, which is taken for no class. "
-            f"{_remedy(counts, labels)}"
+            f"{_remedy(counts, labels, f'say so: dataset.ignore_label={labels.ignored}')}"
         )
     train = counts[0]
     if len(train.present(labels)) == 1 and not train.is_sample:
         raise ValueError(
             f"dataset.num_classes={labels.num_classes}: all labelled pixels of {train.masks} are of class "
-            f"{min(train.present(labels))}, and nothing is there to tell it from. {_remedy(counts, labels)}"
+            f"{min(train.present(labels))}, and nothing is there to tell it from. "
+            f"{_remedy(counts, labels, 'add masks with pixels of another class')}"
         )
 
 
-def _remedy(counts: Sequence[LabelCounts], labels: MaskLabels) -> str:
-    """What to set where the ignored value is a class, and where it is none."""
+def _remedy(counts: Sequence[LabelCounts], labels: MaskLabels, otherwise: str) -> str:
+    """What to set where the ignored value is a class, and what to do where it is none."""
     if not any(split.pixels[labels.ignored] for split in counts):
-        return "Choose masks with more than one class, or set dataset.mask_values to the values of their classes."
+        return f"Set dataset.mask_values to the values of the classes, or {otherwise}."
     values = list(labels.values)
     absent = [place for place, value in enumerate(values) if not any(split.pixels[value] for split in counts)]
     if len(absent) == 1:
@@ -113,8 +114,8 @@ def _remedy(counts: Sequence[LabelCounts], labels: MaskLabels) -> str:
     suggested = listed(values) if len(absent) == 1 else "[VALUE,VALUE,...]"
     zero = " dataset.reduce_zero_label=false dataset.ignore_label=0" if labels.reduce_zero_label else ""
     return (
-        f"If {labels.ignored} is the value of a class, name those of all: dataset.mask_values={suggested}{zero}; if it "
-        f"is no class, say so: dataset.ignore_label={labels.ignored}."
+        f"If {labels.ignored} is the value of a class, name those of all: dataset.mask_values={suggested}{zero}; if "
+        f"not, {otherwise}."
     )
 
 

@@ -134,7 +134,7 @@ def scene_data(
     findings.add(check_labels(splits, labels, class_names=class_names, **checking))
     images = {name: [(scene.image, 0) for scene in scenes] for name, scenes in splits.items()}
     findings.add(look_at_images(images, ("all",), max_unreadable=max_unreadable, **checking))
-    paths = {name: [scene.image for scene in scenes] for name, scenes in splits.items()}
+    paths = {name: [path for path, _ in samples if path not in unreadable] for name, samples in images.items()}
     findings.add(duplicate_files(paths, check_duplicates, root=root))
     return FileData(
         name=name,

@@ -102,8 +102,8 @@ def read_values(path: str) -> Tensor:
         raise OSError(f"the mask {path} cannot be read ({error})") from None
     if mode not in MASK_MODES:
         raise ValueError(
-            f"dataset.root: the mask {path} does not hold one class index a pixel in 8 or 16 bits of grey or in a "
-            f"palette (Pillow's mode {mode}). Write the masks as such."
+            f"the mask {path} does not hold one class index a pixel in 8 or 16 bits of grey or in a "
+            f"palette (Pillow's mode {mode}); write it as such"
         )
     return values
 

@@ -149,10 +149,10 @@ def set_apart(targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
     is_left[chosen] = False
     left = is_left.nonzero().squeeze(1)
     if lost := len(targets.unique()) - len(targets[left].unique()):
+        of_classes = f" of {lost} class{'es' if lost > 1 else ''}" if len(left) else ""
         raise ValueError(
-            f"dataset.validation={share}: that share takes all training images of {lost} "
-            f"class{'es' if lost > 1 else ''}, and leaves none to train on. Choose a smaller share, or "
-            "dataset.validation=test."
+            f"dataset.validation={share}: that share takes all training images{of_classes}, and leaves none to train "
+            "on. Choose a smaller share, or dataset.validation=test."
         )
     return left, chosen
 

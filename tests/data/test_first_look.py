@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.data import first_look
+from runner.data import file_facts, first_look
 from runner.data.first_look import evenly_spaced
 from runner.data.image_folder import image_folder
 from runner.data.splits import set_apart
@@ -83,7 +83,7 @@ def test_more_unreadable_files_than_allowed_are_refused_before_the_run(root):
 
 def test_an_image_of_odd_shape_is_refused(root):
     Image.new("RGB", (3000, 1)).save(root / "train" / "bee" / "3.png")
-    message = r"1 images have an odd shape: \S+bee/3\.png \(3000x1 pixels: one side .* 100 times the other; crop or rem"
+    message = r"images have a shape that none can be seen in: .*/3\.png \(3000x1 pixels: one side .* 100 times"
     with pytest.raises(ValueError, match=message):
         data_of(root)
 
@@ -96,6 +96,17 @@ def test_of_many_files_some_of_each_class_are_looked_at(root, monkeypatch):
     data = data_of(root)
     assert data.unseen_classes()["train"] == ["cat"]
     assert last not in data.unreadable
+
+
+def test_an_image_of_each_class_is_read_whole_once(root, monkeypatch):
+    read = []
+    whole = first_look.read_rgb
+    monkeypatch.setattr(first_look, "read_rgb", lambda path: read.append(path) or whole(path))
+    monkeypatch.setattr(file_facts, "WORTH_KEEPING", 1)
+    data_of(root)
+    assert len(read) == 9  # of three splits
+    data_of(root)
+    assert len(read) == 9
 
 
 def test_evenly_spaced_items_reach_from_the_first_to_near_the_last():
@@ -122,7 +133,7 @@ def test_one_class_alone_is_refused(root):
             0.6,
             r"takes all training images of 1 class, and leaves none to train on\. Choose a smaller share, or",
         ),
-        ([1, 1], 0.9, r"takes all training images of 2 classes"),
+        ([1, 1], 0.9, r"takes all training images, and leaves none to train on"),
     ],
 )
 def test_a_validation_share_that_leaves_nothing_is_refused(counts, share, message):

@@ -43,7 +43,7 @@ def test_masks_of_black_and_white_are_refused_with_both_remedies(write):
     with pytest.raises(ValueError, match=message) as error:
         data_of(write([[0, 255, 255]] * 4, [[0, 0, 0, 255, 255, 0]] * 2))
     assert "dataset.mask_values=[0,255];" in str(error.value)
-    assert str(error.value).endswith("if it is no class, say so: dataset.ignore_label=255.")
+    assert str(error.value).endswith("if not, say so: dataset.ignore_label=255.")
 
 
 def test_the_values_of_classes_can_be_named(write):
