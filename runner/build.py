@@ -21,6 +21,7 @@ from runner.data.digits import digits
 from runner.data.image_folder import image_folder, imagenet
 from runner.data.mask_folder import ade20k, mask_folder
 from runner.data.random import random
+from runner.dry_run import watched
 from runner.layers.stem import stem_for
 from runner.methods.method import Method
 from runner.models import MODELS
@@ -132,10 +133,11 @@ def build_changed_model(
     return Built(model, methods, counts, loaded.notes if loaded else ())
 
 
-def build_meta(config: DictConfig, data: Data) -> tuple[Built, int]:
+def build_meta(config: DictConfig, data: Data) -> tuple[Built, int, int]:
     """The model with its methods on torch's meta device: nothing is computed and no memory is taken.
 
-    Returns it and the multiply-adds of one image. Raises SettingError where settings and image size do not fit.
+    Returns it, the multiply-adds of one image and the numbers that a training step keeps of it. Raises SettingError
+    where settings and image size do not fit.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -148,7 +150,11 @@ def build_meta(config: DictConfig, data: Data) -> tuple[Built, int]:
                 example_input=example_input,
                 pretrained=config.resume is None,
             )
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with (
+                FlopCounterMode(display=False) as counter,
+                watched(built.model, config.train) as kept,
+                torch.no_grad(),
+            ):
                 built.model.eval()(example_input)
     except SettingError:
         raise
@@ -159,4 +165,4 @@ def build_meta(config: DictConfig, data: Data) -> tuple[Built, int]:
         raise SettingError(
             f"model={config.model.name}: it does not take images of {data.image_size} pixels ({reason})."
         ) from None
-    return built, counter.get_total_flops() // (2 * len(example_input))
+    return built, counter.get_total_flops() // (2 * len(example_input)), round(kept.numbers)

@@ -6,14 +6,20 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 
+import torch
 from omegaconf import DictConfig
 
 from runner import build
 from runner.config import method_nodes
 from runner.data.dataset import Data, check_batch_size
+from runner.memory import FLOAT, check_memory, of_parameters
 from runner.settings.text import SettingError
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
+
+# bytes of a pixel, at the least, of the data sets that lie in memory and come in any size; 3 channels
+BYTES_OF_A_PIXEL = {"random": 3 * 4, "digits": 3 * 8}
+NUM_DIGITS = 1797
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ def check(config: DictConfig) -> Checked:
         precision = Precision(config.train.precision, choose_device(config.train.device))
     except ValueError as error:
         raise SettingError(str(error)) from None
+    _check_num_devices(config.train.num_devices, precision.device)
+    _check_images(config.dataset)
     # the jobs of a sweep share the data, and each finds its own unreadable files
     data = build.build_data(config.dataset)
     data = replace(data, unreadable=dict(data.unreadable))
@@ -52,9 +60,54 @@ def check(config: DictConfig) -> Checked:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the run applies the methods again, and shows them
-            built, multiply_adds = build.build_meta(config, data)
+            built, multiply_adds, kept = build.build_meta(config, data)
         check_batch_size(config.train.global_batch_size, data)
     except ValueError as error:
         raise SettingError(str(error)) from None
+    _check_step(config, data, built, kept, precision)
     chosen = [name for name in built.methods if name in method_nodes(config)]
     return Checked(data, task_of(data, config.train), precision, built, multiply_adds, chosen)
+
+
+def _check_num_devices(number: int, device: torch.device) -> None:
+    """Raise a SettingError if this machine has fewer GPUs than the run's processes here."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", number))  # torchrun may have started others elsewhere
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SettingError(
+            f"train.num_devices={number}: torch sees {count} GPU{'s' if count > 1 else ''} here. Choose at most "
+            f"{count}, or train.device=cpu."
+        )
+
+
+def _check_images(dataset: DictConfig) -> None:
+    """Raise a SettingError if a data set that lies in memory is too large for it."""
+    if dataset.name not in BYTES_OF_A_PIXEL:
+        return
+    number = 3 * dataset.num_images // 2 if "num_images" in dataset else NUM_DIGITS
+    setting = f"dataset.image_size={dataset.image_size}"
+    if "num_images" in dataset:
+        setting = f"dataset.num_images={dataset.num_images} with {setting}"
+    needed = number * BYTES_OF_A_PIXEL[dataset.name] * dataset.image_size**2
+    check_memory(setting, needed, torch.device("cpu"), "Choose fewer or smaller images.")
+
+
+def _check_step(config: DictConfig, data: Data, built: build.Built, kept: int, precision: Precision) -> None:
+    """Raise a SettingError if the weights, or what a training step keeps, are too large for the device's memory."""
+    train, device = config.train, precision.device
+    num_params = sum(parameter.numel() for parameter in built.model.parameters())
+    weights = of_parameters(num_params, config.optimizer.name, average=train.ema is not None)
+    size = f"model={config.model.name}"
+    if "width" in config.model:
+        size += f" with model.width={config.model.width:g}"
+    check_memory(f"{size} and {data.num_classes} classes", weights, device, "Choose a smaller model.")
+    batch = train.global_batch_size // train.num_devices
+    image = FLOAT * len(data.mean) * data.image_size**2
+    activations = (2 if precision.name in ("bf16", "fp16") else FLOAT) * kept
+    needed = weights + batch * image + batch // train.accumulation_steps * activations
+    check_memory(
+        f"train.global_batch_size={train.global_batch_size} of {data.image_size}x{data.image_size} pixels",
+        needed,
+        device,
+        "Choose fewer images, smaller ones, or more train.accumulation_steps.",
+    )

@@ -41,8 +41,7 @@ def method_nodes(config: DictConfig) -> dict[str, DictConfig]:
 
 def methods_folder(path: str) -> Path:
     """The absolute path of a folder with methods from outside. Raises SettingError if it cannot be one."""
-    folder = Path(path).resolve()
-    if not folder.is_dir():
+    if path not in limits.FilePath() or not (folder := Path(path).resolve()).is_dir():
         raise SettingError(f"paths.methods={path}: there is no such folder.")
     taken = {file.stem: file for group in METHOD_GROUPS for file in (CONF / group).glob("*.yaml")}
     for file in sorted(file for group in METHOD_GROUPS for file in (folder / group).glob("*.yaml")):
@@ -173,9 +172,7 @@ def _check_ranges(config: DictConfig) -> None:
             _check_limits(node, config[node])
     for name, node in config.probe.items():
         _check_limits(f"probe.{name}", node)
-    _check_limits("", {"probe_every_epochs": config.probe_every_epochs})
-    if any(step < 0 for step in config.probe_at):
-        raise SettingError(f"probe_at={shown(config.probe_at)}: it must be a list of steps, 0 or more.")
+    _check_limits("", {key: config[key] for key in limits.LIMITS[""]})
 
 
 def _check_limits(node: str, settings: Mapping) -> None:

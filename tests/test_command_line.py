@@ -88,7 +88,7 @@ def test_cfg_job_shows_the_settings_without_torch(tmp_path):
         (["norm@foo=agc"], ["norm@foo=agc", "write norm=agc"]),
         (["resume=nowhere"], ["resume=nowhere", "no run lies there"]),
         (["-m", "norm=[agc],[batchnorm]", "agc.groups={layer4:0.1}"], ["agc.groups={layer4:0.1}: not every job"]),
-        (["-m", "norm=agc", "agc.clip=0.1,0"], ["agc.clip=0", "(0, inf)"]),
+        (["-m", "norm=agc", "agc.clip=0.1,0"], ["agc.clip=0", "(0, 10^9]"]),
         (["-m", "batchnorm._target_=x", "norm=[agc"], ["norm=[agc", "not of the form KEY=VALUE"]),
         (["norm=agc", "-m", "agc.clip=0.1,0.2", "train.epoch=3"], ["train.epoch=3", "Did you mean epochs?"]),
     ],

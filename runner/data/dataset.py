@@ -15,7 +15,7 @@ CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
 IGNORE_INDEX = 255  # a mask's value where no class is given, and at its padding
 SPLITS = ("train", "validation", "test")
 LARGEST_EVALUATION_BATCH = 256
-LARGEST_LOGITS = 2**28  # numbers that a batch's logits may have in an evaluation: 1 GiB
+LARGEST_LOGITS = 2**28  # numbers that a batch's images or logits may have in an evaluation: 1 GiB
 
 # (mask of integers (h, w) as it lies in its file, (height, width) of the part of the network's input that shows it)
 Label = tuple[Tensor, tuple[int, int]]
@@ -112,9 +112,10 @@ class Data(ABC):
 
     @property
     def evaluation_batch_size(self) -> int:
-        """A batch size for evaluation whose logits do not fill the memory."""
+        """A batch size for evaluation whose images and logits do not fill the memory."""
         logits = self.num_classes * (self.image_size**2 if self.task == SEGMENTATION else 1)
-        return min(LARGEST_EVALUATION_BATCH, max(LARGEST_LOGITS // logits, 1))
+        numbers = max(logits, len(self.mean) * self.image_size**2)
+        return min(LARGEST_EVALUATION_BATCH, max(LARGEST_LOGITS // numbers, 1))
 
     def example_input(self, number: int = 2) -> Tensor:
         """Zeros of the shape of a training batch, (number, C, H, W)."""

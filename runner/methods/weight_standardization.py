@@ -94,7 +94,8 @@ def apply_weight_standardization(
     """Standardize the weights of the model's convolutions, in place, and return how many were changed.
 
     `nn.Conv1d/2d/3d` become `StdConv1d/2d/3d` and keep their names and Parameter objects. Convolutions that are
-    standardized already, scaled ones (`ScaledStdConv2d`) among them, stay as they are, and so do transposed ones.
+    standardized already, scaled ones (`ScaledStdConv2d`) among them, stay as they are, and so do transposed ones, and
+    with a warning those of a single weight a filter (1x1 over one channel), which standardization would turn to 0.
 
     `n_last_layers_ignore` leaves out the last convolutions in order of execution, which one run of the model on
     `example_input` finds. Every convolution counts, whatever its class and whether or not `ignore` names it, so that
@@ -139,6 +140,16 @@ def apply_weight_standardization(
                 "have, which would be lost: make that permanent first (torch.nn.utils.prune.remove, "
                 "remove_weight_norm), or name the layer in ignore=[...]"
             )
+    single = [n for n, module in chosen.items() if type(module) in _STANDARDIZED and module.weight[0].numel() == 1]
+    chosen = {name: module for name, module in chosen.items() if name not in single}
+    if not chosen:
+        raise nothing_to_change(model, "convolutions whose filters have more than one weight")
+    if single:
+        warnings.warn(
+            f"weight_standardization: {', '.join(single)}: left as they are, since their filters have a single weight, "
+            "which would become 0.",
+            stacklevel=2,
+        )
     to_change = {module for module in chosen.values() if type(module) in _STANDARDIZED}
     if to_change and any(was_trained(module) for module in model.modules()):
         warnings.warn(

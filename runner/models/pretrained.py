@@ -11,7 +11,7 @@ had changed (group norm has no running statistics, SkipInit adds gains) fit afte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from urllib.parse import urlparse
@@ -28,6 +28,21 @@ from runner.tensor_files import UNREADABLE, read_tensors
 # of the models that have the setting model.stem, or a ResNet with one for a backbone
 STEM_WEIGHTS = ("conv1.weight", "stem.conv.weight", "backbone.conv1.weight")
 NAMES_SHOWN = 3
+# how a file calls the state dict in it, best first, and what wrappers of a model put before its names
+STATE_DICTS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+)
+STATE_DICTS += ("ema", "model_ema", "ema_state_dict", "state_dict_ema")
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
+COUNTS_OF_AVERAGES = ("n_averaged",)  # of torch's AveragedModel, beside the weights
 
 
 @dataclass(frozen=True)
@@ -49,10 +64,11 @@ class Loaded:
 def read_weights(source: str | Path, model_name: str) -> PretrainedWeights:
     """The weights that `source` names: a file, or torchvision's weights for `model_name`, as IMAGENET1K_V2.
 
-    A file holds a state dict by itself, as torchvision's do, or under the key "model" (a checkpoint of this package) or
-    "state_dict"; a "module." before all names is taken off. It is read with `weights_only=True`, and its tensors stay
-    on the disk until they are used. torchvision's weights, for a deeplabv3plus_resnetN those of its ResNet, are
-    downloaded on first use, to torch's cache folder.
+    A file holds a state dict by itself, as torchvision's do, or under a key: "model" (a checkpoint of this package),
+    another of `STATE_DICTS`, or the only one that has any. What wrappers put before all names ("module.", "_orig_mod.",
+    "model.", ...) is taken off. It is read with `weights_only=True`, and its tensors stay on the disk until they are
+    used. torchvision's weights, for a deeplabv3plus_resnetN those of its ResNet, are downloaded on first use, to
+    torch's cache folder.
 
     ValueError, with a remedy, if there is neither such a file nor such a name, if the file is damaged or holds anything
     else, and if the download fails.
@@ -139,12 +155,30 @@ def _fit(model: nn.Module, weights: PretrainedWeights) -> _Fit:
     fit = _compare(model, weights)
     if not fit.is_whole:
         raise ValueError(f"model.pretrained={weights.source}: these weights do not fit the model: {fit.complaint()}")
+    wrong = [name for name, tensor in fit.tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(
+            f"model.pretrained={weights.source}: {_count(wrong)} with values that are not finite: {_first(wrong)}. "
+            "Give weights of a training that did not diverge."
+        )
     return fit
 
 
 def _compare(model: nn.Module, weights: PretrainedWeights) -> _Fit:
+    """How all the weights compare; or those behind one wrapper's name, if these alone are whole."""
+    fit = _compare_all(model, weights.tensors)
+    for wrapper in () if fit.is_whole else WRAPPERS:
+        inside = {n.removeprefix(f"{wrapper}."): t for n, t in weights.tensors.items() if n.startswith(f"{wrapper}.")}
+        part = _compare_all(model, inside) if inside else fit
+        if part.is_whole:
+            left_out = len(weights.tensors) - len(inside)
+            return replace(part, notes=(*part.notes, f"of the weights {left_out} outside {wrapper} are left out"))
+    return fit
+
+
+def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Fit:
     own = model.state_dict()
-    tensors, notes, anew = dict(weights.tensors), [], set()
+    tensors, notes, anew = dict(tensors), [], set()
     if isinstance(model, DeepLabV3Plus) and not any(name.startswith("backbone.") for name in tensors):
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
         anew = {name for name in own if not name.startswith("backbone.")}
@@ -196,17 +230,31 @@ def _read(path: Path) -> object:
 
 
 def _state_dict(loaded: object, source: str | Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds."""
-    if isinstance(loaded, Mapping):
-        loaded = next((loaded[key] for key in ("model", "state_dict") if isinstance(loaded.get(key), Mapping)), loaded)
-    is_named = isinstance(loaded, Mapping) and all(isinstance(name, str) for name in loaded)
-    if not is_named or not all(isinstance(value, Tensor) for value in loaded.values()):
+    """The state dict in what a file holds, without the names of wrappers."""
+    found = (
+        {key: value for key, value in loaded.items() if _is_state_dict(value)} if isinstance(loaded, Mapping) else {}
+    )
+    if _is_state_dict(loaded):
+        tensors = loaded
+    elif known := [key for key in STATE_DICTS if key in found]:
+        tensors = found[known[0]]
+    elif len(found) == 1:
+        [tensors] = found.values()
+    else:
+        several = f"it has several, {', '.join(map(str, found))}" if found else "neither by itself nor under a key"
         raise ValueError(
-            f"model.pretrained={source}: this file holds no state dict, neither by itself nor under model or "
-            "state_dict; give one that torch.save(model.state_dict(), FILE) wrote."
+            f"model.pretrained={source}: this file holds no state dict that could be meant, {several}; give one that "
+            "torch.save(model.state_dict(), FILE) wrote."
         )
-    prefix = "module." if all(name.startswith("module.") for name in loaded) else ""  # of DistributedDataParallel
-    return {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in COUNTS_OF_AVERAGES}
+    while (first := {name.partition(".")[0] for name in tensors}) and len(first) == 1 and first <= {*WRAPPERS}:
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _is_state_dict(value: object) -> bool:
+    is_named = isinstance(value, Mapping) and bool(value) and all(isinstance(name, str) for name in value)
+    return is_named and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def _published(model_name: str) -> Mapping[str, Enum]:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from runner.report.comparison import ABSENT, Comparison, Measured
 from runner.tracking.console import format_count, format_duration, format_number, is_plain
+from runner.tracking.terminal import terminal
 
 COMMIT = 12  # characters of a commit that are shown
 FORMATS = {
@@ -27,9 +28,9 @@ FORMATS = {
 
 def print_comparison(found: Comparison, console: Console | None = None) -> None:
     """Print what differs, then what was measured. Where the output is no terminal a row is one line, however wide."""
-    console = console or Console(highlight=False)
+    console = console or terminal(highlight=False)
     plain = is_plain(console)
-    wide = Console(file=console.file, width=10_000, highlight=False) if plain else console
+    wide = terminal(file=console.file, width=10_000, highlight=False) if plain else console
     names = [(letter, str(run.folder)) for letter, run in zip(ascii_uppercase, found.runs, strict=False)]
     console.print()
     for letter, folder in names:

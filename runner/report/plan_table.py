@@ -13,6 +13,7 @@ from runner.report.arms import last_parts
 from runner.report.console_table import console_table
 from runner.runs.run_state import RESULTS
 from runner.tracking.console import STATUS_STYLES, format_duration, is_plain
+from runner.tracking.terminal import terminal
 
 WIDTH = 80
 SLOW_SECONDS = 10  # a step of which the plan speaks
@@ -41,7 +42,7 @@ def print_plan(
 
     `notes` explains each source of an estimate. Where the output is no terminal a run is a line of ASCII.
     """
-    console = console or Console()
+    console = console or terminal()
     plain = is_plain(console)
     common = [word for word in runs[0].overrides if len(runs) > 1 and all(word in run.overrides for run in runs)]
     own = [[word for word in run.overrides if word not in common] for run in runs]
@@ -58,7 +59,7 @@ def print_plan(
         time = "-" if done else "not known" if run.seconds is None else _duration(run.seconds)
         status = Text(run.text, STATUS_STYLES.get(run.status, "bold" if run.status == "running" else ""))
         table.add_row(Text((" " if plain else "\n").join(shown) or "-"), status, time, run.source or "-")
-    (Console(file=console.file, width=10_000) if plain else console).print(
+    (terminal(file=console.file, width=10_000) if plain else console).print(
         table, width=None if plain else _width(console)
     )
     for line in _lines(runs, keys if keys != short else [], common, notes):

@@ -15,6 +15,7 @@ from runner.report.console_table import console_table
 from runner.report.runs import Run, Sweep
 from runner.runs.run_state import RUNNING
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
+from runner.tracking.terminal import terminal
 
 LONGEST_ERROR = 160
 WIDTH = 80  # of the table over the seeds
@@ -81,12 +82,12 @@ def print_sweep(
     the sweep's record says of its axes and measures. Where the output is no terminal a table has one line a row,
     however wide.
     """
-    console = console or Console()
+    console = console or terminal()
     plain = is_plain(console)
     table = sweep_table(runs, title=title, plain=plain)
     console.print()
     if plain:
-        Console(file=console.file, width=10_000).print(table)
+        terminal(file=console.file, width=10_000).print(table)
         if common := common_overrides(runs):
             console.print(Text(f"in common: {' '.join(common)}"), soft_wrap=True)
         if _on_test(runs):
@@ -116,7 +117,7 @@ def _print_arms(runs: Sequence[Run], sweep: Sweep, console: Console, plain: bool
     for row in found.rows:
         table.add_row(*(Text(_ascii(str(cell)) if plain else str(cell)) for cell in row))
     if plain:
-        Console(file=console.file, width=10_000).print(table)
+        terminal(file=console.file, width=10_000).print(table)
         console.print(Text(_ascii(found.caption)), soft_wrap=True)
     else:
         console.print(table, width=min(console.width, WIDTH))

@@ -13,6 +13,7 @@ from rich.text import Text
 from runner.report.document import Mark, Remark, Table, Unfolding
 from runner.report.verdicts import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
 from runner.tracking.console import is_plain
+from runner.tracking.terminal import terminal
 
 WIDTH = 80
 SIGNS = {HOLDS: ("✓", "good"), HOLDS_NOT: ("✗", "bad"), UNDECIDABLE: ("?", "open")}
@@ -49,7 +50,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) 
     """
     if not verdicts:
         return
-    console = console or Console()
+    console = console or terminal()
     plain = is_plain(console)
     for verdict in verdicts:
         shown = mark(verdict)

@@ -46,7 +46,6 @@ def check_combinations(methods: Mapping[str, Settings], *, model: Settings, trai
     _model_of_the_task(model, dataset)
     _loss_of_the_task(train, dataset)
     _labels_to_mix(methods, dataset)
-    _pooled_values_to_normalize(methods, model, train)
     _one_normalization(methods)
     _one_clip(methods)
     _ghost_batches_fill_a_batch(methods, train)
@@ -97,23 +96,6 @@ def _labels_to_mix(methods: Mapping[str, Settings], dataset: Settings) -> None:
                 f"regularization={name}: it mixes the classes of whole images, and dataset={dataset['name']} has "
                 f"masks. Leave {name} out."
             )
-
-
-def _pooled_values_to_normalize(methods: Mapping[str, Settings], model: Settings, train: Settings) -> None:
-    groups, channels = methods.get("groupnorm", {}).get("num_groups"), model.get("head_channels")
-    if groups is not None and groups == channels and model.get("methods_on") != "backbone":
-        raise ValueError(
-            f"groupnorm.num_groups={groups} with model.head_channels={channels}: the pooled features have one value a "
-            "channel, and a group of one value is normalized to 0. Take fewer groups, or model.methods_on=backbone."
-        )
-    by_batch = not any(name in methods for name in WITHOUT_BATCH_STATISTICS)
-    size = methods.get("ghost_batchnorm", {}).get("ghost_batch_size", _device_batch_size(train))
-    if model["name"] in SEGMENTATION_MODELS and by_batch and min(size, _device_batch_size(train)) < 2:
-        raise ValueError(
-            f"model={model['name']}: its pooled features have one value a channel and image, which batch norm cannot "
-            "normalize in a batch of one image. Take two images or more a micro-batch and a ghost batch, or another "
-            "norm."
-        )
 
 
 def choose_portions(methods: Mapping[str, Settings]) -> dict[str, str]:

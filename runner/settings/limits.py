@@ -6,10 +6,14 @@ library check their arguments against the same rows. So both give the same answe
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import isfinite
+from math import inf
+
+from runner.settings.text import shown
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return (
-            isfinite(value)  # a NaN lies in no interval, and infinity is no setting
+            value == value
+            and abs(value) != inf  # a NaN lies in no interval, and infinity is no setting
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -37,9 +42,15 @@ class Range:
         )
 
     def __str__(self) -> str:
-        low = f"[{self.at_least}" if self.at_least is not None else f"({'-inf' if self.above is None else self.above}"
-        high = f"{self.at_most}]" if self.at_most is not None else f"{'inf' if self.below is None else self.below})"
+        above = "-inf" if self.above is None else self.above
+        below = "inf" if self.below is None else self.below
+        low = f"({above}" if self.at_least is None else f"[{_plain(self.at_least)}"
+        high = f"{below})" if self.at_most is None else f"{_plain(self.at_most)}]"
         return f"it must {'be a whole number' if self.whole else 'lie'} in {low}, {high}"
+
+
+def _plain(number: float) -> str:
+    return "10^9" if number == LARGEST else f"{number}"
 
 
 @dataclass(frozen=True)
@@ -70,11 +81,51 @@ class OrWord:
 
 
 @dataclass(frozen=True)
+class Each:
+    """A list, or a mapping's values, each of which lies in a range."""
+
+    entries: Range | Text
+
+    def __contains__(self, value: object) -> bool:
+        return all(entry in self.entries for entry in (value.values() if isinstance(value, Mapping) else value))
+
+    def __str__(self) -> str:
+        return str(self.entries).replace("it must", "each entry must", 1)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of up to `at_most` characters, without some."""
+
+    at_most: int
+    without: str = ""
+
+    def __contains__(self, value: object) -> bool:
+        return 0 < len(str(value)) <= self.at_most and not {*str(value)} & {*self.without}
+
+    def __str__(self) -> str:
+        without = f", none of them {' '.join(self.without)}" if self.without else ""
+        return f"it must have 1 to {self.at_most} characters{without}"
+
+
+@dataclass(frozen=True)
+class FilePath:
+    """The path of a file or a folder, there or not."""
+
+    def __contains__(self, value: object) -> bool:
+        path = os.fsencode(str(value))
+        return 0 < len(path) < 4096 and all(len(part) <= 255 for part in path.split(b"/")) and b"\0" not in path
+
+    def __str__(self) -> str:
+        return "it must be a path of at most 4095 bytes, 255 in each of its parts"
+
+
+@dataclass(frozen=True)
 class Duration:
     """A time with its units, which a bare number would leave to be guessed."""
 
     def __contains__(self, value: object) -> bool:
-        return seconds_of(str(value)) > 0
+        return 0 < seconds_of(str(value)) <= LARGEST
 
     def __str__(self) -> str:
         return "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"
@@ -93,17 +144,21 @@ def seconds_of(duration: str) -> float:
     return float(sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=bool(parts))))
 
 
-POSITIVE = Range(above=0)
-NOT_NEGATIVE = Range(at_least=0)
-COUNT = Range(at_least=1, whole=True)
-COUNT_OR_NONE = Range(at_least=0, whole=True)
+LARGEST = 10**9  # what is larger is a slip, and beyond what torch and the memory can take
+POSITIVE = Range(above=0, at_most=LARGEST)
+NOT_NEGATIVE = Range(at_least=0, at_most=LARGEST)
+COUNT = Range(at_least=1, at_most=LARGEST, whole=True)
+COUNT_OR_NONE = Range(at_least=0, at_most=LARGEST, whole=True)
+CHANNELS = Range(at_least=1, at_most=2**16, whole=True)
+PIXELS = Range(at_least=8, at_most=2**14, whole=True)
+CONCENTRATION = Range(at_least=1e-3, at_most=1e3)  # of a beta distribution; beyond these torch draws NaN
 PORTIONS = ("auto", "all", "first_half", "second_half")  # of a batch
 
-LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
+LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | FilePath]] = {
     "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
     "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
-    "groupnorm": {"num_groups": COUNT},
-    "batch_channel_norm": {"num_groups": COUNT},
+    "groupnorm": {"num_groups": CHANNELS},
+    "batch_channel_norm": {"num_groups": CHANNELS},
     "weight_standardization": {"n_last_layers_ignore": COUNT_OR_NONE, "eps": NOT_NEGATIVE},
     "stochastic_depth": {
         "drop_rate": Range(at_least=0, below=1),
@@ -114,24 +169,25 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
         "dropped_update": OneOf(("rest", "continue")),
     },
     "label_smoothing": {"smoothing": Range(at_least=0, below=1)},
-    "mixup": {"alpha": POSITIVE, "portion": OneOf(PORTIONS)},
-    "cutmix": {"alpha": POSITIVE, "portion": OneOf(PORTIONS)},
+    "mixup": {"alpha": CONCENTRATION, "portion": OneOf(PORTIONS)},
+    "cutmix": {"alpha": CONCENTRATION, "portion": OneOf(PORTIONS)},
     "dropout": {"rate": Range(at_least=0, below=1)},
     "clip_by_norm": {"max_norm": POSITIVE},
     "clip_by_value": {"max_value": POSITIVE},
     "precise_batchnorm": {"num_batches": COUNT},
     "model": {
         "stem": OneOf(("auto", "imagenet", "strided", "small", "wide")),
-        "width": POSITIVE,
+        "width": Range(at_least=1 / 64, at_most=64),
         "alpha": POSITIVE,
         "output_stride": OneOf((8, 16)),
-        "head_channels": COUNT,
+        "head_channels": CHANNELS,
         "methods_on": OneOf(("all", "backbone", "head")),
         "shortcut": OneOf(("zero_pad", "projection")),
         "dropout": Range(at_least=0, below=1),
         "activation": OneOf(("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")),
         "initialization": OneOf(("default", "xavier_uniform", "xavier_normal", "kaiming_fan_in", "kaiming_fan_out")),
         "initialized_layers": OneOf(("conv", "all")),
+        "pretrained": FilePath(),
     },
     "optimizer": {
         "lr": POSITIVE,
@@ -149,26 +205,29 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
         "gamma": Range(above=0, at_most=1),
         "power": POSITIVE,
         "pct_start": Range(above=0, below=1),
-        "div_factor": Range(above=1),
-        "final_div_factor": Range(at_least=1),
+        "div_factor": Range(above=1, at_most=LARGEST),
+        "final_div_factor": Range(at_least=1, at_most=LARGEST),
         "anneal": OneOf(("cos", "linear")),
         "patience": COUNT,
-        "max_doublings": COUNT_OR_NONE,
+        "max_doublings": Range(at_least=0, at_most=20, whole=True),
     },
     "dataset": {
-        "image_size": Range(at_least=8, whole=True),
-        "crop_padding": COUNT_OR_NONE,
-        "num_classes": Range(at_least=2, whole=True),
-        "num_images": Range(at_least=8, whole=True),
-        "test_size": Range(at_least=8, whole=True),
+        "image_size": PIXELS,
+        "crop_padding": Range(at_least=0, at_most=128, whole=True),
+        "num_classes": Range(at_least=2, at_most=10**6, whole=True),
+        "num_images": Range(at_least=8, at_most=LARGEST, whole=True),
+        "test_size": PIXELS,
         "ignore_label": OrWord(Range(at_least=0, at_most=2**16 - 1, whole=True), "auto"),
-        "scale_min": POSITIVE,
-        "scale_max": POSITIVE,
+        "scale_min": Range(above=0, at_most=100),
+        "scale_max": Range(above=0, at_most=100),
+        "mean": Each(Range(at_least=0, at_most=1)),
+        "std": Each(Range(above=0, at_most=1)),
         "max_class_share": Range(above=0, at_most=1),
-        "num_workers": COUNT_OR_NONE,
+        "root": FilePath(),
+        "num_workers": Range(at_least=0, at_most=1024, whole=True),
         "max_unreadable": COUNT_OR_NONE,
-        "test_resize": Range(at_least=8, whole=True),
-        "rand_augment_layers": COUNT_OR_NONE,
+        "test_resize": PIXELS,
+        "rand_augment_layers": Range(at_least=0, at_most=100, whole=True),
         "rand_augment_magnitude": Range(at_least=0, at_most=30, whole=True),
         "random_erasing": Range(at_least=0, at_most=1),
         "interpolation": OneOf(("bilinear", "bicubic")),
@@ -181,7 +240,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
         "cross_entropy_weight": NOT_NEGATIVE,
         "dice_weight": NOT_NEGATIVE,
         "ema": Range(above=0, below=1),
-        "num_devices": COUNT,
+        "num_devices": Range(at_least=1, at_most=2**16, whole=True),
         "max_time": Duration(),
         "early_stopping_epochs": COUNT,
         "evaluate_every_epochs": COUNT,
@@ -189,25 +248,34 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
         "checkpoint_every_epochs": COUNT,
         "checkpoint_every_steps": COUNT,
         "checkpoint_every_minutes": POSITIVE,
-        "keep_best": COUNT,
+        "keep_best": Range(at_least=1, at_most=1000, whole=True),
         "on_divergence": OneOf(("stop", "skip", "restore")),
         "max_divergences": COUNT,
         "divergence_lr_factor": Range(above=0, at_most=1),
         "precision": OneOf(("auto", "fp32", "bf16", "tf32", "fp16")),
         "device": OneOf(("auto", "cpu", "cuda")),
     },
-    "": {"probe_every_epochs": COUNT},
+    "": {
+        "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
+        "probe_every_epochs": COUNT,
+        "probe_at": Each(COUNT_OR_NONE),
+    },
     "probe.activation_statistics": {"num_batches": COUNT},
     "probe.class_gradients": {"num_batches": COUNT},
-    "probe.signal_propagation": {"num_batches": COUNT},
+    "probe.signal_propagation": {"num_batches": COUNT, "skipinit_gain": Range(at_least=-LARGEST, at_most=LARGEST)},
     "probe.train_eval_discrepancy": {"num_batches": COUNT},
-    "probe.gradient_histogram": {"num_batches": COUNT, "num_bins": COUNT, "tail_share": Range(above=0, below=1)},
+    "probe.gradient_histogram": {
+        "num_batches": COUNT,
+        "num_bins": Range(at_least=1, at_most=10**6, whole=True),
+        "tail_share": Range(above=0, below=1),
+    },
     "probe.loss_landscape": {
         "num_batches": COUNT,
-        "num_steps": Range(at_least=2, whole=True),
-        "exploded": Range(above=1),
+        "exponents": Each(Range(at_least=-30, at_most=30)),
+        "num_steps": Range(at_least=2, at_most=10**5, whole=True),
+        "exploded": Range(above=1, at_most=LARGEST),
     },
-    "probe.divergence_trace": {"num_batches": COUNT, "lr": POSITIVE, "steps": COUNT, "parts": COUNT},
+    "probe.divergence_trace": {"num_batches": COUNT, "lr": POSITIVE, "steps": COUNT, "parts": CHANNELS},
     "probe.gradient_terms": {"num_batches": COUNT, "chunk_size": COUNT},
     "probe.clipping": {"num_batches": COUNT, "clip": POSITIVE, "eps": POSITIVE},
     "probe.sharpness": {
@@ -215,8 +283,16 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration]] = {
         "mode": OneOf(("train", "eval")),
         "tolerance": POSITIVE,
         "max_iterations": COUNT,
+        "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
     },
-    "wandb": {"mode": OneOf(("offline", "online", "disabled"))},
+    "paths": {"outputs": FilePath(), "methods": FilePath()},
+    "wandb": {
+        "mode": OneOf(("offline", "online", "disabled")),
+        "project": Text(128, without="/\\#?%:"),
+        "entity": Text(128),
+        "group": Text(128),
+        "tags": Each(Text(64)),
+    },
 }
 
 
@@ -224,6 +300,8 @@ NULLABLE = {("train", key) for key in ("max_steps", "max_time", "early_stopping_
 NULLABLE |= {("train", "checkpoint_every_steps"), ("train", "checkpoint_every_minutes"), ("model", "dropout")}
 NULLABLE |= {("optimizer", "lr_batch_size"), ("dataset", "test_size"), ("dataset", "ignore_label")}
 NULLABLE |= {("dataset", "num_workers"), ("", "probe_every_epochs")}
+NULLABLE |= {("model", "pretrained"), ("paths", "methods")}
+NULLABLE |= {("wandb", "entity"), ("wandb", "group"), ("probe.signal_propagation", "skipinit_gain")}
 
 
 def check(node: str, **settings: object) -> None:
@@ -234,7 +312,8 @@ def check(node: str, **settings: object) -> None:
             continue
         if limit is not None and value not in limit:
             hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
-            raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={value}: {limit}.{hint}".rstrip())
+            spoken = shown(value) if isinstance(limit, Each) else value
+            raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={spoken}: {limit}.{hint}".rstrip())
 
 
 def did_you_mean(word: str, choices: object) -> str:

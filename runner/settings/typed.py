@@ -96,7 +96,7 @@ def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
         if get_origin(kind) is list:
             _check_list(value, *get_args(kind))
         typed[key] = value
-    except (ValidationError, ConfigTypeError, ConfigKeyError):
+    except (ValidationError, ConfigTypeError, ConfigKeyError, OverflowError):
         raise SettingError(f"{place}{key}={shown(value)}: it must be {_type_name(kind)}.") from None
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from runner.checked import Checked, check
 from runner.config import method_nodes
@@ -19,6 +18,7 @@ from runner.runs.job import Job
 from runner.runs.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
 from runner.settings.limits import seconds_of
 from runner.sweeps.step_time import StepTime, measure_step
+from runner.tracking.terminal import terminal
 from runner.training.checkpoint import load_latest
 from runner.training.plan import steps_of
 
@@ -80,7 +80,7 @@ class Forecast:
         if cost in self._finished:
             return self._finished[cost], FINISHED
         if cost not in self._measured:
-            Console(stderr=True).print("timing a few steps of", config.model.name, *method_nodes(config), style="dim")
+            terminal(stderr=True).print("timing a few steps of", config.model.name, *method_nodes(config), style="dim")
             self._measured[cost] = measure_step(config, checked)
         found, data, train = self._measured[cost], checked.data, config.train
         epochs = math.ceil(total * train.global_batch_size / len(data.train))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from runner.readers import Unreadable, read_bytes
 from runner.runs.job import Job
 from runner.runs.run_state import RunState
 from runner.tracking.console import STATUS_STYLES, RunConsole, is_plain
+from runner.tracking.terminal import terminal
 
 
 def show_job(job: Job, what: str, when: str = "") -> None:
     """One line: which job, what is with it, and when it came to that."""
-    console = Console()
+    console = terminal()
     status, _, rest = what.partition(" ")
     if is_plain(console):
         text = Text(f"job {job.number}/{job.total}: {job.name}  {' '.join(filter(None, (what, when)))}")

@@ -16,6 +16,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from runner.tracking.terminal import terminal
+
 WIDEST = 100  # a panel or bar wider than this is hard to read
 REFRESH_SECONDS = 0.25
 PLAIN_PROGRESS_SECONDS = 30
@@ -52,7 +54,7 @@ class RunConsole:
     """
 
     def __init__(self, *, stream: TextIO | None = None, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(file=stream)
+        self.console = console or terminal(file=stream)
         self.quiet = quiet
         self.plain = is_plain(self.console)
         self._job: tuple[int, int] | None = None

@@ -364,3 +364,16 @@ def test_parameters_of_another_kind_are_not_lost():
     assert list(model.state_dict()) == keys
     assert apply_weight_standardization(model, ignore=["1"]) == 1
     assert model(torch.randn(1, 3, 6, 6)).shape == (1, 4, 2, 2)
+
+
+@pytest.mark.parametrize("single", [nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, groups=4), nn.Conv1d(1, 2, 1)])
+def test_a_filter_of_a_single_weight_stays_as_it_is(single):
+    """Standardized it would be 0, whatever the weight."""
+    model = nn.Sequential(single, nn.ReLU())
+    with pytest.raises(ValueError, match="looked for convolutions whose filters have more than one weight"):
+        apply_weight_standardization(model)
+    model = nn.Sequential(single, nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with pytest.warns(UserWarning, match="0: left as they are"):
+        assert apply_weight_standardization(model) == 1
+    assert model[0] is single
+    assert isinstance(model[2], StdConv2d)

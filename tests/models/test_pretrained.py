@@ -417,3 +417,49 @@ def test_without_a_classifier_every_shape_has_to_fit():
         ValueError, match=r"2 tensors of another shape: 0\.weight \(4, 3, 3, 3\) instead of \(5, 3, 3, 3\)"
     ):
         load_weights(model, weights_of(saved))
+
+
+def behind(prefix):
+    return lambda state: {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        behind("_orig_mod."),
+        behind("module._orig_mod."),
+        behind("_orig_mod.module."),
+        behind("backbone."),
+        lambda state: {"state_dict": behind("model.")(state), "epoch": 3, "hyper_parameters": {"lr": 0.1}},
+        lambda state: {"state_dict": {**behind("model.")(state), "criterion.weight": torch.ones(3)}},
+        lambda state: {"model": state, "model_ema": {**behind("module.")(state), "n_averaged": torch.tensor(3)}},
+        lambda state: {"model_ema": {**behind("module.")(state), "n_averaged": torch.tensor(3)}, "epoch": 1},
+        lambda state: {"model_state": state, "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {"net": behind("module.")(state), "acc": 0.9},
+        lambda state: {"whatever_it_is_called": state, "epoch": 1},
+    ],
+)
+def test_weights_as_others_save_them_are_recognised(tmp_path, source, images, layout):
+    torch.save(layout(source.state_dict()), tmp_path / "file.pt")
+    model = resnet18(num_classes=10, stem="imagenet")
+    load_weights(model, read_weights(tmp_path / "file.pt", "resnet18"))
+    assert same_outputs(model, source, images)
+
+
+def test_weights_outside_the_wrapper_are_told(tmp_path, source):
+    state = {**behind("model.")(source.state_dict()), "criterion.weight": torch.ones(3)}
+    loaded = load_weights(resnet18(num_classes=10, stem="imagenet"), PretrainedWeights("file.pt", state))
+    assert loaded.notes == ("of the weights 1 outside model are left out",)
+
+
+def test_several_state_dicts_without_a_known_name_are_refused(tmp_path, source):
+    torch.save({"a": source.state_dict(), "b": source.state_dict()}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="it has several, a, b; give one"):
+        read_weights(tmp_path / "file.pt", "resnet18")
+
+
+@pytest.mark.parametrize("load", [load_weights, check_weights])
+def test_weights_that_are_not_finite_are_refused(source, load):
+    wrong = weights_of(source, fc__weight=torch.full((10, 512), torch.nan))
+    with pytest.raises(ValueError, match=r"1 tensor with values that are not finite: fc\.weight"):
+        load(resnet18(num_classes=10, stem="imagenet"), wrong)

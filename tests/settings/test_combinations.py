@@ -103,11 +103,6 @@ SCENES = ("dataset=digit_scenes", "model=deeplabv3plus_resnet18")
         (["train.dice_weight=1"], ["train.dice_weight=1.0", "dataset=digits has no masks"]),
         ([*SCENES, "train.cross_entropy_weight=0"], ["no loss is left"]),
         ([*SCENES, "regularization=mixup"], ["regularization=mixup", "digit_scenes has masks", "Leave mixup out"]),
-        ([*SCENES, "train.global_batch_size=8", "train.accumulation_steps=8"], ["one value a channel", "two images"]),
-        (
-            [*SCENES, "norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=1"],
-            ["one value a channel", "two images"],
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(composed, overrides, parts):

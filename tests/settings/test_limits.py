@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+import re
 
 import pytest
 import yaml
@@ -32,6 +33,65 @@ def test_a_count_is_a_whole_number_from_one(value):
     assert value not in limits.COUNT
     with pytest.raises(ValueError, match=r"ghost_batchnorm\.ghost_batch_size"):
         check("ghost_batchnorm", ghost_batch_size=value)
+
+
+def numbers(node, values):
+    """Every number among the defaults of a node, in lists too, by (node, key)."""
+    for key, value in values.items():
+        entries = value if isinstance(value, list) and value else [value]
+        if all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in entries):
+            yield node, key
+
+
+def numeric_settings():
+    """Every setting of conf/ whose default is a number, as (node, key)."""
+    main = yaml.safe_load((CONF / "config.yaml").read_text())
+    tree = {
+        node: values for node, values in main.items() if isinstance(values, dict) and node not in ("hydra", "sweep")
+    }
+    tree[""] = {key: value for key, value in main.items() if not isinstance(value, dict)}
+    found = {each for node, values in tree.items() for each in numbers(node, values)}
+    for group in ("model", "optimizer", "schedule", "dataset"):
+        for path in (CONF / group).glob("*.yaml"):
+            found |= set(numbers(group, yaml.safe_load(path.read_text())))
+    for path in (CONF / "probe").glob("*.yaml"):
+        for name, values in (yaml.safe_load(path.read_text()) or {}).items():
+            found |= set(numbers(f"probe.{name}", values or {}))
+    return found | {each for name, values in SETTINGS.items() for each in numbers(name, values)}
+
+
+CHECKED_ELSEWHERE = {("schedule", "milestones"), ("dataset", "validation"), ("paths", "allowed_packages")}
+CHECKED_ELSEWHERE |= {
+    (f"probe.{name}", key) for name in ("activation_statistics", "gradient_terms") for key in ["layers"]
+}
+CHECKED_ELSEWHERE |= {("probe.gradient_histogram", "layer")}
+
+
+def test_every_number_of_the_command_line_has_a_largest_value():
+    settings = numeric_settings()
+    assert len(settings) > 60
+    for node, key in sorted(settings - CHECKED_ELSEWHERE):
+        limit = LIMITS.get(node, {}).get(key)
+        assert limit is not None, f"{node}.{key} has no range"
+        for value in (10**400, math.inf, math.nan, -math.inf, 10**30):
+            assert (([value] if isinstance(limit, limits.Each) else value) in limit) is False, f"{node}.{key}={value}"
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "inside", "outside"),
+    [
+        ("", "probe_at", [0, 5], [0, -1]),
+        ("probe.loss_landscape", "exponents", [-5.5, 0.5], [400.0]),
+        ("dataset", "std", [0.2, 0.3], [0.2, 0.0]),
+        ("wandb", "tags", ["a"], ["a" * 65]),
+        ("wandb", "project", "größe", "a/b"),
+        ("train", "max_time", "11h", "9" * 400 + "h"),
+    ],
+)
+def test_entries_and_texts_have_limits(node, key, inside, outside):
+    check(node, **{key: inside})
+    with pytest.raises(ValueError, match=re.escape(f"{node}.{key}".lstrip("."))):
+        check(node, **{key: outside})
 
 
 def test_the_message_names_key_value_and_remedy():

@@ -363,7 +363,7 @@ def test_auto_resume(small, tmp_path):
     [
         ("train.max_time=90", "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"),
         ("train.on_divergence=ignore", "it must be one of stop, skip, restore"),
-        ("train.early_stopping_epochs=0", "it must be a whole number in [1, inf)"),
+        ("train.early_stopping_epochs=0", "it must be a whole number in [1, 10^9]"),
     ],
 )
 def test_wrong_settings(small, setting, message):
