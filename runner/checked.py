@@ -7,12 +7,14 @@ import warnings
 from dataclasses import dataclass, replace
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
+from torch import nn
 
 from runner import build
 from runner.config import method_nodes
 from runner.data.dataset import Data, check_batch_size
 from runner.memory import FLOAT, check_memory, of_parameters
+from runner.probes.layers import pick
 from runner.settings.text import SettingError
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
@@ -65,6 +67,7 @@ def check(config: DictConfig) -> Checked:
     except ValueError as error:
         raise SettingError(str(error)) from None
     _check_step(config, data, built, kept, precision)
+    _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
     return Checked(data, task_of(data, config.train), precision, built, multiply_adds, chosen)
 
@@ -111,3 +114,15 @@ def _check_step(config: DictConfig, data: Data, built: build.Built, kept: int, p
         device,
         "Choose fewer images, smaller ones, or more train.accumulation_steps.",
     )
+
+
+def _check_probes(probes: DictConfig, model: nn.Module) -> None:
+    """Raise a SettingError for a layer of a probe that the model does not have."""
+    for name, settings in probes.items():
+        for key in ("layer", "layers"):
+            layers = settings.get(key)
+            for layer in layers if isinstance(layers, ListConfig) else [layers]:
+                try:
+                    _ = layer is None or pick(model, layer)
+                except ValueError as error:
+                    raise SettingError(f"probe.{name}.{key}: {error}") from None

@@ -124,6 +124,9 @@ def _typed_probe(name: str, node: Any) -> DictConfig:
     if name not in PROBE_TYPES:
         raise SettingError(f"probe.{name}: there is no such probe. {did_you_mean(name, PROBE_TYPES)}".rstrip())
     typed = typed_node(f"probe.{name}", PROBE_TYPES[name], node)
+    exponents = list(typed.get("exponents", (0, 1)))
+    if len(exponents) != 2 or not exponents[0] < exponents[1]:
+        raise SettingError(f"probe.{name}.exponents={shown(exponents)}: it must be two numbers, the smaller one first.")
     layers = [typed[key] for key in ("layer", "layers") if typed.get(key) is not None]
     if "layers" in typed and layers:
         layers = layers[0] if isinstance(layers[0], ListConfig) else [None]

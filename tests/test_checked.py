@@ -29,6 +29,25 @@ def test_what_the_memory_cannot_hold_is_refused_with_the_figures(tiny, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            "gradient_histogram.layer=layr1",
+            "probe.gradient_histogram.layer: layer=layr1: a ResNet has no",
+        ),
+        ("gradient_histogram.layer=1.5", "a depth is from 0.0 (first) to 1.0 (last)"),
+        ("gradient_histogram.layer=nan", "a depth is from 0.0 (first) to 1.0 (last)"),
+        ("gradient_terms.layers=[0.5,1000]", "probe.gradient_terms.layers: layer=1000: a ResNet has 17 convolutions"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused_before_the_run(tiny, tmp_path, settings, message):
+    outcome = tiny(f"probe={settings.partition('.')[0]}", f"probe.{settings}")
+    assert outcome.code == 2, outcome.out
+    assert message in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_digits_enlarged_beyond_the_memory_are_refused(runner):
     outcome = runner("dataset.image_size=16384")
     assert "dataset.image_size=16384: this takes about 10,782 GiB" in outcome.err  # 1797 * 16384^2 * 24 bytes

@@ -95,6 +95,14 @@ def test_several_methods_each_with_its_own_node(composed):
         (["schedule=plateau", "schedule.milestones=[]"], "schedule.milestones=[]: at the first of them training may"),
         (["schedule=plateau", "schedule.patience=0"], "schedule.patience=0: it must be a whole number in [1, 10^9]."),
         (["schedule=plateau", "schedule.max_doublings=-1"], "schedule.max_doublings=-1: it must be a whole number in"),
+        *(
+            (["probe=loss_landscape", f"probe.loss_landscape.exponents={wrong}"], f"exponents={wrong}: it must be two")
+            for wrong in ("[]", "[1.0]", "[1.0,1.0]", "[1.0,0.0]", "[0.0,1.0,2.0]")
+        ),
+        (["optimizer.lr=1e400"], "optimizer.lr=inf: it must lie in (0, 10^9]."),
+        (["seed=" + "9" * 30], ": it must be a whole number in [-2147483648, 4294967295]."),
+        (["model.pretrained=" + "x" * 300], ": it must be a path of at most 4095 bytes, 255 in each of its parts."),
+        (["paths.methods=" + "x" * 300], ": there is no such folder."),
         (["schedule=poly", "schedule.power=0"], "schedule.power=0.0: it must lie in (0, 10^9]."),
         (["schedule=onecycle", "schedule.pct_start=1"], "schedule.pct_start=1.0: it must lie in (0, 1)."),
         (["schedule=onecycle", "schedule.div_factor=1"], "schedule.div_factor=1.0: it must lie in (1, 10^9]."),
@@ -111,6 +119,7 @@ def test_several_methods_each_with_its_own_node(composed):
         (["optimizer.lr_batch_size=0"], "optimizer.lr_batch_size=0: it must be a whole number in [1, 10^9]."),
         (["train.ema=1"], "train.ema=1.0: it must lie in (0, 1)."),
         (["train.ema=true"], "train.ema=true: it must be a number, or null."),
+        (["dataset.validation=0"], "dataset.validation=0.0: it must be a share in (0, 1), or the word test."),
         (["dataset.validation=2.0"], "it must be a share in (0, 1), or the word test."),
         (["dataset.validation=tset"], "it must be a share in (0, 1), or the word test."),
         (["name=../elsewhere"], "it names a folder"),

@@ -93,6 +93,8 @@ def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
     try:
         if bool in (kind, *get_args(kind)) and not isinstance(value, (bool, type(None))):
             raise ValidationError  # OmegaConf would take 3 for true
+        if get_origin(kind) is Union and float in get_args(kind) and type(value) is int:
+            value = float(value)  # in a union OmegaConf converts nothing
         if get_origin(kind) is list:
             _check_list(value, *get_args(kind))
         typed[key] = value
