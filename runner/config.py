@@ -22,6 +22,7 @@ from runner.settings.combinations import check_combinations, choose_portions
 from runner.settings.limits import did_you_mean
 from runner.settings.option_types import OPTION_TYPES
 from runner.settings.probe_types import PROBE_TYPES
+from runner.settings.ranges import FilePath
 from runner.settings.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.settings.text import SettingError, shown
 from runner.settings.typed import assign, check_entries, resolved, typed_node
@@ -41,7 +42,7 @@ def method_nodes(config: DictConfig) -> dict[str, DictConfig]:
 
 def methods_folder(path: str) -> Path:
     """The absolute path of a folder with methods from outside. Raises SettingError if it cannot be one."""
-    if path not in limits.FilePath() or not (folder := Path(path).resolve()).is_dir():
+    if path not in FilePath() or not (folder := Path(path).resolve()).is_dir():
         raise SettingError(f"paths.methods={path}: there is no such folder.")
     taken = {file.stem: file for group in METHOD_GROUPS for file in (CONF / group).glob("*.yaml")}
     for file in sorted(file for group in METHOD_GROUPS for file in (folder / group).glob("*.yaml")):

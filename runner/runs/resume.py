@@ -25,7 +25,7 @@ from torch import nn
 from runner.files import CannotWrite, is_disk_fault
 from runner.methods.method import Method
 from runner.runs.run_folder import RunFolder
-from runner.settings.limits import seconds_of
+from runner.settings.ranges import seconds_of
 from runner.settings.text import SettingError, shown
 from runner.training.checkpoint import Latest, load_latest
 

@@ -16,7 +16,7 @@ from runner.readers import Unreadable, read_yaml_mapping
 from runner.report.plan_table import PlannedRun, print_plan
 from runner.runs.job import Job
 from runner.runs.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
-from runner.settings.limits import seconds_of
+from runner.settings.ranges import seconds_of
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.tracking.terminal import terminal
 from runner.training.checkpoint import load_latest

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.schedules import PlateauRule, Share
-from runner.settings.limits import seconds_of
+from runner.settings.ranges import seconds_of
 
 
 @dataclass

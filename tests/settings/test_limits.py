@@ -11,7 +11,8 @@ import yaml
 from runner import methods
 from runner.config import CONF, METHOD_GROUPS
 from runner.settings import limits
-from runner.settings.limits import LIMITS, OneOf, Range, check, did_you_mean
+from runner.settings.limits import LIMITS, check, did_you_mean
+from runner.settings.ranges import Each, OneOf, Range
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_every_number_of_the_command_line_has_a_largest_value():
         limit = LIMITS.get(node, {}).get(key)
         assert limit is not None, f"{node}.{key} has no range"
         for value in (10**400, math.inf, math.nan, -math.inf, 10**30):
-            assert (([value] if isinstance(limit, limits.Each) else value) in limit) is False, f"{node}.{key}={value}"
+            assert (([value] if isinstance(limit, Each) else value) in limit) is False, f"{node}.{key}={value}"
 
 
 @pytest.mark.parametrize(
