@@ -128,7 +128,7 @@ def test_weights_go_from_a_run_into_another(runner, make_scenes, tmp_path):
     assert not (tmp_path / "outputs/runs/third").exists()
     fewer = runner(
         *(word for word in SCENES if "num_classes" not in word),
-        "dataset.num_classes=4",
+        *("dataset.num_classes=4", "dataset.ignore_label=255"),
         *("norm=batch_channel_norm", "batch_channel_norm.num_groups=4", source, "train.max_steps=1", "name=fourth"),
     )
     assert fewer.code == 0, fewer.err

@@ -29,7 +29,7 @@ class Found(NamedTuple):
     """A file or folder as it was reached; a link that leads nowhere is a file that cannot be read."""
 
     path: str
-    kind: str  # file, folder, or other: a pipe, a socket, a device
+    kind: str  # file, folder, or else: pipe or device
     identity: Identity
 
     @property
@@ -52,6 +52,7 @@ class FileFinder:
         self.leftovers: list[str] = []  # names as in `LEFTOVERS`
         self.repeated: list[str] = []  # reached before
         self.beside: list[str] = []  # images that lie beside the folders of classes
+        self.unreadable: dict[str, str] = {}  # folders, pipes and devices with the ending of an image -> what they are
         self.others: Counter[str] = Counter()  # endings that were not looked for; folders, pipes and the like
         self._first_paths: dict[Identity, str] = {}
 
@@ -69,7 +70,7 @@ class FileFinder:
         entries = self._entries(folder)
         for entry in entries:
             if not entry.is_file(endings):
-                self._count_other(entry)
+                self._leave_out(entry, endings)
         return [entry for entry in entries if entry.is_file(endings)]
 
     def below(self, top: str | Path, endings: Sequence[str]) -> dict[Identity, str]:
@@ -82,17 +83,20 @@ class FileFinder:
             for entry in self._entries(waiting.pop()):
                 if entry.identity in reached or entry.identity in found:
                     self.repeated.append(entry.path)
-                elif entry.kind == "folder":
+                elif entry.kind == "folder" and entry.ending not in endings:
                     reached.add(entry.identity)
                     folders.append(entry.path)
                 elif entry.is_file(endings):
                     found[entry.identity] = entry.path
                 else:
-                    self._count_other(entry)
+                    self._leave_out(entry, endings)
             waiting += reversed(folders)
         return dict(sorted(found.items(), key=lambda item: os.path.split(item[1])))
 
-    def _count_other(self, entry: Found) -> None:
+    def _leave_out(self, entry: Found, endings: Sequence[str]) -> None:
+        if entry.ending in endings:
+            self.unreadable[entry.path] = f"it is no file but a {entry.kind}"
+            return
         self.others[entry.ending if entry.kind == "file" else f"{entry.kind}s"] += 1
 
     def _entries(self, folder: str | Path) -> list[Found]:
@@ -151,12 +155,12 @@ def check_apart(one: Mapping[Identity, str], other: Mapping[Identity, str], *, p
 def _found(entry: os.DirEntry[str], device: int) -> Found:
     """Symbolic links and folders alone are looked up, so that a million files take seconds on a slow disk too."""
     if not (entry.is_symlink() or entry.is_dir() or entry.inode() in UNKNOWN_INODES):
-        return Found(entry.path, "file" if entry.is_file() else "other", (device, entry.inode()))
+        return Found(entry.path, "file" if entry.is_file() else "pipe or device", (device, entry.inode()))
     try:
         status = entry.stat()
     except OSError:  # a link that leads nowhere, or round in a circle
         return Found(entry.path, "file", entry.path)
-    kind = "folder" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "other"
+    kind = "folder" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "pipe or device"
     return Found(entry.path, kind, (status.st_dev, status.st_ino))
 
 

@@ -105,7 +105,7 @@ def image_data(
     splits = {"train": train, "validation": held_out, "test": test}
     if source == "test":
         del splits["validation"]
-    unreadable: dict[str, str] = {}
+    unreadable = dict(folders.finder.unreadable)
     findings = folders.finder.findings()
     looking = {"root": str(folders.root), "max_unreadable": max_unreadable, "unreadable": unreadable}
     findings.add(look_at_images(splits, folders.classes, **looking))

@@ -128,7 +128,7 @@ def scene_data(
     splits = {"train": train, "validation": held_out, "test": test}
     if source == "test":
         del splits["validation"]
-    unreadable: dict[str, str] = {}
+    unreadable = dict(finder.unreadable)
     findings = finder.findings()
     checking = {"root": root, "unreadable": unreadable}
     findings.add(check_labels(splits, labels, class_names=class_names, **checking))

@@ -14,7 +14,7 @@ from torch import Tensor
 from runner.data.dataset import IGNORE_INDEX, DataFault
 from runner.data.image_file import upright
 
-MASK_MODES = ("L", "P", "I;16", "I")  # Pillow's: 8 bits of grey, a palette, and 16 bits of grey in two ways
+MASK_MODES = ("1", "L", "P", "I;16", "I")  # Pillow's: 1 and 8 bits of grey, a palette, 16 bits of grey in two ways
 NUM_VALUES = 2**16
 NO_CLASS = -1  # of a value that stands for nothing
 LONGEST_LIST = 24  # values that a message suggests
@@ -102,7 +102,7 @@ def read_values(path: str) -> Tensor:
         raise OSError(f"the mask {path} cannot be read ({error})") from None
     if mode not in MASK_MODES:
         raise ValueError(
-            f"the mask {path} does not hold one class index a pixel in 8 or 16 bits of grey or in a "
+            f"the mask {path} does not hold one class index a pixel in 1, 8 or 16 bits of grey or in a "
             f"palette (Pillow's mode {mode}); write it as such"
         )
     return values

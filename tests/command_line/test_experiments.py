@@ -82,13 +82,13 @@ def write_cifar10(root, monkeypatch):
 
 
 def write_imagenet(root, monkeypatch):
-    """Four synsets with a photograph of odd size each, linked from all their places."""
-    photograph = picture(root / "photograph.jpg", (45, 38))
+    """Four synsets with copies of a photograph of odd size."""
+    photograph = picture(root / "photograph.jpg", (45, 38)).read_bytes()
     for split, number in (("train", NUM_TRAIN), ("val", NUM_TEST)):
         for index in range(number):
             place = root / split / SYNSETS[index % len(SYNSETS)]
             place.mkdir(parents=True, exist_ok=True)
-            (place / f"{place.name}_{index}.JPEG").symlink_to(photograph)
+            (place / f"{place.name}_{index}.JPEG").write_bytes(photograph)
     monkeypatch.setattr(image_folder, "IMAGENET_CLASSES", len(SYNSETS))
 
 

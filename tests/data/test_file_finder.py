@@ -96,14 +96,20 @@ def test_files_that_other_programs_leave_are_no_images(root, scenes, name):
     assert finder.findings().entries["left_out"]["leftovers"] == 2
 
 
-def test_a_folder_between_images_of_scenes_is_no_scene(scenes):
-    picture(scenes / "images" / "training" / "0.jpg.png" / "0.png", (0, 0, 0))
-    os.mkfifo(scenes / "images" / "training" / "pipe.png")
+def test_what_has_an_images_name_and_is_no_file_cannot_be_read(root, scenes):
+    for folder in (root / "train" / "ant", scenes / "images" / "training"):
+        picture(folder / "folder.png" / "0.png", (0, 0, 0))
+        os.mkfifo(folder / "pipe.png")
+        (folder / "other").mkdir()
+    folders, found = listed(root)
     finder, (training, _) = listed_scenes(scenes)
-    assert len(training) == 4
-    assert finder.findings().notes == [
-        ("note", "left out, since they end on nothing that is read: 1 folders, 1 others")
-    ]
+    assert (found[0], len(training)) == (TRAIN, 4)
+    for each in (folders.finder, finder):
+        assert {os.path.basename(path): reason for path, reason in each.unreadable.items()} == {
+            "folder.png": "it is no file but a folder",
+            "pipe.png": "it is no file but a pipe or device",
+        }
+    assert finder.others == {"folders": 1}
 
 
 def test_what_is_read_by_nobody_is_counted(root):

@@ -92,10 +92,15 @@ def test_a_value_beyond_the_classes_is_named_with_its_file(tmp_path, value, sett
         read_mask(tmp_path / "odd.png", **settings)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_one_bit_is_read_as_0_and_1(tmp_path):
+    grey_of_few_bits(tmp_path / "mask.png", 1, [0, 1, 1])
+    assert read_mask(tmp_path / "mask.png").tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
 def test_grey_of_few_bits_is_refused_since_its_indices_are_lost(tmp_path, bits):
     grey_of_few_bits(tmp_path / "mask.png", bits, [0, 1])
-    with pytest.raises(ValueError, match=r"mask\.png does not hold one class index a pixel in 8 or 16 bits"):
+    with pytest.raises(ValueError, match=r"mask\.png does not hold one class index a pixel in 1, 8 or 16 bits"):
         read_mask(tmp_path / "mask.png", num_classes=150)
 
 
