@@ -24,6 +24,7 @@ from runner.runs.run_folder import earlier_overrides
 from runner.safety.loader import checked
 from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
+from runner.signals import raised
 from runner.sweeps.job_run import run_job
 from runner.sweeps.study import with_axes
 from runner.sweeps.sweep import CallbackFailed, job_of, name_sweep, plan_sweep, settings_of, stop_watching
@@ -35,6 +36,12 @@ WRONG = (HydraException, OmegaConfBaseException, YAMLError, ValueError)  # what 
 
 
 def main() -> None:
+    """Run the command line, which SIGTERM ends as Ctrl-C does; ends with an exit code."""
+    with raised():
+        _main()
+
+
+def _main() -> None:
     """Run an experiment, or a sweep of them, as the command line says; ends with an exit code.
 
     The word `plan` among the overrides: show what would run, and how long it would take.

@@ -16,6 +16,7 @@ from runner.chosen_methods import conf_folders_of
 from runner.command_line.overrides import method_group
 from runner.config import METHOD_GROUPS
 from runner.data.dataset import DataFault
+from runner.data.loader_faults import loader_fault
 from runner.data.shares import Share
 from runner.description import closing_rows, flat, idle, opening_rows, sizes
 from runner.files import CannotWrite, write_atomically
@@ -32,7 +33,7 @@ from runner.tracking.provenance import provenance
 from runner.tracking.tracker import SilentTracker, Tracker
 from runner.tracking.wandb_run import WandbRun, new_run_id, override_columns
 from runner.training.checkpoint import load_checkpoint, load_latest, restore_model
-from runner.training.distributed import from_first, is_distributed, num_ranks, rank, wait_for_all
+from runner.training.distributed import from_first, is_distributed, is_timeout, num_ranks, rank, wait_for_all
 from runner.training.divergence import Diverged
 from runner.training.evaluation import evaluate
 from runner.training.loop import Trainer
@@ -162,7 +163,7 @@ def _follow(config: DictConfig, checked: Checked) -> str:
         return _train_and_test(trainer, checked, tracker)["status"]
     except Diverged:
         return "diverged"
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         return "interrupted"
 
 
@@ -221,7 +222,10 @@ def _divergences(trainer: Trainer) -> dict[str, int]:
 
 def _told(error: Exception) -> str | None:
     """The message of an error that says it all, without a traceback."""
-    return str(error) if isinstance(error, (DataFault, CannotWrite)) else None
+    if is_distributed() and is_timeout(str(error)):
+        return "train.rank_timeout: another rank did not answer for so long."
+    fault = loader_fault(error) or error
+    return str(fault) if isinstance(fault, (DataFault, CannotWrite)) else None
 
 
 def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:

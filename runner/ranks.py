@@ -7,20 +7,16 @@ several, each process is a rank already, and joins the others.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shlex
-import signal
-import tempfile
 import uuid
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -28,12 +24,13 @@ from runner import experiment, torchrun
 from runner.checked import check
 from runner.chosen_methods import conf_folders_of
 from runner.config import validate
+from runner.rank_watch import RankWatch, beat, meeting_folder
 from runner.runs.job import Job
 from runner.runs.run_folder import RunFolder
 from runner.safety.allowed import words_again
 from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
-from runner.signals import ENDING, taken_by
+from runner.signals import ENDING, raised
 from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES
 from runner.training import distributed
@@ -49,13 +46,13 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
     If one of them dies the others are ended, and the run has failed with the error of the first that died.
     """
     if torchrun.num_ranks() > 1:
-        with distributed.joined(_own_device(config.train.device)):
+        with distributed.joined(_own_device(config.train.device), timeout=config.train.rank_timeout):
             return experiment.run(config, overrides, command, job)
     if config.train.num_devices == 1:
         return experiment.run(config, overrides, command, job)
     check(config)
-    with tempfile.TemporaryDirectory(prefix="runner-") as told:
-        plain = (OmegaConf.to_container(config), overrides, command, job, told, os.getpid())
+    with meeting_folder() as told:
+        plain = (OmegaConf.to_container(config), overrides, command, job, str(told), os.getpid())
         launched = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -64,14 +61,16 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
-            signals_to_handle="SIGQUIT",  # the others are passed on, see `_pass_on`
+            logs_specs=DefaultLogsSpecs(log_dir=str(told)),  # else a folder more
+            signals_to_handle="SIGQUIT",  # the others are passed on
         )
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here
+        watch = RankWatch(told, timeout=config.train.rank_timeout)
         try:
-            with taken_by(_pass_on):
+            with watch:
                 outcomes = elastic_launch(launched, _rank)(*plain)
         except ChildFailedError as error:
-            return _failed(error, Path(told), config.paths)
+            return _killed(told, config.paths) if watch.asked else _failed(error, watch, config)
     status, refusal = outcomes[0]
     if refusal is not None:
         raise SettingError(refusal)
@@ -84,6 +83,7 @@ def _rank(
 ) -> tuple[str | None, str | None]:
     """One rank of a run that the process `launcher` started: its status, or why its settings were refused."""
     number = int(os.environ["RANK"])
+    beat(Path(told), number)
     if number > 0:
         warnings.simplefilter("ignore")
     if settings["train"]["device"] != "cuda" and not torch.cuda.is_available():
@@ -92,7 +92,8 @@ def _rank(
     config = validate(created, conf_folders_of(created))
     if os.getppid() != launcher:  # it died while this process started
         os._exit(EXIT_CODES["interrupted"])
-    with distributed.joined(_own_device(config.train.device)):
+    timeout = config.train.rank_timeout
+    with raised(), distributed.joined(_own_device(config.train.device), timeout=timeout):
         try:
             outcome = experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
         except SettingError as error:
@@ -110,16 +111,6 @@ def _own_device(name: str) -> torch.device:
     return device
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Pass Ctrl-C and SIGTERM on to the ranks, which write a checkpoint and end, instead of dying of them here.
-
-    As SIGTERM, since a terminal's Ctrl-C goes to the ranks as well, and a second one would end them at once.
-    """
-    for process in multiprocessing.active_children():
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
-
-
 def _place(failure: ProcessFailure) -> tuple[int, int]:
     """Which of several failures comes first: those killed, then those with an error of their own, then the echoes."""
     killed = failure.exitcode < 0 and -failure.exitcode not in ENDING
@@ -127,20 +118,42 @@ def _place(failure: ProcessFailure) -> tuple[int, int]:
     return (0 if killed else 2 if echo else 1), failure.timestamp
 
 
-def _failed(error: ChildFailedError, told: Path, paths: DictConfig) -> str:
-    """Tell of the rank that died first, also in the run's folder; `paths` are the settings of that name."""
+def _failed(error: ChildFailedError, watch: RankWatch, config: DictConfig) -> str:
+    """Tell of the rank that died first, or that hung, also in the run's folder."""
     number, failure = min(error.failures.items(), key=lambda item: _place(item[1]))
     reason, trace = failure.message, ""
     if isinstance(reason, Mapping):
         trace = str(reason.get("extraInfo", {}).get("py_callstack", ""))
         reason = reason.get("message", reason)
     text = f"rank {number} (process {failure.pid}) failed: {str(reason).strip()}"
+    if watch.hung or distributed.is_timeout(str(reason)):
+        limit = f"train.rank_timeout={config.train.rank_timeout:g}"
+        text = f"{limit}: {watch.hung or f'rank {number} waited so long for another, which did not answer'}"
     console = RunConsole()
     console.message(without_secrets(text), "error")
-    file = told / FOLDER
-    if file.is_file():
-        folder = RunFolder(Path(file.read_text()))
+    folder = _folder(watch.folder)
+    if folder is not None:
         folder.write_failure(text, f"{text}\n{trace}", {"metrics": {}, "best": {}, **folder.read_summary()})
-        again = shlex.join(["python", "-m", "runner", f"resume={folder.path}", *words_again(paths)])
-        console.message(f"go on with: {again}")
+        _tell_way_on(console, folder, config.paths)
     return "failed"
+
+
+def _killed(told: Path, paths: DictConfig) -> str:
+    """Tell, also in the run's folder, of ranks that were killed since they did not end when they were asked to."""
+    console, folder = RunConsole(), _folder(told)
+    console.message("not all ranks ended when they were asked to; they were killed", "warning")
+    if folder is not None:
+        folder.write_summary({"metrics": {}, "best": {}, **folder.read_summary(), "status": "interrupted"})
+        _tell_way_on(console, folder, paths)
+    return "interrupted"
+
+
+def _folder(told: Path) -> RunFolder | None:
+    """The run's folder, as soon as the first rank has said which."""
+    file = told / FOLDER
+    return RunFolder(Path(file.read_text())) if file.is_file() else None
+
+
+def _tell_way_on(console: RunConsole, folder: RunFolder, paths: DictConfig) -> None:
+    again = shlex.join(["python", "-m", "runner", f"resume={folder.path}", *words_again(paths)])
+    console.message(f"go on with: {again}")

@@ -23,7 +23,7 @@ from runner.__main__ import main
 from runner.config import CONF
 from runner.methods.agc import AdaptiveGradientClipping
 from runner.settings.combinations import NORMALIZATIONS
-from runner.training import loop
+from runner.training import validation
 from runner.training.checkpoint import load_checkpoint
 
 SECRET = "hunter2-0815-do-not-write-me"
@@ -206,16 +206,16 @@ def test_every_method_trains_alone(small, tmp_path, group, option):
 
 def test_the_best_checkpoint_is_chosen_on_the_validation_split(small, tmp_path, monkeypatch):
     """Accuracy first, of equal ones the lower loss, then the earlier; the test split plays no part."""
-    validation = iter([(0.25, 2.0), (0.75, 1.5), (0.75, 1.0), (0.75, 1.0), (0.5, 0.5)])
-    evaluate, weights = loop.evaluate, []
+    scores = iter([(0.25, 2.0), (0.75, 1.5), (0.75, 1.0), (0.75, 1.0), (0.5, 0.5)])
+    evaluate, weights = validation.evaluate, []
 
     def scripted(model, batches, precision, task):
         found = evaluate(model, batches, precision, task)
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
-        accuracy, loss = next(validation)
+        accuracy, loss = next(scores)
         return replace(found, metrics={"loss": loss, "accuracy": accuracy})
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(validation, "evaluate", scripted)
     assert small("train.epochs=5", "schedule=constant", "name=run").code == 0
     folder = tmp_path / "outputs/runs/run"
     summary = json.loads((folder / "summary.json").read_text())

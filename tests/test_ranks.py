@@ -246,6 +246,30 @@ def test_a_signal_writes_a_checkpoint_and_tells_how_to_go_on(tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [("ctrl-c twice", 130), ("watchdog", 1)])
+def test_a_rank_that_is_stopped_does_not_hang_the_run(tmp_path, how, code):
+    limit = ("train.rank_timeout=8",) if how == "watchdog" else ()
+    process = started(
+        tmp_path, "train.num_devices=2", "train.epochs=3000", "train.checkpoint_every_steps=2", "name=run", *limit
+    )
+    folder = tmp_path / "outputs/runs/run"
+    while not (folder / "checkpoints/last.pt").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+    for pause in (2, 0) if code == 130 else ():
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == code, out
+    assert "go on with: python -m runner resume=outputs/runs/run" in out
+    assert "Traceback" not in out
+    assert ("train.rank_timeout=8: rank 1 did not answer for 8 seconds" in out) == (code == 1)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == ("interrupted" if code == 130 else "failed")
+    assert last(tmp_path, "run")["progress"]["step"] >= 2
+
+
+@pytest.mark.slow
 def test_ranks_end_where_their_launcher_is_killed(tmp_path):
     process = started(tmp_path, "train.num_devices=2", "train.epochs=300", "name=run")
     while not (tmp_path / "outputs/runs/run/metrics.jsonl").is_file() and process.poll() is None:

@@ -36,8 +36,11 @@ from runner.data.file_loader import (
     masks_of,
 )
 from runner.data.first_look import named, unseen_classes
+from runner.data.loader_faults import batches_of
 from runner.data.seeds import mixed_seed
 from runner.data.shares import WHOLE, Share
+
+TIMEOUT_SECONDS = 300.0  # without a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class FileData(Data):
     load_evaluation: Load
     num_workers: int | None = None
     max_unreadable: int = 0
+    timeout_seconds: float = TIMEOUT_SECONDS
 
     def unseen_classes(self) -> dict[str, list[str]]:
         if self.task != CLASSIFICATION:
@@ -75,6 +79,7 @@ class FileData(Data):
             channels_last=channels_last,
             num_workers=self.num_workers,
             max_unreadable=self.max_unreadable,
+            timeout_seconds=self.timeout_seconds,
             share=share,
         )
 
@@ -90,6 +95,7 @@ class FileData(Data):
             channels_last=channels_last,
             num_workers=self.num_workers,
             max_unreadable=self.max_unreadable,
+            timeout_seconds=self.timeout_seconds,
             share=share,
         )
 
@@ -108,6 +114,7 @@ class _Files:
         channels_last: bool = False,
         num_workers: int | None = 0,
         max_unreadable: int = 0,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         share: Share = WHOLE,
     ) -> None:
         self.samples = samples
@@ -118,6 +125,7 @@ class _Files:
         self.channels_last = channels_last
         self.num_workers = available_workers() if num_workers is None else num_workers
         self.max_unreadable = max_unreadable
+        self.timeout_seconds = timeout_seconds
         self.unreadable = data.unreadable
         self.load = load
         self.fill = (data.mean * 255).round().int().tolist()
@@ -133,6 +141,10 @@ class _Files:
             persistent=persistent,
             pin_memory=self.device.type == "cuda",
         )
+
+    def loaded(self, loader: DataLoader) -> Iterator[LoadedBatch]:
+        """See batches_of."""
+        return batches_of(loader, self.timeout_seconds)
 
     def record(self, failures: Iterable[tuple[Sample, str]]) -> None:
         """Note the samples that could not be read, with the reason. Raises DataFault beyond `max_unreadable`."""
@@ -174,7 +186,9 @@ class FileTrainBatches(_Files, TrainBatches):
         batches = (order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self)))
         parts = [self.share.of_batch(batch) for batch in batches]
         self._plan.batches = _entries(self.samples, parts, self.seed, epoch)
-        filled = (self._filled(batch, part, epoch) for batch, part in zip(self._loader, parts, strict=True))
+        filled = (
+            self._filled(batch, part, epoch) for batch, part in zip(self.loaded(self._loader), parts, strict=True)
+        )
         for images, targets, _, mask_shapes, *_ in _on_device(filled, self.device):
             assert self._latest is current, "another epoch was begun meanwhile"
             yield self.normalized(images), targets.view(-1, *mask_shapes[0]).long() if mask_shapes else targets
@@ -219,7 +233,7 @@ class FileEvaluationBatches(_Files, EvaluationBatches):
         parts = [self.samples[start : start + self.batch_size] for start in starts]
         loader = self.loader([[(sample, 0) for sample in part] for part in parts], persistent=False)
         any_readable = False
-        readable = (batch for batch in self._recorded(zip(loader, parts, strict=True)) if batch.sizes)
+        readable = (batch for batch in self._recorded(zip(self.loaded(loader), parts, strict=True)) if batch.sizes)
         for images, targets, sizes, mask_shapes, *_ in _on_device(readable, self.device):
             any_readable = True
             if not mask_shapes:

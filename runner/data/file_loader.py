@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.data.dataset import DataFault
+from runner.data.loader_faults import LOOK_EVERY_SECONDS, in_shared_memory
 
 Sample = tuple[Any, ...]  # what `load` takes; the first entry is the path by which an unreadable sample is named
 Load = Callable[[Sample], tuple[Tensor, int | Tensor]]
@@ -47,6 +48,7 @@ def make_loader(
         worker_init_fn=_leave_signals_to_main,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
+        timeout=LOOK_EVERY_SECONDS if num_workers > 0 else 0,
         generator=torch.Generator(),  # else each epoch would draw from the generator that dropout uses
     )
 
@@ -122,9 +124,10 @@ class Collate:
         for place, image in zip(stacked, images, strict=True):
             place[:, : image.shape[1], : image.shape[2]] = image
         if isinstance(targets[0], int):
-            return LoadedBatch(stacked, torch.tensor(targets), sizes, [], failures)
+            return in_shared_memory(LoadedBatch(stacked, torch.tensor(targets), sizes, [], failures))
         flat = torch.cat([mask.flatten() for mask in targets])
-        return LoadedBatch(stacked, flat, sizes, [tuple(mask.shape) for mask in targets], failures)
+        shapes = [tuple(mask.shape) for mask in targets]
+        return in_shared_memory(LoadedBatch(stacked, flat, sizes, shapes, failures))
 
 
 def available_workers() -> int:

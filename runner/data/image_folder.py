@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from runner.data.class_folders import TEST, TRAIN, ClassFolders
 from runner.data.duplicates import duplicate_files
-from runner.data.file_batches import FileData
+from runner.data.file_batches import TIMEOUT_SECONDS, FileData
 from runner.data.file_finder import first
 from runner.data.file_loader import Sample
 from runner.data.first_look import look_at_images
@@ -77,6 +77,7 @@ def image_data(
     num_workers: int | None = None,
     max_unreadable: int = 10,
     check_duplicates: bool | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> FileData:
     """The images of `folders`, augmented as `train_transform` says, tested as `evaluation_transform` says.
 
@@ -141,6 +142,7 @@ def image_data(
         max_unreadable=max_unreadable,
         unreadable=unreadable,
         findings=findings,
+        timeout_seconds=timeout_seconds,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from runner.data.dataset import SEGMENTATION
 from runner.data.duplicates import duplicate_files
-from runner.data.file_batches import FileData
+from runner.data.file_batches import TIMEOUT_SECONDS, FileData
 from runner.data.file_finder import FileFinder
 from runner.data.first_look import look_at_images
 from runner.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
@@ -92,6 +92,7 @@ def scene_data(
     num_workers: int | None = None,
     max_unreadable: int = 10,
     check_duplicates: bool | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> FileData:
     """A data set of the published training and test scenes.
 
@@ -154,6 +155,7 @@ def scene_data(
         max_unreadable=max_unreadable,
         unreadable=unreadable,
         findings=findings,
+        timeout_seconds=timeout_seconds,
     )
 
 

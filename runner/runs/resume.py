@@ -41,7 +41,7 @@ MAY_CHANGE = {
     "model": ("dropout", "initialization", "initialized_layers", "pretrained"),
     "precise_batchnorm": ("num_batches",),
     "stochastic_depth": ("dropped_update", "use_same_gpu_seed"),
-    "dataset": ("root", "download", "num_workers", "max_unreadable", "check_duplicates"),
+    "dataset": ("root", "download", "num_workers", "max_unreadable", "check_duplicates", "timeout_seconds"),
 }
 
 

@@ -15,6 +15,7 @@ POSITIVE = Range(above=0, at_most=LARGEST)
 NOT_NEGATIVE = Range(at_least=0, at_most=LARGEST)
 COUNT = Range(at_least=1, at_most=LARGEST, whole=True)
 COUNT_OR_NONE = Range(at_least=0, at_most=LARGEST, whole=True)
+SECONDS = Range(above=0, at_most=10**6)  # of waiting
 CHANNELS = Range(at_least=1, at_most=2**16, whole=True)
 PIXELS = Range(at_least=8, at_most=2**14, whole=True)
 CONCENTRATION = Range(at_least=1e-3, at_most=1e3)  # of a beta distribution; beyond these torch draws NaN
@@ -94,6 +95,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "max_unreadable": COUNT_OR_NONE,
         "test_resize": PIXELS,
         "rand_augment_layers": Range(at_least=0, at_most=100, whole=True),
+        "timeout_seconds": SECONDS,
         "rand_augment_magnitude": Range(at_least=0, at_most=30, whole=True),
         "random_erasing": Range(at_least=0, at_most=1),
         "interpolation": OneOf(("bilinear", "bicubic")),
@@ -107,6 +109,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "dice_weight": NOT_NEGATIVE,
         "ema": Range(above=0, below=1),
         "num_devices": Range(at_least=1, at_most=2**16, whole=True),
+        "rank_timeout": SECONDS,
         "max_time": Duration(),
         "early_stopping_epochs": COUNT,
         "evaluate_every_epochs": COUNT,

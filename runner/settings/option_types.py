@@ -188,6 +188,7 @@ class Scenes:
     num_workers: Optional[int]
     max_unreadable: int
     check_duplicates: Optional[bool]
+    timeout_seconds: float
 
 
 @dataclass
@@ -217,6 +218,7 @@ class ImageFolder:
     num_workers: Optional[int]
     max_unreadable: int
     check_duplicates: Optional[bool]
+    timeout_seconds: float
 
 
 @dataclass

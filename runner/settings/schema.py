@@ -20,6 +20,7 @@ class Train:
     compile: bool
     device: str
     num_devices: int
+    rank_timeout: float
     deterministic: bool
     sync_batchnorm: bool
     cross_entropy_weight: float

@@ -26,11 +26,12 @@ from runner.files import CannotWrite, open_unlinked
 from runner.runs.job import Job
 from runner.runs.run_lock import Taken, hold
 from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
-from runner.signals import taken_by
+from runner.signals import raised, taken_by
 from runner.sweeps.job_run import record_failure, run_job
 
 OUTPUT = "console.txt"  # what the job prints
 LOOK_EVERY_SECONDS = 0.2
+KILL_AFTER_SECONDS = 60.0  # for a job that was asked to end and hangs; more than its own ranks are given
 
 _interrupted = False  # a signal came to this process of a launcher: it runs no further job
 
@@ -89,11 +90,13 @@ def _run(process: subprocess.Popen, content: str, stop: Path) -> int:
     with suppress(BrokenPipeError):  # it died; its exit code tells
         process.stdin.write(f"{content}\n".encode())
         process.stdin.flush()
-    asked = False
+    asked: float | None = None
     while process.poll() is None:
-        if not asked and (_interrupted or stop.exists()):
+        if asked is None and (_interrupted or stop.exists()):
             process.terminate()
-            asked = True
+            asked = time.monotonic()
+        if asked is not None and time.monotonic() - asked > KILL_AFTER_SECONDS:
+            process.kill()
         time.sleep(LOOK_EVERY_SECONDS)
     with suppress(BrokenPipeError):
         process.stdin.close()
@@ -114,7 +117,8 @@ def main() -> None:
     job = Job(**{**content["job"], "folder": Path(content["job"]["folder"]), "overrides": tuple(content["overrides"])})
     from runner.ranks import run  # imports torch
 
-    run_job(run, config, content["overrides"], content["command"], job, retry_failed=content["retry_failed"])
+    with raised():
+        run_job(run, config, content["overrides"], content["command"], job, retry_failed=content["retry_failed"])
 
 
 def _end_with_input() -> None:

@@ -132,19 +132,22 @@ def planned_jobs(
     Raises SettingError for the first job whose settings are wrong; writes nothing.
     """
     varied = {parsed(word).key_or_group for word in sweep if is_swept(word)}
-    known = [
-        *(Path(str(name)).name for name in read_jobs(folder)),
-        *(path.name for path in folder.glob("*") if path.is_dir()),
-    ]
-    names = {name.rpartition("-")[2]: name for name in reversed(known)}
-    found = []
-    for number, words in enumerate(jobs, 1):
+    checked = []
+    for words in jobs:
         try:
             composed = compose(words)
             config = settings_of(composed, composed.hydra, words)
             typed = tuple(as_typed(composed.hydra.overrides.task))
         except (HydraException, OmegaConfBaseException, SettingError) as error:
             raise explain(words, error, conf_folders(hydra), sweep=list(sweep)) from None
+        checked.append((typed, config))
+    known = [  # only now: the check of a job is that of the folder's name too
+        *(Path(str(name)).name for name in read_jobs(folder)),
+        *(path.name for path in folder.glob("*") if path.is_dir()),
+    ]
+    names = {name.rpartition("-")[2]: name for name in reversed(known)}
+    found = []
+    for number, (typed, config) in enumerate(checked, 1):
         digits = config_hash(OmegaConf.to_container(config))
         name = names.setdefault(digits, job_name(typed, digits, varied))
         found.append((Job(name, number, len(jobs), folder, typed), config))

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # of one rank for another, that evaluates or writes a checkpoint meanwhile
+TIMED_OUT = ("Timed out waiting", "timed out", "Timeout(ms)")  # gloo, the store, NCCL
 
 
 def is_distributed() -> bool:
@@ -36,14 +36,24 @@ def num_ranks() -> int:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torch's launcher started, as its environment variables tell."""
+def joined(device: torch.device, *, timeout: float) -> Iterator[None]:
+    """Join the processes that torch's launcher started, as its environment variables tell.
+
+    `timeout` is how many seconds one waits for another, which evaluates or writes a checkpoint meanwhile.
+    """
+    global _timeout
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=TIMEOUT)
+    _timeout = timedelta(seconds=timeout)
+    distributed.init_process_group(backend, timeout=_timeout)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def is_timeout(reason: str) -> bool:
+    """Whether an error's text is that of a wait for another rank that was given up."""
+    return any(words in reason for words in TIMED_OUT)
 
 
 def summed(tensor: Tensor) -> Tensor:
@@ -172,8 +182,9 @@ def _on_cpu() -> distributed.ProcessGroup | None:
     if distributed.get_backend() == "gloo":
         return None
     if _cpu_group is None:
-        _cpu_group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        _cpu_group = distributed.new_group(backend="gloo", timeout=_timeout)
     return _cpu_group
 
 
 _cpu_group: distributed.ProcessGroup | None = None
+_timeout: timedelta | None = None  # torch's own

@@ -35,14 +35,16 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision,
     model.eval()
     counts = task.new_counts(precision.device)
     sums = torch.zeros(2, dtype=torch.float64, device=precision.device)
-    with cached_standardized_weights(model):
-        for images, targets in batches:
-            with precision.autocast():
-                logits = model(images)
-            loss, number = task.measure(counts, logits.float(), targets)
-            sums[0] += loss
-            sums[1] += number
-    model.train(was_training)
+    try:
+        with cached_standardized_weights(model):
+            for images, targets in batches:
+                with precision.autocast():
+                    logits = model(images)
+                loss, number = task.measure(counts, logits.float(), targets)
+                sums[0] += loss
+                sums[1] += number
+    finally:
+        model.train(was_training)
     loss, number = summed(sums).tolist()
     totals = summed(counts).tolist()
     scores = task.scores(totals)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -11,13 +12,12 @@ from torch.optim import Optimizer
 from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.methods.method import Method
 from runner.schedules import make_schedule
+from runner.signals import Asked, Interruption
 from runner.tracking.tracker import Tracker
 from runner.training.clock import Clock, StepTimer
-from runner.training.distributed import Agreement, any_rank, bring_buffers_together, is_distributed
+from runner.training.distributed import Agreement, is_distributed
 from runner.training.divergence import Diverged, FirstNonFinite
 from runner.training.ema import Ema
-from runner.training.evaluation import evaluate
-from runner.training.interruption import Interruption
 from runner.training.kept import KeptCheckpoints
 from runner.training.plan import Interrupted, Plan, Progress
 from runner.training.precision import Precision
@@ -26,6 +26,7 @@ from runner.training.state import State
 from runner.training.step import OptimizerStep
 from runner.training.sums import Sums, Totals
 from runner.training.tasks import Task
+from runner.training.validation import Validation
 
 
 class Trainer:
@@ -81,7 +82,7 @@ class Trainer:
         )
         self.kept = KeptCheckpoints(plan, task.score)
         self.logged = self.sums.read()  # the sums at the last row that was logged
-        self.progress = Progress()
+        self.progress = Progress(probes_left=list(prober.probes) if prober is not None and prober.is_due(0) else [])
         self.state = State(model, optimizer, methods, precision, self.sums, ema, plan)
         if checkpoint is not None:
             self.progress, self.logged = self.state.restore(checkpoint)
@@ -89,6 +90,11 @@ class Trainer:
         self.clock = Clock(plan, self.progress)
         self.timer = StepTimer()
         self._start_schedule()
+        self.interruption = Interruption(alone=not is_distributed())
+        parts = plan.accumulation_steps
+        self.validate = Validation(
+            model, ema, methods, train_batches, validation_batches, parts, precision, task, self.interruption
+        )
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -101,27 +107,29 @@ class Trainer:
         Raises Diverged; and Interrupted, after writing last.pt, when SIGINT or SIGTERM came.
         """
         self.clock.start(self.progress)
-        with Interruption() as interruption:
-            if self.progress.step == 0:
-                self._probe()
-                if self.plan.on_divergence == "restore":
-                    self._save_last()
-            while not self._is_over():
-                try:
-                    self._train_epoch(interruption)
-                    self._finish_epoch()
-                except Diverged as reason:
-                    self._go_back(reason)
-                if any_rank(interruption.requested):
-                    raise Interrupted
+        with self.interruption:
+            try:
+                self._train()
+            except Asked:
+                self._save_last()
+                raise Interrupted from None
+
+    def _train(self) -> None:
+        self._probe()
+        if self.progress.step == 0 and self.plan.on_divergence == "restore":
+            self._save_last()
+        while self.progress.is_to_evaluate or not self._is_over():
+            try:
+                if not self.progress.is_to_evaluate:
+                    self._train_epoch(self.interruption)
+                self._finish_epoch()
+            except Diverged as reason:
+                self._go_back(reason)
+            self.validate.check()
 
     def why_ended(self) -> str | None:
         """Why training ended before the epochs or steps of its plan were done; None if they are."""
-        if self._is_done():
-            return None
-        if self.plan.stops_early(self.progress):
-            return f"no better {self.task.score} on the validation split for {self.plan.early_stopping_epochs} epochs"
-        return f"train.max_time={self.plan.max_time} is over" if self.clock.time_is_up else None
+        return None if self._is_done() else self.plan.why_ended(self.progress, self.task.score, self.clock.time_is_up)
 
     def _is_done(self) -> bool:
         return self.progress.epoch >= self.epochs or self.progress.step >= self.total_steps
@@ -139,6 +147,7 @@ class Trainer:
             self.logged = self.sums.read()
         self.timer.start()
         for images, targets in self.train_batches.epoch(progress.epoch, progress.batch):
+            interruption.begin_step()
             self._step(images, targets)
             progress.batch += 1
             progress.step += 1
@@ -155,9 +164,12 @@ class Trainer:
                 self._report(totals.since(self.logged))
                 if progress.step % plan.log_every_steps == 0:
                     self.logged = totals
+            interruption.end_step()
+            progress.is_to_evaluate = ended
             if self.prober is not None and self.prober.is_due(progress.step):
                 self.timer.stop(progress, self.train_batches.batch_size)
-                self._probe()
+                agreed.settle()
+                self._probe(all_of_them=True)
                 self.timer.start()
             if ended:
                 break
@@ -195,24 +207,17 @@ class Trainer:
         found = self.non_finite.read()
         if found is not None:
             step, quantity = found
-            lr = self.plan.lr_factor(progress) * self._share(step - 1) * self.optimizer.param_groups[0]["initial_lr"]
+            lr = self._lr_of(step)
             raise Diverged(f"the {quantity} was not finite at step {step}, at a learning rate of {lr:.3g}")
         if window.images == 0:
             return  # every step of the window was skipped
         metrics = self.sums.means(window)
-        self.tracker.progress(
-            step=progress.step,
-            total_steps=self.total_steps,
-            epoch=progress.epoch + 1,
-            epochs=self.epochs,
-            loss=metrics["loss"],
-            score=(self.task.score, metrics[self.task.score]),
-            **self._pace(),
-            steps_per_epoch=len(self.train_batches),
-        )
+        place = {"step": progress.step, "epoch": progress.epoch + 1}
+        ends = {"total_steps": self.total_steps, "epochs": self.epochs, "steps_per_epoch": len(self.train_batches)}
+        score = (self.task.score, metrics[self.task.score])
+        self.tracker.progress(**place, **ends, loss=metrics["loss"], score=score, **self._pace())
         if progress.step % plan.log_every_steps == 0:
-            row = {"step": progress.step, "epoch": progress.epoch + 1, "split": "steps"}
-            self.tracker.log({**row, **metrics, **self._pace()})
+            self.tracker.log({**place, "split": "steps", **metrics, **self._pace()})
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the checkpoints and show the epoch's row."""
@@ -223,8 +228,10 @@ class Trainer:
         ends_epoch = progress.batch == len(self.train_batches)  # else a resumed run may finish it
         is_last = not ends_epoch or place["epoch"] == self.epochs or progress.step == self.total_steps
         started = time.perf_counter()
-        validation = self._evaluate() if is_last or place["epoch"] % plan.evaluate_every_epochs == 0 else {}
+        evaluates = is_last or place["epoch"] % plan.evaluate_every_epochs == 0
+        validation = self.validate(progress.epoch) if evaluates else {}
         seconds = time.perf_counter() - started
+        progress.is_to_evaluate = False
         if ends_epoch:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.sums.clear()
@@ -236,7 +243,7 @@ class Trainer:
             is_best = self.kept.take({**weights, **place, "metrics": validation}, progress)
             self._prolong()
         if self.prober is not None and progress.batch == 0 and self.prober.ends_epoch(progress.epoch):
-            self.prober.measure(self.model, step=progress.step, epoch=progress.epoch)
+            self._probe(all_of_them=True)
         if self._is_over() or place["epoch"] % plan.checkpoint_every_epochs == 0:
             self._save_last()
         found = {"train": trained, "validation": validation, "best": is_best, "seconds": progress.train_seconds}
@@ -247,20 +254,12 @@ class Trainer:
         speed = self.progress.images_per_second
         return {"lr": self.lr, **({} if speed is None else {"images_per_second": speed})}
 
-    def _evaluate(self) -> dict[str, float]:
-        """The scores on the validation split."""
-        with self.precision.autocast():
-            for method in self.methods.values():
-                method.before_evaluation(self.evaluated_model, self._train_images)
-        bring_buffers_together(self.model)
-        if self.ema is not None:
-            bring_buffers_together(self.ema.model)
-        return evaluate(self.evaluated_model, self.validation_batches, self.precision, self.task).metrics
-
-    def _probe(self) -> None:
-        """Measure what is due at this step."""
-        if self.prober is not None and self.prober.is_due(self.progress.step):
-            self.prober.measure(self.model, step=self.progress.step, epoch=self.progress.epoch)
+    def _probe(self, *, all_of_them: bool = False) -> None:
+        """Run the probes, or those that are left at this step."""
+        if self.prober is not None:
+            place = {"step": self.progress.step, "epoch": self.progress.epoch}
+            left = self.progress.probes_left = list(self.prober.probes) if all_of_them else self.progress.probes_left
+            self.prober.measure(self.model, **place, left=left, check=self.validate.check)
 
     def _prolong(self) -> None:
         """Double the number of epochs where the plan says so."""
@@ -286,10 +285,8 @@ class Trainer:
         self.non_finite.clear()
         self._start_schedule()
         self.tracker.go_back(self.progress.step)
-        self.tracker.message(
-            f"{reason}: back to step {self.progress.step}, with {plan.lr_factor(self.progress):.3g} times the rate",
-            "warning",
-        )
+        what = f"back to step {self.progress.step}, with {plan.lr_factor(self.progress):.3g} times the rate"
+        self.tracker.message(f"{reason}: {what}", "warning")
 
     def _start_schedule(self) -> None:
         """The learning rate of the step that comes next, in a training as long as it is now."""
@@ -299,12 +296,15 @@ class Trainer:
         self._share = self.plan.share_of(self.total_steps)
         factor = self.plan.lr_factor(self.progress)
         self.schedule = make_schedule(self.optimizer, lambda step: factor * self._share(step), step=self.progress.step)
+        self.lr = self._lr_of(max(self.progress.step, 1))
 
-    def _train_images(self) -> Iterator[Tensor]:
-        """The images of the epoch once more, as they lay in the micro-batches but for what `transform_batch` did."""
-        for images, _ in self.train_batches.epoch(self.progress.epoch):
-            yield from images.chunk(self.plan.accumulation_steps)
+    def _lr_of(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        factor = self.plan.lr_factor(self.progress) * self._share(step - 1)
+        return self.optimizer.param_groups[0]["initial_lr"] * factor
 
     def _save_last(self) -> None:
+        self.interruption.begin(math.inf)  # however slow the disk is
         self.clock.saved(self.progress)
         self.state.save(self.progress, self.logged)
+        self.interruption.begin()

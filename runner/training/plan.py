@@ -17,7 +17,8 @@ class Progress:
     `seconds` are those of the whole training, `train_seconds` those of its steps; `first_step_seconds` is the part of
     these that the first step of each process took, over `first_step_images`. `doublings` is how often the number of
     epochs has been doubled, by a schedule that does so; `skipped_steps` and `restores` are what became of steps whose
-    loss or gradient was not finite, `skipped_in_a_row` the last of them.
+    loss or gradient was not finite, `skipped_in_a_row` the last of them. `is_to_evaluate` if the steps before an
+    evaluation are taken, and the evaluation is not done; `probes_left` are those that are to be run at this step.
     """
 
     epoch: int = 0
@@ -34,6 +35,8 @@ class Progress:
     restores: int = 0
     first_step_seconds: float = 0.0
     first_step_images: int = 0
+    is_to_evaluate: bool = False
+    probes_left: list = field(default_factory=list)
 
     @property
     def images_per_second(self) -> float | None:
@@ -104,6 +107,12 @@ class Plan:
             best_epoch=progress.best["epoch"],
             doublings=progress.doublings,
         )
+
+    def why_ended(self, progress: Progress, score: str, time_is_up: bool) -> str | None:
+        """Why training ends before its epochs and steps are done; None if it does not."""
+        if self.stops_early(progress):
+            return f"no better {score} on the validation split for {self.early_stopping_epochs} epochs"
+        return f"train.max_time={self.max_time} is over" if time_is_up else None
 
     def stops_early(self, progress: Progress) -> bool:
         """Whether the validation score has not risen for so many epochs that training ends."""

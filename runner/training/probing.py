@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runner.data.dataset import TrainBatches
 from runner.figures import draw
@@ -17,7 +17,7 @@ from runner.files import write_atomically
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
-from runner.training.distributed import rank
+from runner.training.distributed import is_distributed, rank
 
 AT_THE_END = "learning_curves"  # is made of the run's metrics, not of its model
 
@@ -63,25 +63,40 @@ class Prober:
         """Whether there is something to measure after epoch number `epoch`, counted from 1."""
         return self.every_epochs is not None and epoch % self.every_epochs == 0
 
-    def measure(self, model: nn.Module, *, step: int, epoch: int) -> None:
-        """Run every probe on the model, which stays as it is."""
+    def measure(
+        self,
+        model: nn.Module,
+        *,
+        step: int,
+        epoch: int,
+        left: list[str] | None = None,
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Run every probe, or those that are `left`, on the model, which stays as it is.
+
+        What is done is taken out of `left`. `check` is called between the batches, and may raise.
+        """
         once = len(self.at) == 1 and self.every_epochs is None
-        for name, settings in self.probes.items():
-            values = dict(settings)
-            batches = self.batches[: int(values.pop("num_batches"))]
+        left = list(self.probes) if left is None else left
+        loss = _checked(self.loss, check)
+        while left:
+            name = left[0]
+            values = dict(self.probes[name])
+            batches = _Checked(self.batches[: int(values.pop("num_batches"))], check)
             if name == "clipping":
                 values["exclude"] = [*values["exclude"], *_classifier_weight(model)]
             measure = _measuring(name)
-            given = (model, batches, self.loss) if "loss" in inspect.signature(measure).parameters else (model, batches)
+            given = (model, batches, loss) if "loss" in inspect.signature(measure).parameters else (model, batches)
             try:
                 with torch.compiler.set_stance("force_eager"):  # else a compiled model would be compiled anew for hooks
                     found = measure(*given, **values)
             except ValueError as error:
                 self.tracker.message(f"probe {name}: {error}", "warning")
-                continue
-            numbers = {f"{name}/{key}": value for key, value in found.numbers.items()}
-            self.tracker.log({"step": step, "epoch": epoch, "split": "probe", **numbers})
-            self._keep(name, found, step=step, file=name if once else f"{name}-step{step}")
+            else:
+                numbers = {f"{name}/{key}": value for key, value in found.numbers.items()}
+                self.tracker.log({"step": step, "epoch": epoch, "split": "probe", **numbers})
+                self._keep(name, found, step=step, file=name if once else f"{name}-step{step}")
+            left.pop(0)
 
     def finish(self, metrics: Path, *, step: int) -> None:
         """Draw what is made of the run's metrics, if it has come to any."""
@@ -98,6 +113,31 @@ class Prober:
         figure = draw(name, found)
         write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=150))
         self.tracker.figure(name, picture, step=step)
+
+
+class _Checked(list):
+    """Batches between which `check` is called."""
+
+    def __init__(self, batches: Sequence[Batch], check: Callable[[], object]) -> None:
+        super().__init__(batches)
+        self.check = check
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.check()
+            yield batch
+
+
+def _checked(loss: Loss, check: Callable[[], object]) -> Loss:
+    """The loss, before which `check` is called: a probe may take it often of one batch."""
+    if is_distributed():  # it might be called within torch's transformations, where ranks cannot speak to each other
+        return loss
+
+    def call(*args: Tensor, **options: object) -> Tensor:
+        check()
+        return loss(*args, **options)
+
+    return call
 
 
 def _classifier_weight(model: nn.Module) -> list[str]:

@@ -256,7 +256,7 @@ def scored(monkeypatch):
         def evaluation(*_):
             return Evaluation({"accuracy": next(left, 0.0), "loss": 1.0}, [0, 1], 1)
 
-        monkeypatch.setattr("runner.training.loop.evaluate", evaluation)
+        monkeypatch.setattr("runner.training.validation.evaluate", evaluation)
 
     return call
 
