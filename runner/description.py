@@ -95,7 +95,7 @@ def closing_rows(summary: Mapping, data: Data, folder: Path) -> Rows:
         file, reason = next(iter(data.unreadable.items()))
         number = len(data.unreadable)
         rows.append(("unreadable", f"{number} file{'s' if number > 1 else ''} left out: {file} ({reason})"))
-    rows += [("classes", unseen_text(split, names)) for split, names in data.unseen_classes().items() if names]
+    rows += [("unseen", unseen_text(split, names)) for split, names in data.unseen_classes().items() if names]
     throughput = summary.get("throughput") or {}
     if throughput.get("images_per_second"):
         speed = f"{throughput['images_per_second']:,.0f} images/s"

@@ -68,7 +68,10 @@ def in_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 def cache_folder() -> Path:
     """Where the user's programs keep what they can do without; it may be removed at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner"
+    home = os.path.expanduser("~")
+    if home == "~":  # a user without a home
+        home = os.devnull
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")) / "runner"
 
 
 def _read(file: Path) -> dict[str, list]:

@@ -78,7 +78,7 @@ def unseen_classes(
 
 def unseen_text(split: str, classes: Sequence[str]) -> str:
     """`unseen_classes` of a split in words."""
-    return f"without a {SPLIT_WORDS[split]} image that can be read: {first(classes)}"
+    return f"classes without a {SPLIT_WORDS[split]} image that can be read: {first(classes)}"
 
 
 def named(files: Mapping[str, str]) -> str:

@@ -77,6 +77,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(ask, files, cache_folder
     assert ask() == ([0, 1, 2, 3, 4], files)
 
 
+def test_the_cache_is_where_the_user_keeps_such(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert FileFacts("sizes", "x").file.parent == tmp_path / "runner"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert FileFacts("sizes", "x").file.parent == tmp_path / "home" / ".cache" / "runner"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody knows of a home
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(file_facts, "WORTH_KEEPING", 1)
+    assert FileFacts("sizes", "x").of([__file__], lambda path: 7) == [7]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_few_files_leave_no_cache(files, cache_folder):
     FileFacts("sizes", "x").of(files, len)
     assert list(cache_folder.iterdir()) == []

@@ -59,9 +59,9 @@ def test_a_class_that_is_never_seen_is_told(root, spoil):
     assert data.unseen_classes() == {"train": ["bee"], "validation": ["bee"], "test": ["cat"]}
     texts = [text for kind, text in data.findings.notes if kind == "warning"]
     assert texts[:3] == [
-        "without a training image that can be read: bee",
-        "without a validation image that can be read: bee",
-        "without a test image that can be read: cat",
+        "classes without a training image that can be read: bee",
+        "classes without a validation image that can be read: bee",
+        "classes without a test image that can be read: cat",
     ]
     assert texts[3].startswith("10 files cannot be read and are left out: ")
     assert len(data.unreadable) == 10
@@ -154,8 +154,8 @@ def test_start_and_summary_of_a_run_tell_what_was_found(runner, root, tmp_path):
     assert outcome.code == 0, outcome.err
     start, _, end = outcome.out.partition("epoch 1/1")
     assert "note: 1 file or folder left out, which file managers, notebooks or archives leave behind: ant/.ipy" in start
-    assert "warning: without a test image that can be read: cat" in start
-    assert "classes: without a test image that can be read: cat" in end
+    assert "warning: classes without a test image that can be read: cat" in start
+    assert "unseen: classes without a test image that can be read: cat" in end
     data = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["data"]
     assert data["left_out"] == {"leftovers": 1, "repeated": 0, "beside": 0, "others": 0}
     assert data["unseen_classes"] == {"train": [], "validation": [], "test": ["cat"]}
