@@ -36,7 +36,7 @@ def num_ranks() -> int:
 
 
 @contextmanager
-def joined(device: torch.device, *, timeout: float) -> Iterator[None]:
+def joined(device: torch.device, *, timeout: float = 1800.0) -> Iterator[None]:
     """Join the processes that torch's launcher started, as its environment variables tell.
 
     `timeout` is how many seconds one waits for another, which evaluates or writes a checkpoint meanwhile.
