@@ -112,7 +112,8 @@ def with_defaults(config: DictConfig) -> DictConfig:
     """The configuration of a run folder with the settings that are newer than the run, as they are by default."""
     defaults = OmegaConf.masked_copy(OmegaConf.load(CONF / "config.yaml"), list(TOP_LEVEL))
     for group in OPTION_TYPES:
-        file = CONF / group / f"{OmegaConf.select(config, f'{group}.name')}.yaml"
+        name = re.sub(r"[^\w-]", "", str(OmegaConf.select(config, f"{group}.name")))  # leads to no other folder
+        file = CONF / group / f"{name}.yaml"
         defaults[group] = OmegaConf.load(file) if file.is_file() else {}
     for name in method_nodes(config):
         for file in (CONF / group / f"{name}.yaml" for group in METHOD_GROUPS):

@@ -24,7 +24,7 @@ from runner.preparation import prepare
 from runner.runs.entry import Entry, enter
 from runner.runs.job import Job
 from runner.runs.run_folder import RunFolder
-from runner.safety.allowed import words_again
+from runner.safety.allowed import places_again, resolved, words_again
 from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
 from runner.tracking.console import Rows, RunConsole
@@ -33,6 +33,7 @@ from runner.tracking.provenance import provenance
 from runner.tracking.tracker import SilentTracker, Tracker
 from runner.tracking.wandb_run import WandbRun, new_run_id, override_columns
 from runner.training.checkpoint import load_checkpoint, load_latest, restore_model
+from runner.training.checkpoint_content import check_last
 from runner.training.distributed import from_first, is_distributed, is_timeout, num_ranks, rank, wait_for_all
 from runner.training.divergence import Diverged
 from runner.training.evaluation import evaluate
@@ -58,7 +59,7 @@ def run(
     checked = check(config)
     if rank() > 0:
         return _follow(config, checked)
-    entry = _entered(config, checked, job)
+    entry = _entered(config, checked, overrides, job)
     with entry.held:
         if announce is not None:
             announce(str(entry.folder.path))
@@ -73,11 +74,11 @@ def _lead(
 ) -> str:
     """The run in the only process, or in the first of several, which alone writes."""
     folder, checkpoint = entry.folder, entry.checkpoint
+    record = entry.record(OmegaConf.to_container(config), resolved(overrides, config), new_run_id(folder.path.name))
     entry.clear()
-    folder.write_settings(OmegaConf.to_container(config), overrides)
+    folder.write_settings(record)
     metrics = MetricsLog(folder.metrics)
     metrics.cut_back(checkpoint["progress"]["step"] if checkpoint else -1)
-    wandb_id = checkpoint["about"]["wandb_id"] if checkpoint else new_run_id(folder.path.name)
     console = RunConsole()
     started = time.perf_counter()
     summary = {
@@ -88,10 +89,10 @@ def _lead(
         "methods": checked.built.counts,
         "overrides": [word for word in overrides if not word.startswith("sweep.")],
         "provenance": provenance(command),
-        "wandb_id": wandb_id,
+        "wandb_id": record.id,
         "error": None,
     }
-    wandb = _wandb_run(config, checked.chosen, overrides, folder, wandb_id, console)
+    wandb = _wandb_run(config, checked.chosen, overrides, folder, record.id, console)
     failure = None
     with Tracker(metrics=metrics, wandb=wandb, console=console) as tracker:
         position = (job.number, job.total) if job else None
@@ -104,6 +105,8 @@ def _lead(
         )
         for kind, text in checked.data.findings.notes:
             tracker.message(text, kind)
+        for note in entry.notes:
+            tracker.message(note, "warning")
         if entry.latest and entry.latest.damaged:
             step = checkpoint["progress"]["step"]
             tracker.message(
@@ -113,7 +116,7 @@ def _lead(
         trainer = None
         try:
             try:
-                trainer = prepare(config, checked, folder, checkpoint, wandb_id, tracker)
+                trainer = prepare(config, checked, folder, checkpoint, record, tracker)
                 summary |= _train_and_test(trainer, checked, tracker)
             except Diverged as reason:
                 summary |= {"status": "diverged", "error": str(reason)}
@@ -136,6 +139,7 @@ def _lead(
             if isinstance(error, CannotWrite):
                 rows.append(_way_on(config, folder))
         summary["data"] = sizes(checked.data)
+        summary["rows"] = metrics.rows
         try:
             folder.write_summary(summary)
         except CannotWrite as error:
@@ -156,10 +160,10 @@ def _follow(config: DictConfig, checked: Checked) -> str:
         raise SettingError(refusal)
     if done is not None:
         return done
-    latest = load_latest(RunFolder(path).checkpoint("last"), checked.precision.device)
+    latest = load_latest(RunFolder(path).checkpoint("last"), checked.precision.device, check=check_last)
     tracker = SilentTracker()
     try:
-        trainer = prepare(config, checked, RunFolder(path), latest.checkpoint if latest else None, "", tracker)
+        trainer = prepare(config, checked, RunFolder(path), latest.checkpoint if latest else None, None, tracker)
         return _train_and_test(trainer, checked, tracker)["status"]
     except Diverged:
         return "diverged"
@@ -169,7 +173,7 @@ def _follow(config: DictConfig, checked: Checked) -> str:
 
 def _way_on(config: DictConfig, folder: RunFolder) -> tuple[str, str]:
     """The row with the command that goes on with the run from its last checkpoint."""
-    again = [f"resume={folder.path}", *words_again(config.paths)]
+    again = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
     return "go on with", f"python -m runner {shlex.join(again)}"
 
 
@@ -187,10 +191,10 @@ def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint
     )
 
 
-def _entered(config: DictConfig, checked: Checked, job: Job | None) -> Entry:
+def _entered(config: DictConfig, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
     """The run's folder, of which the other ranks are told."""
     try:
-        entry = _entry(config, checked, job)
+        entry = _entry(config, checked, overrides, job)
     except SettingError as error:
         from_first((None, None, str(error)))
         raise
@@ -198,11 +202,12 @@ def _entered(config: DictConfig, checked: Checked, job: Job | None) -> Entry:
     return entry
 
 
-def _entry(config: DictConfig, checked: Checked, job: Job | None) -> Entry:
+def _entry(config: DictConfig, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
     acting = [name for name in checked.chosen if not idle(name, checked.built.counts)]
     name = config.name or "-".join([config.dataset.name, config.model.name, *acting])
     built = checked.built
-    return enter(OmegaConf.to_container(config), job, name, built.model, built.methods, checked.precision.device)
+    settings, device = OmegaConf.to_container(config), checked.precision.device
+    return enter(settings, overrides, job, name, built.model, built.methods, device)
 
 
 def _train_and_test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:

@@ -11,6 +11,7 @@ from runner import build
 from runner.checked import Checked
 from runner.data.seeds import mixed_seed
 from runner.data.shares import Share
+from runner.runs.record import Record
 from runner.runs.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
 from runner.training.distributed import num_ranks, over_ranks, rank
@@ -28,7 +29,7 @@ def prepare(
     checked: Checked,
     folder: RunFolder,
     checkpoint: dict | None,
-    wandb_id: str,
+    record: Record | None,
     tracker: Tracker,
 ) -> Trainer:
     """Model, surgery, device and memory format, optimizer, in this order; then the trainer over them."""
@@ -77,7 +78,8 @@ def prepare(
         last=folder.checkpoint("last"),
         best=folder.checkpoint("best"),
         about={
-            "wandb_id": wandb_id,
+            "wandb_id": record.id if record else "",  # without a record: of a rank that writes no checkpoint
+            "record": record.text if record else None,
             "num_classes": data.num_classes,
             "image_size": data.image_size,
             "mean": data.mean.tolist(),

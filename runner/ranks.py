@@ -27,7 +27,7 @@ from runner.config import validate
 from runner.rank_watch import RankWatch, beat, meeting_folder
 from runner.runs.job import Job
 from runner.runs.run_folder import RunFolder
-from runner.safety.allowed import words_again
+from runner.safety.allowed import places_again, words_again
 from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
 from runner.signals import ENDING, raised
@@ -70,7 +70,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
             with watch:
                 outcomes = elastic_launch(launched, _rank)(*plain)
         except ChildFailedError as error:
-            return _killed(told, config.paths) if watch.asked else _failed(error, watch, config)
+            return _killed(told, config) if watch.asked else _failed(error, watch, config)
     status, refusal = outcomes[0]
     if refusal is not None:
         raise SettingError(refusal)
@@ -134,17 +134,17 @@ def _failed(error: ChildFailedError, watch: RankWatch, config: DictConfig) -> st
     folder = _folder(watch.folder)
     if folder is not None:
         folder.write_failure(text, f"{text}\n{trace}", {"metrics": {}, "best": {}, **folder.read_summary()})
-        _tell_way_on(console, folder, config.paths)
+        _tell_way_on(console, folder, config)
     return "failed"
 
 
-def _killed(told: Path, paths: DictConfig) -> str:
+def _killed(told: Path, config: DictConfig) -> str:
     """Tell, also in the run's folder, of ranks that were killed since they did not end when they were asked to."""
     console, folder = RunConsole(), _folder(told)
     console.message("not all ranks ended when they were asked to; they were killed", "warning")
     if folder is not None:
         folder.write_summary({"metrics": {}, "best": {}, **folder.read_summary(), "status": "interrupted"})
-        _tell_way_on(console, folder, paths)
+        _tell_way_on(console, folder, config)
     return "interrupted"
 
 
@@ -154,6 +154,7 @@ def _folder(told: Path) -> RunFolder | None:
     return RunFolder(Path(file.read_text())) if file.is_file() else None
 
 
-def _tell_way_on(console: RunConsole, folder: RunFolder, paths: DictConfig) -> None:
-    again = shlex.join(["python", "-m", "runner", f"resume={folder.path}", *words_again(paths)])
+def _tell_way_on(console: RunConsole, folder: RunFolder, config: DictConfig) -> None:
+    words = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
+    again = shlex.join(["python", "-m", "runner", *words])
     console.message(f"go on with: {again}")

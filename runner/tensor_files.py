@@ -21,9 +21,19 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", *, mapped: bool
     the file cannot be read, is damaged or holds more than tensors and plain values.
     """
     try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _refuse_bomb(path)
         # files from before torch 1.6 are no zip files and cannot be mapped into memory
-        return torch.load(path, map_location=device, weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped and is_zip)
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror or error}") from None
     except UNREADABLE:  # whose messages propose to run what lies in the file
         raise ValueError("it is damaged, or holds more than tensors") from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise a ValueError if a zip file's parts are larger than the file: torch compresses none."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner import build
-from runner.config import validate, with_defaults
+from runner.config import CONF, validate, with_defaults
+from runner.readers import is_there
+from runner.runs.record import known_run, record_in
+from runner.runs.resume import check_fit, check_settings, check_state, older_settings
 from runner.runs.run_folder import RunFolder
-from runner.safety.allowed import Allowed
+from runner.safety.allowed import PLACES, Allowed, refuse_resolvers
+from runner.settings.text import SettingError, shown
 from runner.training.checkpoint import load_checkpoint, restore_model
+from runner.training.checkpoint_content import check_weights
 
 
 def load_run(
@@ -30,20 +37,53 @@ def load_run(
     folder holds no run, or no such checkpoint.
     """
     folder = RunFolder(Path(folder))
-    if not folder.config.is_file():
-        raise ValueError(f"{folder.path}: no run lies there ({folder.config.name} is missing).")
+    path = folder.checkpoint(checkpoint)
+    if not any(map(is_there, (folder.config, folder.record, path))):
+        raise ValueError(f"{folder.path}: no run lies there ({folder.record.name} is missing).")
+    saved = load_checkpoint(path, check=check_weights)
+    known = known_run(folder.path, {path: saved})
+    for note in known.notes:
+        warnings.warn(note, stacklevel=2)
+    settings = known.record.settings if known.record else older_settings(folder)
     allowed = Allowed(tuple(allowed_packages), Path(methods).resolve() if methods else None)
-    config = validate(allowed.put_in(with_defaults(OmegaConf.load(folder.config)), folder.path))
-    saved = load_checkpoint(folder.checkpoint(checkpoint))
-    about = saved["about"]
+    config = from_file(settings, folder.path, allowed)
+    if own := record_in(saved, path):
+        check_settings(own.settings, settings, saved["methods"])
+    with torch.device("meta"):  # so that settings which ask for more than the checkpoint holds take no memory
+        trial = _build(config, saved["about"])
+    check_fit(saved, trial.model, config.optimizer.name)
+    check_state(saved, trial.methods)
+    built = _build(config, saved["about"])
+    averaged = {"model": saved["ema"]["model"]} if "ema" in saved else {}  # what an evaluation of last.pt looks at
+    restore_model({**saved, **averaged}, built.model, built.methods)
+    return built.model.eval(), config
+
+
+def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> DictConfig:
+    """Settings that a run's folder or checkpoint tells, as a validated configuration. Raises SettingError.
+
+    What chooses where things go is as by default: that is for the command line to say.
+    """
+    refuse_resolvers(settings, folder)
+    settings = json.loads(json.dumps(settings))
+    for key, default in OmegaConf.load(CONF / "config.yaml").items():
+        if isinstance(default, DictConfig) and not isinstance(settings.get(key, {}), Mapping):
+            raise SettingError(f"{folder}: {key}={shown(settings[key])}: it must be a group of settings.")
+    for node, _, name in (key.partition(".") for key in PLACES):
+        settings.get(node, {}).pop(name, None)
+    try:
+        config = with_defaults(OmegaConf.create(settings))
+    except (OmegaConfBaseException, TypeError) as error:  # a list in the place of a mapping, say
+        raise SettingError(f"{folder}: its settings cannot be used ({str(error).splitlines()[0]}).") from None
+    return validate(allowed.put_in(config, folder))
+
+
+def _build(config: DictConfig, about: Mapping) -> build.Built:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the run showed them when it began
-        built = build.build_changed_model(
+        return build.build_changed_model(
             config,
             num_classes=about["num_classes"],
             example_input=torch.zeros(2, 3, about["image_size"], about["image_size"]),
             pretrained=False,
         )
-    averaged = {"model": saved["ema"]["model"]} if "ema" in saved else {}  # what an evaluation of last.pt looks at
-    restore_model({**saved, **averaged}, built.model, built.methods)
-    return built.model.eval(), config

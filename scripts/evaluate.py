@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,10 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner besid
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from runner.command_line.experiments import without_replaced
+from runner.command_line.grammar import all_parsed
 from runner.command_line.remedies import explain
 from runner.config import CONF, validate
 from runner.method_folder import add_search_path, search_folders
@@ -43,6 +47,7 @@ def main() -> None:
 def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]) -> str:
     """The line to print."""
     words = add_search_path(earlier_overrides([f"resume={folder}", *overrides]))
+    asked = {override.key_or_group for override in all_parsed(overrides)}
     try:
         with checked(words, typed=overrides), initialize_config_dir(str(CONF), version_base="1.3"):
             config = validate(without_replaced(compose("config", overrides=words), words))
@@ -59,9 +64,13 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     from runner.training.precision import Precision, choose_device
     from runner.training.tasks import task_of
 
-    model, _ = load_run(
-        folder, checkpoint, methods=config.paths.methods, allowed_packages=config.paths.allowed_packages
-    )
+    allowed = {"methods": config.paths.methods, "allowed_packages": config.paths.allowed_packages}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model, settings = load_run(folder, checkpoint, **allowed)
+    for note in caught:
+        print(note.message, file=sys.stderr)
+    config = as_asked(config, settings, asked)
     trained = load_checkpoint(RunFolder(folder).checkpoint(checkpoint))["about"]
     # the images are normalized as those were that the model was trained on
     data = replace(build_data(config.dataset), mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
@@ -77,6 +86,18 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     *scores, loss = found.metrics.items()
     shares = ", ".join(f"{SCORES.get(name, name.replace('_', ' '))} {100 * share:.2f} %" for name, share in scores)
     return f"{data.name} {split}, {found.num_images:,} images, {checkpoint}.pt: {shares}, loss {loss[1]:.4f}"
+
+
+def as_asked(composed: DictConfig, settings: DictConfig, asked: Collection[str]) -> DictConfig:
+    """The run's own settings of data and training, and what was composed for the keys that were typed."""
+    config = composed.copy()
+    for node in ("dataset", "train"):
+        if node not in asked:
+            config[node] = settings[node]
+        for key in asked:
+            if key.startswith(f"{node}."):
+                OmegaConf.update(config, key, OmegaConf.select(composed, key))
+    return validate(config)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_a_mapping_with_names_with_dots_runs_and_is_recorded_as_typed(small, tmp
     assert outcome.code == 0, outcome.err
     assert "groups={3.conv1:0.02}" in outcome.out
     run = tmp_path / "outputs/runs/run"
-    assert yaml.safe_load((run / "overrides.yaml").read_text())[-4:] == [*words, "name=run"]
+    assert json.loads((run / "record.json").read_text())["overrides"][-4:] == [*words, "name=run"]
     assert yaml.safe_load((run / "config.yaml").read_text())["agc"]["groups"] == {"3.conv1": 0.02}
     outcome = small("-m", *words[::2], "agc.groups={3.conv1:0.02},{3.conv2:0.1}", "sweep.name=both")
     assert outcome.code == 0, outcome.err

@@ -82,7 +82,7 @@ def multiply_adds(model, image):
 def test_a_run_leaves_these_files_and_no_other(finished):
     files = {str(path.relative_to(finished.run)) for path in finished.run.rglob("*") if path.is_file()}
     checkpoints = {f"checkpoints/{name}.pt" for name in ("best", "last", "previous")}
-    assert files == {"config.yaml", "overrides.yaml", "metrics.jsonl", "summary.json", ".lock"} | checkpoints
+    assert files == {"config.yaml", "record.json", "metrics.jsonl", "summary.json", ".lock"} | checkpoints
     assert [path.name for path in finished.work.iterdir()] == ["outputs"]
     assert {path.name for path in (finished.work / "outputs").iterdir()} == {"runs", "wandb"}
 
@@ -91,7 +91,7 @@ def test_config_yaml_is_the_resolved_configuration(finished, composed):
     from omegaconf import OmegaConf
 
     assert yaml.safe_load((finished.run / "config.yaml").read_text()) == OmegaConf.to_container(composed(*RUN))
-    assert yaml.safe_load((finished.run / "overrides.yaml").read_text()) == list(RUN)
+    assert json.loads((finished.run / "record.json").read_text())["overrides"] == list(RUN)
 
 
 def test_the_summary_says_how_the_run_ended(finished):

@@ -104,9 +104,8 @@ def test_the_run_goes_on_and_is_read_from_anywhere(own, small, tmp_path, monkeyp
     assert again in outcome.err.replace("\n", " ")
     outcome = small(f"resume={run}", "train.epochs=2", f"paths.methods={own}", ALLOWED)
     assert outcome.code == 0, outcome.err
-    assert len(yaml.safe_load((run / "overrides.yaml").read_text())) == len(
-        set(yaml.safe_load((run / "overrides.yaml").read_text()))
-    )
+    recorded = json.loads((run / "record.json").read_text())["overrides"]
+    assert len(recorded) == len(set(recorded))
     method_folder._on_path, sys.path[:] = None, [entry for entry in sys.path if entry != str(own)]
     del sys.modules["gradient_centralization"]  # as in a process of its own
     with pytest.raises(SettingError, match=r"load_run\(FOLDER, methods='.*own', allowed_packages=\['gradient_cent"):

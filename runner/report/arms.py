@@ -6,9 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from runner.readers import Unreadable, read_yaml_mapping
 from runner.report.measures import measure
 from runner.report.runs import APART, Run, Sweep
 from runner.report.statistics import t_interval
@@ -110,12 +108,11 @@ def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis]
     """
     placed = [run for run in runs if run.overrides or run.has_summary]
     sweep = sweep or Sweep()
-    settings = _Settings()
     swept = {key: values for key, values in sweep.axes.items() if key not in APART}
     keys = dict.fromkeys([*swept, *(key for run in placed for key in run.arm)])
     found = {}
     for key in keys:
-        own = [settings.value(run, key) for run in placed]
+        own = [_value(run, key) for run in placed]
         values: dict[object, str] = {}
         for text in [*swept.get(key, ()), *own]:
             values.setdefault(canonical(text), text)
@@ -127,7 +124,7 @@ def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis]
         Axis(key, name, found[key], _names(sweep.names.get(key, {}), found[key]))
         for key, name in zip(found, last_parts(list(found)), strict=True)
     ]
-    return axes, _grouped(placed, axes, settings)
+    return axes, _grouped(placed, axes)
 
 
 def common_overrides(runs: Sequence[Run]) -> list[str]:
@@ -176,30 +173,17 @@ def best_arms(arms: Iterable[Arm], name: str, limit: int) -> list[Arm]:
     return [arm for arm in arms if id(arm) in chosen]
 
 
-class _Settings:
-    """What each run is set to: its override, else what its config.yaml says; each file is read once."""
-
-    def __init__(self) -> None:
-        self._configs: dict[Path, dict] = {}
-
-    def value(self, run: Run, key: str) -> str:
-        if key in run.settings:
-            return run.settings[key]
-        node: object = self._config(run.folder)
-        for part in key.split("."):
-            if not isinstance(node, dict) or part not in node:
-                return ABSENT
-            node = node[part]
-        # an option of a group stands in its node with its name
-        return shown(node.get("name", ABSENT) if isinstance(node, dict) else node)
-
-    def _config(self, folder: Path) -> dict:
-        if folder not in self._configs:
-            try:
-                self._configs[folder] = read_yaml_mapping(folder / "config.yaml")
-            except Unreadable:
-                self._configs[folder] = {}
-        return self._configs[folder]
+def _value(run: Run, key: str) -> str:
+    """What a run is set to: its override, else what its configuration says."""
+    if key in run.settings:
+        return run.settings[key]
+    node: object = run.resolved
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return ABSENT
+        node = node[part]
+    # an option of a group stands in its node with its name
+    return shown(node.get("name", ABSENT) if isinstance(node, dict) else node)
 
 
 def _in_order(texts: Sequence[str]) -> list[str]:
@@ -217,11 +201,11 @@ def _names(names: Mapping[str, str], values: Sequence[str]) -> dict[str, str]:
     return {value: called[canonical(value)] for value in values if canonical(value) in called}
 
 
-def _grouped(runs: Sequence[Run], axes: Sequence[Axis], settings: _Settings) -> list[Arm]:
+def _grouped(runs: Sequence[Run], axes: Sequence[Axis]) -> list[Arm]:
     texts = [{canonical(value): value for value in axis.values} for axis in axes]
     groups: dict[tuple[int, ...], list[Run]] = {}
     for run in runs:
-        own = [text[canonical(settings.value(run, axis.key))] for axis, text in zip(axes, texts, strict=True)]
+        own = [text[canonical(_value(run, axis.key))] for axis, text in zip(axes, texts, strict=True)]
         place = tuple(axis.values.index(value) for axis, value in zip(axes, own, strict=True))
         groups.setdefault(place, []).append(run)
     arms = []

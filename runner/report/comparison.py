@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
-from runner.readers import Unreadable, is_there, read_yaml_mapping
+from runner.readers import is_there
 from runner.report.runs import Run, read_run, section
 from runner.settings.text import shown
 from runner.tracking.console import SCORES
@@ -74,7 +74,7 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> Comparison:
     if not 2 <= len(folders) <= len(ascii_uppercase):
         raise ValueError(f"2 to {len(ascii_uppercase)} runs can be compared, not {len(folders)}. Name so many folders.")
     runs = tuple(_run(Path(folder)) for folder in folders)
-    settings = _differing([_settings(run.folder) for run in runs])
+    settings = _differing([_settings(run.resolved) for run in runs])
     code = _differing([_code(run) for run in runs])
     curves = [_curve(run.folder) for run in runs]
     others = list(zip(ascii_uppercase[1:], runs[1:], curves[1:], strict=False))
@@ -104,18 +104,17 @@ def score_error(a: Run, b: Run) -> float:
 
 
 def _run(folder: Path) -> Run:
-    if not (folder / "config.yaml").is_file():
+    if not any(is_there(folder / name) for name in ("config.yaml", "record.json")):
         raise ValueError(f"{folder}: no run lies there (config.yaml is missing). Name a run's folder.")
-    return read_run(folder)
+    run = read_run(folder)
+    if not run.resolved:
+        reason = run.notes[-1] if run.notes else f"{folder / 'config.yaml'}: it is empty"
+        raise ValueError(f"{reason}; the file was changed. Name another run.")
+    return run
 
 
-def _settings(folder: Path) -> dict[str, str]:
+def _settings(config: dict) -> dict[str, str]:
     """The resolved configuration by dotted keys, without what says where the run lies."""
-    file = folder / "config.yaml"
-    try:
-        config = read_yaml_mapping(file)
-    except Unreadable as error:
-        raise ValueError(f"{error}; the file was changed. Name another run.") from None
     methods = [name for name, node in config.items() if isinstance(node, dict) and "_target_" in node]
     settings = {"methods": " + ".join(methods) or ABSENT, **_flat(config)}
     return {key: text for key, text in settings.items() if not {key, key.partition(".")[0]} & {*PLACES}}
@@ -233,6 +232,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     """What the folders cannot tell, in sentences."""
     lettered = list(zip(ascii_uppercase, runs, strict=False))
     notes = [f"{letter} is {run.status}: {run.error}" for letter, run in lettered if run.error]
+    notes += [f"{letter}: {note}" for letter, run in lettered for note in run.notes]
     git = {letter: section(run.summary, "provenance").get("git") or {} for letter, run in lettered}
     if dirty := [letter for letter in git if git[letter].get("dirty")]:
         notes.append(f"{', '.join(dirty)}: uncommitted changes, so the commit does not say all of what ran.")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from runner.figures import NAMES, draw
 from runner.measurement import Measurement
-from runner.readers import Unreadable
+from runner.readers import Unreadable, read_bytes
 from runner.report.arms import Arm
 from runner.report.probe_files import probe_files
 
@@ -22,9 +22,24 @@ def probe_names(arms: Sequence[Arm]) -> list[str]:
     return [name for name in NAMES if name in files and name != APART]
 
 
-def probe_figure(name: str, arms: Sequence[Arm]) -> Figure | None:
-    """The arms' measurements of the probe `name` over one another, each at its last moment; None if no arm has any."""
-    with_seeds = [(arm.label, [seed for run in arm.runs if (seed := _last(run.folder, name))]) for arm in arms]
+def probe_figure(name: str, arms: Sequence[Arm]) -> tuple[Figure | None, list[str]]:
+    """The arms' measurements of the probe `name` over one another, each at its last moment; None if no arm has any.
+
+    And a sentence on each file that cannot be drawn, which is left out.
+    """
+    files = {run.folder: _last(run.folder, name) for arm in arms for run in arm.runs}
+    try:
+        return _drawn(name, arms, files), []
+    except Exception:  # a file that holds something else than the probe measures: which one, is looked for here
+        odd = [folder for folder, found in files.items() if found and not _is_drawable(name, found)]
+        if not odd:
+            raise
+    notes = [f"{folder}: what its probe {name} left cannot be drawn." for folder in odd]
+    return _drawn(name, arms, {folder: None if folder in odd else found for folder, found in files.items()}), notes
+
+
+def _drawn(name: str, arms: Sequence[Arm], files: Mapping[Path, Measurement | None]) -> Figure | None:
+    with_seeds = [(arm.label, [seed for run in arm.runs if (seed := files[run.folder])]) for arm in arms]
     found = [(label, seeds) for label, seeds in with_seeds if seeds]
     if not found:
         return None
@@ -32,6 +47,27 @@ def probe_figure(name: str, arms: Sequence[Arm]) -> Figure | None:
         return draw(name, found)
     except ValueError:  # the seeds of an arm were measured at different layers
         return draw(name, [(f"{label} (first seed)", seeds[:1]) for label, seeds in found])
+
+
+def _is_drawable(name: str, found: Measurement) -> bool:
+    try:
+        draw(name, found)
+    except Exception:  # a forged file may lack anything; told by `probe_figure`
+        return False
+    return True
+
+
+def odd_probes(folder: Path) -> list[str]:
+    """A sentence on each file of the run's probes that cannot be read."""
+    readers = [(file.path, Measurement.load) for file in probe_files(folder, "npz")]
+    readers += [(file.path, read_bytes) for file in probe_files(folder, "png")]
+    notes = []
+    for path, read in readers:
+        try:
+            read(path)
+        except Unreadable as error:
+            notes.append(str(error))
+    return notes
 
 
 def own_pictures(name: str, arm: Arm) -> list[Path]:

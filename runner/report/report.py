@@ -14,18 +14,19 @@ from urllib.parse import unquote
 from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS
-from runner.files import write_atomically
+from runner.files import CannotWrite, write_atomically
+from runner.readers import Unreadable, read_bytes, read_text
 from runner.report.arm_table import arm_table
 from runner.report.arms import Arm, Axis, arms_of, best_arms
 from runner.report.curves import curves_figure
-from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture
+from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture, Table
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
-from runner.report.measures import label
+from runner.report.measures import check_measure, label
 from runner.report.overview import overview
-from runner.report.probe_figures import own_pictures, probe_figure, probe_names
+from runner.report.probe_figures import odd_probes, own_pictures, probe_figure, probe_names
 from runner.report.results_csv import write_results_csv
-from runner.report.run_table import reason_table, run_table
+from runner.report.run_table import reason_table, run_link, run_table
 from runner.report.runs import UNREADABLE, Run, Sweep, read_runs, read_sweep
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.report.verdict_table import SIGNS, verdict_table
@@ -52,20 +53,37 @@ def read_report(
 ) -> Report:
     """The report of the runs in `folder`, one or several, each a run's or a sweep's, to be written into `into`.
 
-    Raises ValueError for a folder that does not exist, for folders without a run, and for a sweep.yaml that is not one.
+    Raises ValueError for a folder that does not exist, and for folders without a run. A sweep.yaml that is not one is
+    named in the report, which goes without it.
     """
     folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
-    runs, sweep = read_runs(folders), read_sweep(folders[0]) if len(folders) == 1 else Sweep()
+    runs, sweep, notes = read_runs(folders), Sweep(), ()
+    if len(folders) == 1:
+        try:
+            sweep = _checked(read_sweep(folders[0]))
+        except ValueError as error:
+            notes = (str(error),)
     if not runs:
         raise ValueError(f"{', '.join(map(str, folders))}: there is no run. Name the folder of a run or of a sweep.")
     title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
     title += " and more" if len(folders) > 3 and not sweep.title else ""
-    return Report(title, runs, sweep, *arms_of(runs, sweep), Path(into))
+    return Report(title, runs, sweep, *arms_of(runs, sweep), Path(into), notes)
+
+
+def _checked(sweep: Sweep) -> Sweep:
+    """The record of a sweep. Raises ValueError if its measures or claims are not written as such."""
+    for name in sweep.measures:
+        check_measure(name)
+    judge(sweep.claims, [])
+    return sweep
 
 
 def _figures_of(report: Path) -> set[str]:
     """The names of the figures that a report.md shows from figures/; what else lies there is not ours."""
-    text = report.read_text(encoding="utf-8") if report.is_file() else ""
+    try:
+        text = read_text(report)
+    except Unreadable:
+        text = ""
     return {unquote(name) for name in re.findall(r"^!\[.*\]\(figures/([^/()]+\.png)\)$", text, re.MULTILINE)}
 
 
@@ -79,6 +97,7 @@ class Report:
     axes: list[Axis]
     arms: list[Arm]
     into: Path
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -91,7 +110,10 @@ class Report:
         The same runs give the same bytes. Figures that the last report there had and this one has not are removed.
         """
         html, markdown = self.into / "report.html", self.into / "report.md"
-        (self.into / "figures").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.into / "figures").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite.told(self.into / "figures", error) from None
         before = _figures_of(markdown)
         document = Document(self.title, tuple(self.blocks()))
         write_results_csv(self.runs, self.into / "results.csv", self.sweep.measures)
@@ -102,6 +124,7 @@ class Report:
         return html
 
     def blocks(self) -> Iterator[Block]:
+        yield from (Paragraph(note, is_note=True) for note in self.notes)
         if self.sweep.source:
             yield Paragraph(f"Source: {self.sweep.source}")
         if self.sweep.about:
@@ -113,6 +136,7 @@ class Report:
             yield from self.results()
             yield from self.curves()
             yield from self.probes()
+        yield from self.odd_files()
         yield Heading("Every run")
         yield run_table(self.runs, self.into, self.score)
         yield from self.without_result()
@@ -155,15 +179,25 @@ class Report:
         for name in probe_names(self.shown):
             title = name.replace("_", " ").capitalize()
             yield Heading(title)
-            if figure := probe_figure(name, self.shown):
+            figure, notes = probe_figure(name, self.shown)
+            yield from (Paragraph(note, is_note=True) for note in notes)
+            if figure:
                 yield self.picture(figure, f"probe_{name}", f"{title}, the arms over one another", self.few)
             found = [(arm, own_pictures(name, arm)) for arm in self.shown]
             if sum(len(paths) for _, paths in found) > MOST_PICTURES:
                 found = [(arm, paths[-1:]) for arm, paths in found]
-            pictures = [self.own_picture(path, arm) for arm, paths in found for path in paths]
+            shown = [self.own_picture(path, arm) for arm, paths in found for path in paths]
+            pictures = [picture for picture in shown if picture is not None]
             if pictures and len(self.runs) > 1:
                 yield Paragraph("Each arm's first seed:", is_note=True)
                 yield Gallery(tuple(pictures))
+
+    def odd_files(self) -> Iterator[Block]:
+        """What was passed over, or is not as its run left it."""
+        rows = [(run_link(run, self.into), note) for run in self.runs for note in (*run.notes, *odd_probes(run.folder))]
+        if rows:
+            yield Heading("Files that are odd")
+            yield Table(("run", "what"), tuple(rows))
 
     def without_result(self) -> Iterator[Block]:
         for heading, runs in (
@@ -191,7 +225,11 @@ class Report:
         write_atomically(self.into / "figures" / f"{name}.png", lambda file: file.write(png.getvalue()))
         return Picture(f"figures/{name}.png", png.getvalue(), alt, caption)
 
-    def own_picture(self, path: Path, arm: Arm) -> Picture:
-        """A picture that a run drew, where it lies."""
+    def own_picture(self, path: Path, arm: Arm) -> Picture | None:
+        """A picture that a run drew, where it lies; None if it cannot be read."""
+        try:
+            content = read_bytes(path)
+        except Unreadable:
+            return None
         caption = f"{arm.label}: {path.stem}"
-        return Picture(os.path.relpath(path, self.into), path.read_bytes(), caption, caption)
+        return Picture(os.path.relpath(path, self.into), content, caption, caption)

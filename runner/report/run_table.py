@@ -28,7 +28,7 @@ def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
     }
     scores = {split: texts for split, texts in scores.items() if set(texts) != {NONE}}
     rows = tuple(
-        (_link(run, into), run.status, NONE if run.seed is None else str(run.seed), *own, _command(run))
+        (run_link(run, into), run.status, NONE if run.seed is None else str(run.seed), *own, _command(run))
         for run, *own in zip(runs, *scores.values(), strict=True)
     )
     columns = ("run", "status", "seed", *(f"{split} {score} (%)" for split in scores), "command")
@@ -39,11 +39,12 @@ def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
 
 def reason_table(runs: Sequence[Run], into: Path) -> Table:
     """Why each of the runs has no result, or not a whole one."""
-    rows = tuple((_link(run, into), run.status, _reason(run)) for run in runs)
+    rows = tuple((run_link(run, into), run.status, _reason(run)) for run in runs)
     return Table(("run", "status", "reason"), rows)
 
 
-def _link(run: Run, into: Path) -> Link:
+def run_link(run: Run, into: Path) -> Link:
+    """A link from the folder `into` to that of a run."""
     path = os.path.relpath(run.folder, into)
     return Link(path, path)
 

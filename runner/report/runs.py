@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from runner.readers import Unreadable, is_there, read_json_object, read_text, read_yaml, read_yaml_mapping
+from runner.readers import Unreadable, is_there, read_json_object, read_yaml, read_yaml_mapping
+from runner.runs.record import CONFIG, RECORD, known_run, read_record
 from runner.runs.run_lock import is_held
 from runner.runs.run_state import INTERRUPTED, RUNNING
-from runner.settings.text import canonical, shown
+from runner.settings.text import canonical, shortened, shown
 from runner.tracking.console import SCORES
+from runner.tracking.metrics_log import MetricsLog
 
 UNREADABLE = "unreadable"
-MARKS = ("summary.json", "metrics.jsonl", "config.yaml")
+MARKS = ("summary.json", "metrics.jsonl", CONFIG, RECORD)
 APART = ("seed", "name", "resume")  # keys that do not make another arm, nor do these nodes
 NODES_APART = ("wandb", "paths", "sweep")
-LONGEST_VALUE = 100  # characters of one in a message
 TEXTS = ("command", "title", "source", "about")  # of sweep.yaml
 
 
@@ -32,7 +33,8 @@ class Run:
     cannot be read. `error` then has the reason and `has_summary` is false. `settings` are the overrides as key and
     value. `best` is the best metric on the validation split, `final` the one on the test split, both shares of 1,
     with `score` as their name ("accuracy" or "mean_iou"). `on_test` says that the test split stood in for the
-    validation split. `summary` is the whole of summary.json.
+    validation split. `summary` is the whole of summary.json, `resolved` the configuration. `notes` say what
+    is odd about its files.
     """
 
     folder: Path
@@ -51,6 +53,8 @@ class Run:
     summary: dict = field(default_factory=dict, repr=False)
     seed: int | None = None
     has_summary: bool = True
+    resolved: dict = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def arm(self) -> dict[str, object]:
@@ -97,6 +101,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     overrides, error = summary.get("overrides"), summary.get("error")
     overrides = tuple(map(str, overrides)) if isinstance(overrides, list) else ()
     settings = _settings(overrides)
+    resolved, notes = _resolved(folder)
     return Run(
         folder=folder,
         status=summary["status"],
@@ -112,7 +117,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         error=None if error is None else str(error),
         on_test=section(summary, "data").get("validation_source") == "test",
         summary=summary,
-        seed=_seed(folder, settings),
+        seed=_seed(settings, resolved),
+        resolved=resolved,
+        notes=(*notes, *_rows_missing(folder, summary)),
     )
 
 
@@ -144,7 +151,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         for key, kind in (("axes", dict), ("names", dict), ("measures", list), ("claims", list)):
             if not isinstance(record.get(key) or kind(), kind):
                 form = {dict: "a mapping", list: "a list"}[kind]
-                raise Unreadable(path, f"{key}={shown(record[key])[:LONGEST_VALUE]}: it must be {form}")
+                raise Unreadable(path, f"{key}={shortened(shown(record[key]))}: it must be {form}")
         names = record.get("names") or {}
         if not all(isinstance(called or {}, dict) for called in names.values()):
             raise Unreadable(path, "names: each axis must have a mapping of values to names")
@@ -171,14 +178,64 @@ def section(summary: dict, name: str) -> dict:
 
 def _without_summary(folder: Path, status: str, reason: str) -> Run:
     """A run with the settings that it began with if it wrote them."""
+    resolved, notes = _resolved(folder)
+    overrides = tuple(word for word in _begun_with(folder) if not word.startswith("sweep."))
+    settings = _settings(overrides)
+    return Run(
+        folder,
+        status,
+        overrides,
+        settings,
+        error=reason,
+        seed=_seed(settings, resolved),
+        has_summary=False,
+        resolved=resolved,
+        notes=notes,
+    )
+
+
+def _begun_with(folder: Path) -> list[str]:
+    """The overrides that a run has recorded; one of before there was a record, in overrides.yaml."""
+    try:
+        return list(read_record(folder / RECORD).overrides)
+    except Unreadable:
+        pass
     try:
         words = read_yaml(folder / "overrides.yaml")
     except Unreadable:
         words = None
-    words = [str(word) for word in words] if isinstance(words, list) else []
-    overrides = tuple(word for word in words if not word.startswith("sweep."))
-    settings = _settings(overrides)
-    return Run(folder, status, overrides, settings, error=reason, seed=_seed(folder, settings), has_summary=False)
+    return [str(word) for word in words] if isinstance(words, list) else []
+
+
+def _resolved(folder: Path) -> tuple[dict, tuple[str, ...]]:
+    """The configuration of a run, and what is odd about the files that tell it."""
+    try:
+        known = known_run(folder, {})
+        if known.record is not None:
+            return known.record.settings, known.notes
+        notes = ()
+    except ValueError as error:
+        notes = (str(error),)
+    try:
+        return read_record(folder / RECORD).settings, notes
+    except Unreadable:
+        pass
+    try:
+        return read_yaml_mapping(folder / CONFIG), notes
+    except Unreadable as error:
+        return {}, (*notes, str(error)) if is_there(folder / CONFIG) else notes
+
+
+def _rows_missing(folder: Path, summary: dict) -> list[str]:
+    """That metrics.jsonl has not the rows that the run wrote, or cannot be read."""
+    expected = summary.get("rows")
+    if not isinstance(expected, int):
+        return []
+    try:
+        found = len(MetricsLog.read(folder / "metrics.jsonl"))
+    except Unreadable as error:
+        return [str(error)]
+    return [] if found == expected else [f"{folder / 'metrics.jsonl'} has {found} rows, where {expected} were written."]
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:
@@ -186,17 +243,10 @@ def _settings(overrides: Sequence[str]) -> dict[str, str]:
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
-def _seed(folder: Path, settings: dict[str, str]) -> int | None:
-    """The seed among the overrides, else that of config.yaml, whose line is found without parsing the file."""
-    text = settings.get("seed")
-    if text is None:
-        try:
-            text = read_text(folder / "config.yaml")
-        except Unreadable:
-            return None
-        line = re.search(r"^seed: (.*)$", text, re.MULTILINE)
-        text = line.group(1) if line else ""
-    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+def _seed(settings: dict[str, str], resolved: dict) -> int | None:
+    """The seed among the overrides, else that of the configuration."""
+    text = str(settings.get("seed", resolved.get("seed"))).strip()
+    return int(text) if re.fullmatch(r"-?\d{1,20}", text) else None
 
 
 def _number(section: dict, key: str) -> float | None:

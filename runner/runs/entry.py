@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 
 from runner.files import remove_temporary
 from runner.methods.method import Method
-from runner.readers import is_there
+from runner.readers import Unreadable, read_yaml_mapping
 from runner.runs.job import Job
+from runner.runs.record import Known, Record, digest, plain
 from runner.runs.resume import NothingLeft, latest_checkpoint, new_folder
 from runner.runs.run_folder import RunFolder
 from runner.runs.run_lock import Taken, hold, sign
@@ -32,6 +34,8 @@ class Entry:
 
     folder: RunFolder
     latest: Latest | None = None
+    known: Known = field(default_factory=Known)
+    notes: tuple[str, ...] = ()  # on what is odd in the folder, and no reason to refuse it
     done: str | None = None
     held: ExitStack = field(default_factory=ExitStack, repr=False)
 
@@ -39,6 +43,18 @@ class Entry:
     def checkpoint(self) -> dict | None:
         """What the run goes on from."""
         return self.latest.checkpoint if self.latest else None
+
+    def record(self, settings: Mapping, overrides: Sequence[str], new_id: str) -> Record:
+        """The record of the run as it goes on, or under `new_id` as it begins."""
+        earlier = self.known.record
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        if self.checkpoint is not None:
+            new_id, time = self.checkpoint["about"]["wandb_id"], earlier.time if earlier else time
+        try:
+            before = digest(plain(read_yaml_mapping(self.folder.config), self.folder.config))
+        except Unreadable:
+            before = None
+        return Record(new_id, time, plain(settings, "the settings"), tuple(overrides), before)
 
     def clear(self) -> None:
         """Take away what an attempt that died has left: halves of files, and the word of how it ended."""
@@ -55,19 +71,25 @@ class Entry:
 
 
 def enter(
-    settings: Mapping, job: Job | None, name: str, model: nn.Module, methods: Mapping[str, Method], device: torch.device
+    settings: Mapping,
+    overrides: Sequence[str],
+    job: Job | None,
+    name: str,
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    device: torch.device,
 ) -> Entry:
     """Take a folder for a run; nothing in it is changed yet.
 
-    `settings` is the configuration as plain data; `name` is that of a new folder, to which a number is added if it is
-    taken. `model` and `methods` are what a checkpoint must fit. Raises SettingError if no folder can be made, if
-    another process works on it, and if what lies there does not fit the settings.
+    `settings` is the configuration as plain data, `overrides` is what led to it; `name` is that of a new folder, to
+    which a number is added if it is taken. `model` and `methods` are what a checkpoint must fit. Raises SettingError
+    if no folder can be made, if another process works on it, and if what lies there does not fit the settings.
     """
     outputs, resume = settings["paths"]["outputs"], settings["resume"]
     runs = Path(outputs) / "runs"
     if resume is not None:
         found = _held(Entry(RunFolder(Path(resume))), f"resume={resume}")
-        return _latest(found, settings, model, methods, device, source=f"resume={resume}")
+        return _latest(found, settings, model, methods, device, source=f"resume={resume}", overrides=overrides)
     if job is not None:  # whoever runs a sweep holds its jobs' folders
         job.path.mkdir(parents=True, exist_ok=True)
         found = Entry(RunFolder(job.path))
@@ -87,6 +109,7 @@ def _latest(
     *,
     source: str,
     again: bool = False,
+    overrides: Sequence[str] | None = None,
 ) -> Entry:
     """With the newest checkpoint; `again` says that the run may have come to its end, which is no mistake then."""
     folder = entry.folder
@@ -96,11 +119,14 @@ def _latest(
         if again and status == "diverged":
             entry.done = status
             return entry
-        entry.latest = latest_checkpoint(folder, settings, model, methods, device=device)
+        entry.latest, entry.known = latest_checkpoint(
+            folder, settings, model, methods, device=device, overrides=overrides
+        )
+        entry.notes = entry.known.notes
         if entry.latest is None and status in RESULTS:
             raise NothingLeft(f"{folder.checkpoint('last')} is missing, without which a finished run cannot go on.")
-        if entry.latest and is_there(folder.metrics):  # else the run begins anew, and the rows go
-            MetricsLog.read(folder.metrics)
+        if entry.latest:  # else the run begins anew, and the rows go
+            entry.notes = (*entry.notes, *_rows_missing(folder, entry.latest.checkpoint["progress"]))
     except ValueError as error:
         if again and isinstance(error, NothingLeft) and status in RESULTS:
             entry.done = status
@@ -108,6 +134,14 @@ def _latest(
         entry.held.close()
         raise SettingError(f"{source}: {error}") from None
     return entry
+
+
+def _rows_missing(folder: RunFolder, progress: Mapping) -> list[str]:
+    """That metrics.jsonl has not the rows that were there at the checkpoint. Raises Unreadable for a damaged line."""
+    found, expected = MetricsLog.count(folder.metrics, progress["step"]), progress.get("rows", 0)
+    if found == expected or expected == 0:
+        return []
+    return [f"{folder.metrics} has {found} rows up to step {progress['step']}, where {expected} were written."]
 
 
 def _held(entry: Entry, source: str) -> Entry:

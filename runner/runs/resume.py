@@ -16,18 +16,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from runner.files import CannotWrite, is_disk_fault
 from runner.methods.method import Method
+from runner.readers import Unreadable, read_yaml_mapping
+from runner.runs.record import MISSING, Known, differences, known_run, plain, record_in
 from runner.runs.run_folder import RunFolder
 from runner.settings.ranges import seconds_of
-from runner.settings.text import SettingError, shown
-from runner.training.checkpoint import Latest, load_latest
+from runner.settings.text import SettingError, shortened, shown
+from runner.training.checkpoint import Latest, load_checkpoint, load_latest
+from runner.training.checkpoint_content import check_best, check_last
 
 MAY_CHANGE = {
     "agc": ("clip", "eps", "granularity", "exclude", "groups"),
@@ -43,6 +46,8 @@ MAY_CHANGE = {
     "stochastic_depth": ("dropped_update", "use_same_gpu_seed"),
     "dataset": ("root", "download", "num_workers", "max_unreadable", "check_duplicates", "timeout_seconds"),
 }
+
+PLACE_AND_WATCH = {"name", "resume", "wandb", "paths", "sweep", "train.device", "train.num_devices"}
 
 
 class NothingLeft(ValueError):
@@ -60,24 +65,43 @@ def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
 
 
 def latest_checkpoint(
-    folder: RunFolder, config: Mapping, model: nn.Module, methods: Mapping[str, Method], *, device: torch.device
-) -> Latest | None:
-    """The newest checkpoint in the folder that can be used, or None if the run was stopped before the first one.
+    folder: RunFolder,
+    config: Mapping,
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    *,
+    device: torch.device,
+    overrides: Iterable[str] | None = None,
+) -> tuple[Latest | None, Known]:
+    """The newest checkpoint in the folder that can be used, None if the run was stopped before the first one; and what
+    is known of the run.
 
-    `config` are the settings as plain data. Raises ValueError if there are damaged checkpoints alone, and if the
-    settings are of another run than the checkpoint's (see above); NothingLeft if nothing is left to train.
+    `config` are the settings as plain data; `overrides` led to them where the folder's own are among these. Raises
+    ValueError if there are damaged checkpoints alone, and if the settings are of another run than the checkpoint's
+    (see above); NothingLeft if nothing is left to train.
     """
-    latest = load_latest(folder.checkpoint("last"), device)
-    if latest is None:
-        return None
-    checkpoint = latest.checkpoint
+    latest = load_latest(folder.checkpoint("last"), device, check=check_last)
+    if latest is None:  # the run begins anew, from the folder's overrides or from those of the command line alone
+        return None, Known(None) if overrides is None else known_run(folder.path, {})
+    checkpoint, best = latest.checkpoint, folder.checkpoint("best")
+    checkpoints = {latest.path: checkpoint}
+    with suppress(ValueError):  # the best epoch is chosen anew
+        checkpoints[best] = load_checkpoint(best, check=check_best)
+    known = known_run(folder.path, checkpoints)
+    if known.record is None:  # a run before there was a record
+        before = older_settings(folder)
+    else:
+        before = record_in(checkpoint, latest.path).settings
     check_methods(checkpoint["methods"], methods)
-    if folder.config.is_file():
-        check_settings(yaml.safe_load(folder.config.read_text()) or {}, config, methods)
+    check_settings(before, config, methods)
+    if overrides is not None:
+        before, earlier = (known.record.settings, known.record.overrides) if known.record else (before, ())
+        check_unasked(before, config, [word for word in overrides if word not in earlier])
     check_fit(checkpoint, model, config["optimizer"]["name"])
+    check_state(checkpoint, methods)
     check_average(checkpoint, config["train"]["ema"])
     check_left(checkpoint["progress"], config["train"], completed=folder.read_summary().get("status") == "completed")
-    return latest
+    return latest, known
 
 
 def check_methods(before: Iterable[str], now: Iterable[str]) -> None:
@@ -102,10 +126,10 @@ def check_methods(before: Iterable[str], now: Iterable[str]) -> None:
 def check_settings(before: Mapping, now: Mapping, methods: Iterable[str]) -> None:
     """Raise a ValueError if a setting differs that a run keeps; a setting that is new since then has no say."""
     kept = {"seed": (before.get("seed"), now["seed"])}
-    batch_sizes = (node.get("train", {}).get("global_batch_size") for node in (before, now))
+    batch_sizes = (_node(settings, "train").get("global_batch_size") for settings in (before, now))
     kept["train.global_batch_size"] = tuple(batch_sizes)
     for node in ("model", "dataset", *methods):
-        settings = before.get(node, {})
+        settings = _node(before, node)
         for key, value in now.get(node, {}).items():
             if key in settings and key not in MAY_CHANGE.get(node, ()):
                 kept[f"{node}.{key}"] = (settings[key], value)
@@ -115,6 +139,52 @@ def check_settings(before: Mapping, now: Mapping, methods: Iterable[str]) -> Non
                 f"{key}={shown(value)}: the run so far has {key}={shown(earlier)}, which a resumed run keeps. Leave "
                 "out the override, or start a run of its own."
             )
+
+
+def _node(settings: Mapping, name: str) -> Mapping:
+    node = settings.get(name)
+    return node if isinstance(node, Mapping) else {}
+
+
+def older_settings(folder: RunFolder) -> dict:
+    """The settings of a run without a record. Raises Unreadable if config.yaml does not tell them."""
+    try:
+        return plain(read_yaml_mapping(folder.config), folder.config)
+    except Unreadable as error:
+        raise Unreadable(
+            folder.config,
+            f"{error.reason}. An older version made this run, whose checkpoints do not tell its settings; put the file "
+            "back",
+        ) from None
+
+
+def check_unasked(before: Mapping, now: Mapping, overrides: Iterable[str]) -> None:
+    """Raise a ValueError if a setting differs from the run so far, and none of the new `overrides` asks for it.
+
+    So it is where a file of overrides was cut, or a default has another value in this version. A setting that is new
+    since then has no say.
+    """
+    asked = {word.partition("=")[0].lstrip("+~") for word in overrides}
+    if asked & {"experiment", "case"}:  # which may set anything
+        return
+    for key, value, earlier in differences(now, before):
+        above = {key[:place] for place, letter in enumerate(f"{key}.") if letter == "."}
+        if MISSING in (value, earlier) or above & (asked | PLACE_AND_WATCH):
+            continue
+        so_far, now_set = (f"{key}={shortened(shown(each))}" for each in (earlier, value))
+        raise ValueError(
+            f"{now_set}: the run so far has {so_far}, and no override changes it. Add {so_far} to go on as before, or "
+            f"{now_set}."
+        )
+
+
+def check_state(checkpoint: Mapping, methods: Mapping[str, Method]) -> None:
+    """Raise a ValueError if a method cannot take up its state; `methods` are not used afterwards."""
+    for name, method in methods.items():
+        try:
+            method.load_state_dict(checkpoint["methods"][name])
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
+            raise ValueError(f"its checkpoint holds no state that {name} can take up.") from None
 
 
 def check_fit(checkpoint: Mapping, model: nn.Module, optimizer: str) -> None:
@@ -128,6 +198,8 @@ def check_fit(checkpoint: Mapping, model: nn.Module, optimizer: str) -> None:
             f"{len(different)} tensors of its checkpoint, {different[0]} the first, are not those of this model with "
             "these methods. Leave out the overrides that change the model."
         )
+    if "ema" in checkpoint and {name: value.shape for name, value in checkpoint["ema"]["model"].items()} != saved:
+        raise ValueError("the average in its checkpoint is that of another model.")
     if checkpoint["about"]["optimizer"] != optimizer:
         raise ValueError(
             f"its checkpoint holds the state of {checkpoint['about']['optimizer']}, not of optimizer={optimizer}. "

@@ -12,10 +12,13 @@ from runner.command_line.grammar import all_parsed, quoted
 from runner.command_line.remedies import chosen_options
 from runner.config import METHOD_GROUPS
 from runner.files import finite, write_atomically
-from runner.readers import Unreadable, is_there, read_json_object
-from runner.safety.allowed import as_words, check_words
+from runner.readers import Unreadable, is_there, read_json_object, read_yaml
+from runner.runs.record import CONFIG, RECORD, SUMMARY, Record, read_record, record_in
+from runner.safety.allowed import as_words, check_words, without_places
 from runner.safety.secret_values import without_secrets
 from runner.settings.text import SettingError
+
+CHECKPOINTS = ("last", "previous", "best")  # in the order in which one stands in for another
 
 
 class RunFolder:
@@ -23,10 +26,11 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
-        self.overrides = path / "overrides.yaml"
+        self.config = path / CONFIG
+        self.record = path / RECORD
+        self.overrides = path / "overrides.yaml"  # of runs before there was a record
         self.metrics = path / "metrics.jsonl"
-        self.summary = path / "summary.json"
+        self.summary = path / SUMMARY
         self.error = path / "error.txt"
         self.checkpoints = path / "checkpoints"
         self.probes = path / "probes"
@@ -50,10 +54,11 @@ class RunFolder:
         """The path of the checkpoint `last` or `best`."""
         return self.checkpoints / f"{name}.pt"
 
-    def write_settings(self, config: dict, overrides: Sequence[str]) -> None:
-        """The resolved configuration, and the overrides that a resumed run starts from."""
-        write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
-        write_atomically(self.overrides, yaml.safe_dump(list(overrides)))
+    def write_settings(self, record: Record) -> None:
+        """The record, and its settings once more as config.yaml, to be read by people."""
+        write_atomically(self.record, record.text)
+        write_atomically(self.config, yaml.safe_dump(record.settings, sort_keys=False))
+        self.overrides.unlink(missing_ok=True)  # what it said is in the record now
 
     def write_summary(self, summary: dict) -> None:
         """`summary.json`; a number that is not finite is written as null, which every reader knows."""
@@ -73,13 +78,45 @@ class RunFolder:
 
     def check(self) -> None:
         """Raise a ValueError if a file of the run is something else, or a folder leads elsewhere by a link."""
-        for file in (self.config, self.overrides, self.metrics, self.summary, self.error):
+        checkpoints = (self.checkpoint(name) for name in CHECKPOINTS)
+        texts = (self.config, self.record, self.overrides, self.metrics, self.summary, self.error)
+        for file in (*texts, *checkpoints):
             if is_there(file) and not file.is_symlink() and not file.is_file():
                 raise ValueError(f"{file} is no regular file, so the run cannot write it. Remove it.")
         for folder in (self.checkpoints, self.probes):
             if is_there(folder) and (folder.is_symlink() or not folder.is_dir()):
                 what = "a symbolic link" if folder.is_symlink() else "no folder"
                 raise ValueError(f"{folder} is {what}; a run writes into folders of its own alone. Remove it.")
+
+    def recorded_overrides(self, source: str) -> tuple[list[str], Path]:
+        """The overrides that a resumed run starts from, and the file that holds them.
+
+        Where the record cannot be read a checkpoint stands in for it. Raises a SettingError, which begins with
+        `source`, if there is none either.
+        """
+        reason = f"{self.record.name} is missing"
+        if is_there(self.record):
+            try:
+                return list(read_record(self.record).overrides), self.record
+            except Unreadable as error:
+                reason = str(error)
+        for path in (self.checkpoint(name) for name in CHECKPOINTS):
+            if path.is_file():
+                from runner.training.checkpoint import load_checkpoint
+                from runner.training.checkpoint_content import check_weights
+
+                try:
+                    record = record_in(load_checkpoint(path, check=check_weights), path)
+                except ValueError:  # told when the run goes on
+                    continue
+                if record is not None:
+                    return list(record.overrides), path
+        if not is_there(self.overrides):
+            raise SettingError(f"{source}: no run lies there ({reason}).")
+        try:
+            return as_words(read_yaml(self.overrides), f"{source}: {self.overrides.name}"), self.overrides
+        except Unreadable as error:
+            raise SettingError(f"{source}: {error}.") from None
 
 
 def earlier_overrides(arguments: Sequence[str]) -> list[str]:
@@ -95,20 +132,18 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     if not isinstance(resume[-1], str):
         raise SettingError(f"resume={resume[-1]}: it must be the folder of a run, as in resume=outputs/runs/NAME.")
     folder = RunFolder(Path(resume[-1]))
-    if not folder.overrides.is_file():
-        raise SettingError(f"resume={resume[-1]}: no run lies there ({folder.overrides.name} is missing).")
     if any(word in ("-m", "--multirun") for word in arguments):
         raise SettingError(f"resume={resume[-1]}: one run goes on, not a sweep; leave out -m.")
     # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
     arguments = [f"resume={quoted(resume[-1])}" if _key(word) == "resume" else word for word in arguments]
     new = {_key(word) for word in arguments}
-    source = f"resume={resume[-1]}: {folder.overrides.name}"
-    earlier = as_words(yaml.safe_load(folder.overrides.read_text()), source)
+    earlier, file = folder.recorded_overrides(source=f"resume={resume[-1]}")
+    source = f"resume={resume[-1]}: {file.name}"
     before, now = chosen_options(earlier), chosen_options(arguments)
     new |= {method for group in new.intersection(METHOD_GROUPS) for method in {*before[group]} - {*now[group]}}
     kept = [word for word in earlier if new.isdisjoint((_key(word), _key(word).partition(".")[0]))]
     check_words(kept, source)
-    return [*kept, *arguments]
+    return [*without_places(kept), *arguments]
 
 
 def _key(override: str) -> str:

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.readers import LARGEST_LOG, Unreadable, read_bytes, read_json_object
+from runner.readers import LARGEST_LOG, Unreadable, is_there, read_bytes, read_json_object
 from runner.runs.run_lock import is_held
 from runner.tracking.console import SCORES, format_share
 
 TO_DO, RUNNING, INTERRUPTED, FAILED = "to do", "running", "interrupted", "failed"
+BEGUN = ("record.json", "overrides.yaml")  # what a run has written that has begun; the second, in older versions
 RESULTS = ("completed", "diverged")  # the statuses of a run that has nothing left to do
 
 
@@ -57,7 +58,7 @@ def read_state(folder: Path, *, taken: bool | None = None) -> RunState:
     if isinstance(summary.get("status"), str):
         step = 0 if summary["status"] in RESULTS else _last_step(folder / "metrics.jsonl")
         return RunState(summary["status"], step, summary)
-    if (folder / "overrides.yaml").is_file():
+    if any(is_there(folder / name) for name in BEGUN):
         return RunState(INTERRUPTED, _last_step(folder / "metrics.jsonl"))
     return RunState(TO_DO)
 

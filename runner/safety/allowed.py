@@ -3,20 +3,28 @@
 Settings also come from files: options from a search path, the overrides of a run's folder, the axes of a study. Such
 a file may have been written by anybody. So it neither allows a package (`paths.allowed_packages`, `paths.methods`) nor
 sets anything of Hydra, which instantiates classes, starts jobs and sets the environment: these must be typed.
+
+Nor does a run's folder, which may come from a stranger too, choose where things go (`PLACES`): what it says of these is
+passed over. And no file reads the environment by an interpolation, `${oc.env:NAME}`: what a run records is resolved.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.command_line.grammar import all_parsed, options_of, parsed
-from runner.settings.text import SettingError, shown
+from runner.config import CONF
+from runner.readers import read_yaml_mapping
+from runner.settings.text import SettingError, shortened, shown
 
 METHODS, PACKAGES = "paths.methods", "paths.allowed_packages"
+PLACES = ("paths.outputs", "train.device", "train.num_devices", "wandb.mode", "wandb.project", "wandb.entity")
+RESOLVER = re.compile(r"\$\{\s*([\w.]*\s*:|hydra\b|\$)")  # ${oc.env:HOME}, ${hydra.runtime.cwd}, one in another's name
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def check_words(words: Sequence[str], source: str) -> None:
     """Raise a SettingError if overrides from a file (`source`) do what the command line alone may do."""
     allowing = []
     for word in words:
+        refuse_resolvers(word, source)
         override = parsed(word)
         key = "" if override is None else override.key_or_group
         names = (key, (override and override.package) or "")
@@ -96,6 +105,62 @@ def check_words(words: Sequence[str], source: str) -> None:
             allowing.append(f"{key}={shown(override.value())}")  # without the quotes of add_search_path
     if allowing:
         raise SettingError(_must_be_typed(sorted(allowing, reverse=True), source))
+
+
+def without_places(words: Sequence[str]) -> list[str]:
+    """Overrides of a run's folder without those that choose where things go.
+
+    >>> from runner.safety.allowed import without_places
+    >>> without_places(["norm=agc", "++train.device=cuda", "wandb.mode=online"])
+    ['norm=agc']
+    """
+    return [word for word in words if word.partition("=")[0].lstrip("+~") not in PLACES]
+
+
+def places_again(config: Mapping) -> list[str]:
+    """The words that must be typed once more for things to go where they went in a run with these settings."""
+    defaults = read_yaml_mapping(CONF / "config.yaml")
+    now = {key: _value(config, key) for key in PLACES}
+    return [f"{key}={shown(value)}" for key, value in now.items() if value != _value(defaults, key)]
+
+
+def refuse_resolvers(value: object, source: object) -> None:
+    """Raise a SettingError if a text of a file (`source`), or one in its plain data, calls a resolver of OmegaConf's.
+
+    One of these reads the environment.
+    """
+    if isinstance(value, Mapping):
+        for part in (*value.keys(), *value.values()):
+            refuse_resolvers(part, source)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            refuse_resolvers(part, source)
+    elif isinstance(value, str) and RESOLVER.search(value):
+        raise SettingError(
+            f"{source}: it holds {shortened(value)}. A file may not read the environment; type the value yourself."
+        )
+
+
+def resolved(words: Sequence[str], config: Any) -> list[str]:
+    """Overrides as they are recorded: with the value that `config` has in the place of what a resolver gave."""
+    return [f"{_key(word)}={_quoted(_value(config, _key(word)))}" if RESOLVER.search(word) else word for word in words]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
+
+
+def _value(config: Any, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _quoted(value: object) -> str:
+    text = shown(value)
+    if isinstance(value, str) and not re.fullmatch(r"[\w./@%+-]+", text):
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text
 
 
 def _must_be_typed(words: Sequence[str], source: str) -> str:

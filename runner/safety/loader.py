@@ -35,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF
 from runner.method_folder import import_class
-from runner.safety.allowed import METHODS, PACKAGES, Allowed
+from runner.safety.allowed import METHODS, PACKAGES, Allowed, refuse_resolvers
 from runner.safety.secret_values import check_no_secret_words, check_no_secrets
 from runner.safety.targets import TARGET, check_defined, check_target, package_of
 from runner.settings.text import SettingError, shown
@@ -142,6 +142,8 @@ def check_file(loaded: ConfigResult, option: str) -> None:
     if loaded.path in TRUSTED_SOURCES or is_own:
         return
     settings = OmegaConf.to_container(loaded.config, resolve=False)
+    if isinstance(settings, dict):
+        refuse_resolvers({key: value for key, value in settings.items() if key != "hydra"}, file)
     for key, value in _settings(settings.get("hydra", {}) if isinstance(settings, dict) else {}):
         if not (_is_harmless(key, value) or own_settings().get(key, ...) == value):
             setting = f"hydra{key and '.'}{key}={' '.join(shown(value).split())}"

@@ -28,8 +28,10 @@ class MetricsLog:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.rows = 0  # in the file
         if is_there(self.path):
-            *_, torn = content = read_bytes(self.path, largest=LARGEST_LOG).split(b"\n")
+            *whole, torn = content = read_bytes(self.path, largest=LARGEST_LOG).split(b"\n")
+            self.rows = sum(bool(line.strip()) for line in whole)
             if torn:
                 write_atomically(self.path, lambda file: file.write(b"\n".join([*content[:-1], b""])))
 
@@ -43,6 +45,7 @@ class MetricsLog:
                 file.write(line.encode())
         except OSError as error:
             raise CannotWrite.told(self.path, error) from error
+        self.rows += 1
 
     def cut_back(self, step: int) -> None:
         """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic.
@@ -51,9 +54,14 @@ class MetricsLog:
         not. Raises Unreadable as `read` does.
         """
         if is_there(self.path):
-            found = _rows(self.path) if step >= 0 else []
-            kept = [f"{line}\n" for line, row in found if row["step"] <= step and row["split"] != "test"]
+            kept = [f"{line}\n" for line, row in _rows(self.path) if _is_before(row, step)] if step >= 0 else []
             write_atomically(self.path, "".join(kept))
+            self.rows = len(kept)
+
+    @staticmethod
+    def count(path: str | os.PathLike[str], step: int) -> int:
+        """The number of rows that `cut_back` would keep. Raises Unreadable as `read` does."""
+        return sum(_is_before(row, step) for row in MetricsLog.read(path)) if is_there(Path(path)) else 0
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> list[dict]:
@@ -69,6 +77,11 @@ def _rows(path: Path) -> list[tuple[str, dict]]:
             raise Unreadable(f"{path}, line {number}", 'no row of metrics: "step", "epoch" and "split" are wrong')
         rows.append((line, row))
     return rows
+
+
+def _is_before(row: Mapping, step: int) -> bool:
+    """Whether a row was there at the checkpoint of this step: the test split is evaluated after the last one."""
+    return row["step"] <= step and row["split"] != "test"
 
 
 def _is_number(value: object) -> bool:

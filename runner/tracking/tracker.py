@@ -50,6 +50,11 @@ class Tracker:
         """Say something besides: a note, a warning or an error."""
         self.console.message(text, kind)
 
+    @property
+    def rows(self) -> int:
+        """The number of rows in the metrics file."""
+        return self.metrics.rows
+
     def go_back(self, step: int) -> None:
         """Take back the rows after `step`, from which training goes on; W&B does not draw a step twice."""
         self.metrics.cut_back(step)
@@ -75,6 +80,8 @@ class Tracker:
 
 class SilentTracker(Tracker):
     """What a process is given that trains along with the first one, which alone keeps the records."""
+
+    rows = 0
 
     def __init__(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -12,6 +12,7 @@ from torch import nn
 
 from runner.files import CannotWrite, write_atomically
 from runner.methods.method import Method
+from runner.readers import is_there
 from runner.tensor_files import read_tensors
 from runner.training import checksum
 
@@ -46,32 +47,42 @@ def save_checkpoint(path: Path, checkpoint: dict, *, previous: Path | None = Non
         raise CannotWrite.told(path, error.__context__) from error
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint with `weights_only=True`. Raises ValueError if there is none or it is damaged."""
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", *, check: Callable[[object], None] | None = None
+) -> dict:
+    """Read a checkpoint with `weights_only=True`. Raises ValueError if there is none, it is damaged or fails `check`.
+
+    `check` is one of runner.training.checkpoint_content.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint.")
     try:
         fault = checksum.fault(path)
         if fault:
             raise ValueError(fault)
-        return read_tensors(path, device)
+        content = read_tensors(path, device)
+        if check is not None:
+            check(content)
+        return content
     except OSError as error:
         raise ValueError(f"{path}: this checkpoint cannot be read; {error.strerror or error}.") from None
     except ValueError as error:
-        raise ValueError(f"{path}: this checkpoint cannot be used; {error}.") from None
+        raise ValueError(f"{path}: this checkpoint cannot be used; {str(error).removesuffix('.')}.") from None
 
 
-def load_latest(last: Path, device: torch.device | str = "cpu") -> Latest | None:
+def load_latest(
+    last: Path, device: torch.device | str = "cpu", *, check: Callable[[object], None] | None = None
+) -> Latest | None:
     """The checkpoint `last`, or the generation before it where it is damaged; None if there is neither.
 
     Raises ValueError, which names what is damaged, if there is no checkpoint but damaged ones.
     """
     faults = []
     for path in (last, last.with_name(PREVIOUS)):
-        if not path.is_file():
+        if not is_there(path):
             continue
         try:
-            return Latest(load_checkpoint(path, device), path, faults[0] if faults else None)
+            return Latest(load_checkpoint(path, device, check=check), path, faults[0] if faults else None)
         except ValueError as error:
             faults.append(str(error))
     if faults:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
+from runner.training.checkpoint_content import check_best
 from runner.training.distributed import rank
 from runner.training.plan import Plan, Progress
 
@@ -49,7 +50,7 @@ class KeptCheckpoints:
         if not progress.best:
             return
         try:
-            found = load_checkpoint(self.plan.best)["epoch"]
+            found = load_checkpoint(self.plan.best, check=check_best)["epoch"]
         except ValueError as error:
             tracker.message(f"{error} The best epoch is chosen anew.", "warning")
         else:

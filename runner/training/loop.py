@@ -306,5 +306,6 @@ class Trainer:
     def _save_last(self) -> None:
         self.interruption.begin(math.inf)  # however slow the disk is
         self.clock.saved(self.progress)
+        self.progress.rows = self.tracker.rows
         self.state.save(self.progress, self.logged)
         self.interruption.begin()

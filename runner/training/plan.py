@@ -37,6 +37,7 @@ class Progress:
     first_step_images: int = 0
     is_to_evaluate: bool = False
     probes_left: list = field(default_factory=list)
+    rows: int = 0  # in metrics.jsonl at the checkpoint; 0: not known
 
     @property
     def images_per_second(self) -> float | None:

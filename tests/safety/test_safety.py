@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -29,6 +30,7 @@ from runner.config import CONF, validate
 from runner.methods.method import Method
 from runner.models.pretrained import read_weights
 from runner.runs.job import job_name
+from runner.runs.record import Record
 from runner.runs.run_folder import RunFolder
 from runner.safety.allowed import Allowed, check_words, words_again
 from runner.safety.loader import CheckedLoader, checked
@@ -369,6 +371,16 @@ def evaluate_script():
     return script
 
 
+def plant(run, settings):
+    """Settings in all places of a run's folder, each with its checksum."""
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    record = replace(Record.parse((run / "record.json").read_text(), "record.json"), settings=settings)
+    (run / "record.json").write_text(record.text)
+    for path in (run / "checkpoints").glob("*.pt"):
+        checkpoint = load_checkpoint(path)
+        save_checkpoint(path, {**checkpoint, "about": {**checkpoint["about"], "record": record.text}})
+
+
 def test_a_planted_configuration_loads_no_code(small, tmp_path):
     assert small("norm=agc", "train.max_steps=1", "name=run").code == 0
     run = tmp_path / "outputs/runs/run"
@@ -381,7 +393,7 @@ def test_a_planted_configuration_loads_no_code(small, tmp_path):
         ({"paths": {**config["paths"], "allowed_packages": ["evil"]}}, r"allowed_packages=\['evil'\]"),
         ({"paths": {**config["paths"], "methods": str(run)}}, r"methods='/"),
     ):
-        (run / "config.yaml").write_text(yaml.safe_dump({**config, **change}))
+        plant(run, {**config, **change})
         with pytest.raises(SettingError, match=message):
             load_run(run)
     assert not (tmp_path / MARK).exists()
@@ -619,10 +631,14 @@ def test_a_setting_with_a_secret_is_refused(tiny, tmp_path, words, key):
 
 @pytest.mark.usefixtures("_key")
 def test_a_file_with_a_secret_is_refused(tiny, tmp_path, elsewhere):
-    for text in (f"wandb: {{entity: {KEY}}}\n", "wandb: {entity: '${oc.env:WANDB_API_KEY}'}\n"):
+    for text, part in (
+        (f"wandb: {{entity: {KEY}}}\n", "wandb.entity: it holds the value of the environment variable WANDB_API_KEY"),
+        ("wandb: {entity: '${oc.env:WANDB_API_KEY}'}\n", "A file may not read the environment"),
+        ("wandb: {entity: '${oc.decode:${oc.env:HOME}}'}\n", "A file may not read the environment"),
+    ):
         folder = elsewhere("experiment/mine", GLOBAL + text)
         outcome = tiny(f"hydra.searchpath=[file://{folder}]", "experiment=mine")
-        assert_refused(outcome, tmp_path, "wandb.entity: it holds the value of the environment variable WANDB_API_KEY")
+        assert_refused(outcome, tmp_path, part)
         assert KEY not in outcome.out + outcome.err
 
 

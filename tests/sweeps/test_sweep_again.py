@@ -55,7 +55,7 @@ def die():
 
 def folders():
     """Each job's folder by its clip."""
-    found = Path("outputs/sweeps/s").glob("*/overrides.yaml")
+    found = Path("outputs/sweeps/s").glob("*/record.json")
     return {re.search(r"agc\.clip=([\d.]+)-", str(file.parent)).group(1): file.parent for file in found}
 
 
