@@ -20,7 +20,6 @@ from runner.settings.ranges import seconds_of
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.tracking.terminal import terminal
 from runner.training.checkpoint import load_latest
-from runner.training.checkpoint_content import check_last
 from runner.training.plan import steps_of
 
 FINISHED, MEASURED = "from finished jobs", "measured here"
@@ -102,10 +101,10 @@ def total_steps(config: DictConfig | Mapping, training_images: int) -> int:
 def _checkpointed(path: Path) -> int:
     """The step that the run in the folder `path` would go on from; 0 without a checkpoint that can be used."""
     try:
-        latest = load_latest(path / "checkpoints" / "last.pt", check=check_last)
-    except ValueError:  # told when it is run
+        latest = load_latest(path / "checkpoints" / "last.pt")
+        return int(latest.checkpoint["progress"]["step"]) if latest else 0
+    except (ValueError, LookupError, TypeError):  # told when it is run
         return 0
-    return latest.checkpoint["progress"]["step"] if latest else 0
 
 
 def _finished_in(folder: Path) -> dict[str, float]:
