@@ -138,8 +138,8 @@ def _compare(config: dict, record: Record, path: Path, source: Path) -> list[str
             continue
         there = "nothing" if there is MISSING else shortened(shown(there))
         raise SettingError(
-            f"{path} was changed after the run: {key}={shortened(shown(here))} here, {there} in {source.name}. Undo the "
-            f"change, or remove {path.name}, for which {source.name} stands in. Settings are changed by overrides."
+            f"{path} was changed after the run: {key}={shortened(shown(here))} here, {there} in {source.name}. Undo "
+            f"the change, or remove {path.name}, for which {source.name} stands in. Settings are changed by overrides."
         )
     return [f"{path}: it lacks {missing[0]} and {len(missing) - 1} more settings"] if missing else []
 

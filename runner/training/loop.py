@@ -290,9 +290,8 @@ class Trainer:
 
     def _start_schedule(self) -> None:
         """The learning rate of the step that comes next, in a training as long as it is now."""
-        steps_per_epoch = len(self.train_batches)
         self.epochs = self.plan.epochs_of(self.progress)
-        self.total_steps = self.plan.total_steps(self.progress, steps_per_epoch)
+        self.total_steps = self.plan.total_steps(self.progress, len(self.train_batches))
         self._share = self.plan.share_of(self.total_steps)
         factor = self.plan.lr_factor(self.progress)
         self.schedule = make_schedule(self.optimizer, lambda step: factor * self._share(step), step=self.progress.step)
