@@ -214,8 +214,6 @@ def _check_rules(config: DictConfig) -> None:
     validation = config.dataset.get("validation", 0.1)
     if validation != "test" and not (isinstance(validation, float) and 0 < validation < 1):
         raise SettingError(f"dataset.validation={validation}: it must be a share in (0, 1), or the word test.")
-    if config.resume is not None and not config.resume.strip():
-        raise SettingError(f"resume='{config.resume}': name the folder of a run, or leave it out.")
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,119}", name):
             raise SettingError(f"{key}={name}: it names a folder; use up to 120 letters, digits and . _ - , = +.")
