@@ -105,6 +105,9 @@ def _lead(
         )
         for kind, text in checked.data.findings.notes:
             tracker.message(text, kind)
+        if passed_over := entry.passed_over(overrides):
+            words = shlex.join(passed_over)
+            tracker.message(f"a folder does not say where things go; type it again to have it as before: {words}")
         for note in entry.notes:
             tracker.message(note, "warning")
         if entry.latest and entry.latest.damaged:

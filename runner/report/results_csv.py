@@ -13,6 +13,8 @@ from runner.files import write_atomically
 from runner.report.measures import measure
 from runner.report.runs import Run
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet computes begins
+
 
 def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measures: Sequence[str] = ()) -> None:
     """Write one line a run with a column for every key that is overridden and for each of `measures`; atomic.
@@ -24,8 +26,7 @@ def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measure
     metrics = [f"{split}_{score}" for score in scores for split in ("best_validation", "test")]
     heading = ["best_validation_loss", "best_epoch", "best_on", "test_loss", "images_per_second", "error"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", "status", *keys, *metrics, *heading, *measures])
+    rows = [["job", "status", *keys, *metrics, *heading, *measures]]
     for run in runs:
         values = [
             value for score in scores for value in ((run.best, run.final) if run.score == score else (None, None))
@@ -35,5 +36,17 @@ def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measure
         found = [measure(run, name) for name in measures]
         values += [None if math.isnan(value) else value for value in found]
         job = os.path.relpath(run.folder, Path(path).parent)
-        writer.writerow([job, run.status, *(run.settings.get(key) for key in keys), *values])
+        rows.append([job, run.status, *(run.settings.get(key) for key in keys), *values])
+    csv.writer(text, lineterminator="\n").writerows([_inert(cell) for cell in row] for row in rows)
     write_atomically(path, text.getvalue())
+
+
+def _inert(cell: object) -> object:
+    """A text that a spreadsheet would take for a formula, with an apostrophe before it; numbers stay."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

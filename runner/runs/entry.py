@@ -20,6 +20,7 @@ from runner.runs.resume import NothingLeft, latest_checkpoint, new_folder
 from runner.runs.run_folder import RunFolder
 from runner.runs.run_lock import Taken, hold, sign
 from runner.runs.run_state import RESULTS
+from runner.safety.allowed import without_places
 from runner.settings.text import SettingError
 from runner.tracking.metrics_log import MetricsLog
 from runner.training.checkpoint import Latest
@@ -55,6 +56,15 @@ class Entry:
         except Unreadable:
             before = None
         return Record(new_id, time, plain(settings, "the settings"), tuple(overrides), before)
+
+    def passed_over(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides of the run so far on where things go that nobody typed again."""
+        record = self.known.record
+        if record is None or self.checkpoint is None:
+            return []
+        typed = {word.partition("=")[0] for word in overrides}
+        kept = without_places(record.overrides)
+        return [word for word in record.overrides if word not in kept and word.partition("=")[0] not in typed]
 
     def clear(self) -> None:
         """Take away what an attempt that died has left: halves of files, and the word of how it ended."""

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from runner.report.results_csv import write_results_csv
-from runner.report.runs import read_runs
+from runner.report.runs import Run, read_runs
 
 
 @pytest.fixture
@@ -60,3 +60,21 @@ def test_it_is_replaced_as_a_whole(make_run, write, tmp_path, monkeypatch):
         write()
     assert (tmp_path / "sweep/results.csv").read_text() == "old"
     assert sorted(os.listdir(tmp_path / "sweep")) == ["a=1", "results.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("+1+cmd", "'+1+cmd"),
+        ("-1e-3", "-1e-3"),
+        ("-x", "'-x"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_no_cell_is_a_formula(tmp_path, text, cell):
+    run = Run(tmp_path / "job", "failed", settings={"a": text}, error=text, best=-0.5)
+    write_results_csv([run], tmp_path / "results.csv")
+    [row] = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    assert (row["a"], row["error"], row["best_validation_accuracy"]) == (cell, cell, "-0.5")

@@ -4,6 +4,7 @@ And no secret of the environment is told."""
 
 import ast
 import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -717,3 +718,43 @@ def test_words_of_a_file_that_are_harmless():
     check_words(
         ["norm=agc", "agc.clip=0.01", "seed=range(3)", "experiment=bjorck/fig1", "name='a=b'", "no form"], "here"
     )
+
+
+def test_a_run_folder_chooses_no_place_and_reads_no_environment(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIVATE_PLACE", "something-private")
+    assert small("train.epochs=1", "name=run", "seed=3").code == 0
+    run = tmp_path / "outputs/runs/run"
+    record = Record.parse((run / "record.json").read_text(), "record.json")
+    kept = (run / "record.json").read_text()
+    words = ("wandb.mode=online", "wandb.entity=stranger", f"paths.outputs={tmp_path}/else", "train.num_devices=2")
+    (run / "record.json").write_text(replace(record, overrides=(*record.overrides, *words)).text)
+    outcome = small("resume=outputs/runs/run", "train.epochs=2")
+    assert outcome.code == 0, outcome.err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["wandb"]["mode"], config["wandb"]["entity"]) == ("disabled", None)  # the first was typed
+    assert (config["paths"]["outputs"], config["train"]["num_devices"]) == ("outputs", 1)
+    assert "wandb.entity=stranger" in outcome.out
+    assert not (tmp_path / "else").exists()
+    for file, text in (
+        ("record.json", replace(record, overrides=(*record.overrides, "wandb.tags=['${oc.env:PRIVATE_PLACE}']")).text),
+        ("overrides.yaml", yaml.safe_dump(["name=${oc.env:PRIVATE_PLACE}"])),
+    ):
+        (run / "record.json").write_text(kept)
+        if file == "overrides.yaml":
+            (run / "record.json").unlink()
+            shutil.rmtree(run / "checkpoints")
+        (run / file).write_text(text)
+        outcome = small("resume=outputs/runs/run", "train.epochs=3")
+        assert outcome.code == 2, outcome.out
+        assert "A file may not read the environment" in outcome.err
+    assert not any(b"something-private" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_typed_word_may_read_the_environment_and_is_recorded_resolved(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("RATE", "0.02")
+    assert small("optimizer.lr=${oc.env:RATE}", "train.epochs=1", "name=run").code == 0
+    monkeypatch.setenv("RATE", "0.5")
+    assert small("resume=outputs/runs/run", "train.epochs=2").code == 0
+    record = json.loads((tmp_path / "outputs/runs/run/record.json").read_text())
+    assert "optimizer.lr=0.02" in record["overrides"]
+    assert record["settings"]["optimizer"]["lr"] == 0.02
