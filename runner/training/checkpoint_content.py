@@ -55,6 +55,7 @@ def check_last(content: object) -> None:
     check_weights(content)
     _check_fields(_part(content, "progress", dict), Progress(), "progress")
     progress = content["progress"]
+    _require({"epoch", "batch", "step"} <= progress.keys(), "its progress does not say how far it is")
     _require(progress.get("doublings", 0) <= MOST_DOUBLINGS, "progress.doublings is too large")
     for entry in [*progress.get("kept", []), *filter(None, [progress.get("best")])]:
         is_entry = isinstance(entry, dict) and {"epoch", "loss"} <= entry.keys()
