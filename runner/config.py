@@ -54,6 +54,12 @@ def methods_folder(path: str) -> Path:
     return folder
 
 
+def check_folder_name(key: str, name: str | None) -> None:
+    """Raise a SettingError if the setting `key` names a folder that cannot be one."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,119}", name):
+        raise SettingError(f"{key}={name}: it names a folder; use up to 120 letters, digits and . _ - , = +.")
+
+
 def one_option_each(choices: Mapping[str, object]) -> None:
     """Raise a SettingError if a list was chosen of a group that takes one option; Hydra would merge the options.
 
@@ -214,9 +220,8 @@ def _check_rules(config: DictConfig) -> None:
     validation = config.dataset.get("validation", 0.1)
     if validation != "test" and not (isinstance(validation, float) and 0 < validation < 1):
         raise SettingError(f"dataset.validation={validation}: it must be a share in (0, 1), or the word test.")
-    for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,119}", name):
-            raise SettingError(f"{key}={name}: it names a folder; use up to 120 letters, digits and . _ - , = +.")
+    check_folder_name("name", config.name)
+    check_folder_name("sweep.name", config.sweep.name)
 
 
 def _check_methods(config: DictConfig) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.command_line.grammar import all_parsed, options_of, parsed
 from runner.command_line.remedies import chosen_options, option_fault
-from runner.config import LIST_GROUPS, METHOD_GROUPS
+from runner.config import LIST_GROUPS, METHOD_GROUPS, check_folder_name
 from runner.method_folder import search_folders
 from runner.settings.text import SettingError
 
@@ -60,6 +60,8 @@ def _refuse_without_file(override: Override, folders: Sequence[Path]) -> None:
     key, word = override.key_or_group, override.input_line
     if len(key) > LONGEST_NAME:
         raise SettingError(f"{word}: there is no such setting. See python -m runner --cfg job.")
+    if key == "sweep.name" and not override.is_sweep_override() and isinstance(override.value(), str):
+        check_folder_name(key, None if "${" in override.value() else override.value())
     if override.is_delete() or not any((folder / key).is_dir() for folder in folders):
         return
     if isinstance(override.value(), list) and key not in LIST_GROUPS:

@@ -144,7 +144,12 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "num_steps": Range(at_least=2, at_most=10**5, whole=True),
         "exploded": Range(above=1, at_most=LARGEST),
     },
-    "probe.divergence_trace": {"num_batches": COUNT, "lr": POSITIVE, "steps": COUNT, "parts": CHANNELS},
+    "probe.divergence_trace": {
+        "num_batches": COUNT,
+        "lr": POSITIVE,
+        "steps": Range(at_least=1, at_most=10**4, whole=True),
+        "parts": CHANNELS,
+    },
     "probe.gradient_terms": {"num_batches": COUNT, "chunk_size": COUNT},
     "probe.clipping": {"num_batches": COUNT, "clip": POSITIVE, "eps": POSITIVE},
     "probe.sharpness": {

@@ -54,6 +54,7 @@ def test_an_option_added_or_moved_or_a_method_deleted_is_refused(words, message)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["-m", "seed=1,2", "sweep.name=" + "x" * 300], ": it names a folder; use up to 120 letters"),
         (["norm=[null]"], "norm=[null]: a list of options has names alone; write an empty list: norm=[]."),
         (["norm=[[agc]]"], "norm=[[agc]]: name one of the group's options."),
         (["probe=[{a:1}]"], "probe=[{a:1}]: name one of the group's options."),
