@@ -1,4 +1,7 @@
-"""SIGKILL at any moment, and at any call that changes a file; then the run goes on, as if it never was stopped."""
+"""SIGKILL at any moment, and at any call that changes a file; then the run goes on, as if it never was stopped.
+
+The calls are the same each time; what a moment in seconds hits depends on the machine.
+"""
 
 from __future__ import annotations
 
