@@ -15,6 +15,7 @@ All else may change: train.epochs, learning rate, schedule, precision, device, .
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -96,7 +97,8 @@ def latest_checkpoint(
     check_settings(before, config, methods)
     if overrides is not None:
         before, earlier = (known.record.settings, known.record.overrides) if known.record else (before, ())
-        check_unasked(before, config, [word for word in overrides if word not in earlier])
+        new, old = _by_key(overrides), _by_key(earlier)
+        check_unasked(before, config, [key for key, words in new.items() if words != old.get(key)])
     check_fit(checkpoint, model, config["optimizer"]["name"])
     check_state(checkpoint, methods)
     check_average(checkpoint, config["train"]["ema"])
@@ -158,13 +160,22 @@ def older_settings(folder: RunFolder) -> dict:
         ) from None
 
 
-def check_unasked(before: Mapping, now: Mapping, overrides: Iterable[str]) -> None:
-    """Raise a ValueError if a setting differs from the run so far, and none of the new `overrides` asks for it.
+def _by_key(overrides: Iterable[str]) -> Mapping[str, list[str]]:
+    """The overrides of each key, in their order; of several the last one counts."""
+    found = defaultdict(list)
+    for word in overrides:
+        found[word.partition("=")[0].lstrip("+~")].append(word)
+    return found
+
+
+def check_unasked(before: Mapping, now: Mapping, asked: Iterable[str]) -> None:
+    """Raise a ValueError if a setting differs from the run so far, and none of the new overrides, with keys `asked`,
+    asks for it.
 
     So it is where a file of overrides was cut, or a default has another value in this version. A setting that is new
     since then has no say.
     """
-    asked = {word.partition("=")[0].lstrip("+~") for word in overrides}
+    asked = set(asked)
     if asked & {"experiment", "case"}:  # which may set anything
         return
     for key, value, earlier in differences(now, before):
