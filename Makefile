@@ -7,13 +7,13 @@ MINIMUM := .venv-minimum
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run describe test test-slow test-gpu torture lint format clean
+.PHONY: help setup run describe test test-slow test-gpu test-minimum torture lint format clean
 
 help:  ## this list
 	@echo "Usage: make TARGET [ARGS=\"...\"]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | \
-		awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+		awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  make run ARGS=\"model=nf_resnet50 norm=agc agc.clip=0.01\""
 

@@ -21,6 +21,7 @@ def test_a_measurement_is_read_as_it_was_written(tmp_path):
     assert read.texts == measurement.texts
 
 
+@pytest.mark.filterwarnings("ignore:.*ZipFile.*:pytest.PytestUnraisableExceptionWarning")  # numpy 1.26 leaves it open
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "probe.npz"
     Measurement({}, {"loss": 1.0}).save(path)

@@ -20,7 +20,8 @@ def sweep(tmp_path):
 
 def run(*arguments, cwd):
     code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    # old versions of matplotlib call names that pyparsing has renamed
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
