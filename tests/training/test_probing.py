@@ -72,9 +72,9 @@ def test_one_moment_leaves_one_file_a_probe_and_its_numbers(small, tmp_path):
 
 def test_a_probe_that_does_not_suit_the_model_is_left_out(small, tmp_path):
     chosen = "probe=[gradient_histogram,sharpness]"
-    outcome = small(chosen, "probe.gradient_histogram.layer=2", "train.max_steps=1", "name=run")
+    outcome = small(chosen, "probe.gradient_histogram.layer=3.relu", "train.max_steps=1", "name=run")
     assert outcome.code == 0, outcome.out
-    assert "probe gradient_histogram: layer=2" in outcome.out
+    assert "probe gradient_histogram: layer=3.relu" in outcome.out
     files = {file.name for file in (tmp_path / "outputs/runs/run/probes").iterdir()}
     assert files == {"sharpness.npz", "sharpness.png"}
     assert json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["status"] == "completed"
