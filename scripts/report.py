@@ -13,6 +13,8 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
+from runner.files import CannotWrite
+from runner.readers import is_there
 from runner.report.report import write_report
 from runner.report.runs import MARKS
 
@@ -27,14 +29,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         print(write_report(arguments.folders, into=arguments.into or default_folder(arguments.folders)))
-    except ValueError as error:
+    except (ValueError, CannotWrite) as error:
         print(f"No report. {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
 
 
 def default_folder(folders: Sequence[Path]) -> Path:
     """The sweep's own folder, or outputs/reports/<the folders' names>."""
-    if len(folders) == 1 and not any((folders[0] / mark).exists() for mark in MARKS):
+    if len(folders) == 1 and not any(is_there(folders[0] / mark) for mark in MARKS):
         return folders[0]
     return Path("outputs/reports") / "+".join(folder.resolve().name for folder in folders)[:LONGEST_NAME]
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS
 from runner.files import CannotWrite, write_atomically
-from runner.readers import Unreadable, read_bytes, read_text
+from runner.readers import Unreadable, is_there, read_bytes, read_text
 from runner.report.arm_table import arm_table
 from runner.report.arms import Arm, Axis, arms_of, best_arms
 from runner.report.curves import curves_figure
@@ -33,9 +33,11 @@ from runner.report.verdict_table import SIGNS, verdict_table
 from runner.report.verdicts import Verdict, judge
 from runner.tracking.console import SCORES
 
+FILES = ("report.html", "report.md", "results.csv")
 DOTS_PER_INCH = 130
 MOST_ARMS = len(COLOURS)  # in one figure of curves
 MOST_PICTURES = 24  # of one probe, side by side
+MOST_NAMES = 20  # of jobs in a note
 
 
 def write_report(
@@ -63,6 +65,9 @@ def read_report(
             sweep = _checked(read_sweep(folders[0]))
         except ValueError as error:
             notes = (str(error),)
+        if lost := sweep.without_run(folders[0]):
+            more = f" and {len(lost) - MOST_NAMES:,} more" if len(lost) > MOST_NAMES else ""
+            notes = (f"No run in the folders of these jobs: {'; '.join(lost[:MOST_NAMES])}{more}.",)
     if not runs:
         raise ValueError(f"{', '.join(map(str, folders))}: there is no run. Name the folder of a run or of a sweep.")
     title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
@@ -84,7 +89,28 @@ def _figures_of(report: Path) -> set[str]:
         text = read_text(report)
     except Unreadable:
         text = ""
-    return {unquote(name) for name in re.findall(r"^!\[.*\]\(figures/([^/()]+\.png)\)$", text, re.MULTILINE)}
+    names = {unquote(name) for name in re.findall(r"^!\[.*\]\(figures/([^/()]+\.png)\)$", text, re.MULTILINE)}
+    return names.intersection(os.listdir(report.with_name("figures")))  # a forged one may name a file elsewhere
+
+
+def _put_aside(into: Path) -> list[str]:
+    """Rename what is in the way of a report: folders in the place of its files, anything else in that of its folder.
+
+    Returns a sentence on each. A file, a link or a FIFO in the place of a file is overwritten.
+    """
+    figures, told = into / "figures", []
+    files = [*(into / name for name in FILES), *(figures.glob("*.png") if figures.is_dir() else ())]
+    in_the_way = [path for path in files if path.is_dir() and not path.is_symlink()]
+    if is_there(figures) and (figures.is_symlink() or not figures.is_dir()):
+        in_the_way.append(figures)
+    for path in in_the_way:
+        aside, number = path.with_name(f"{path.name}.aside"), 1
+        while is_there(aside):
+            number += 1
+            aside = path.with_name(f"{path.name}.aside-{number}")
+        path.rename(aside)
+        told.append(f"{path} was in the way of the report; it is now {aside.name}.")
+    return told
 
 
 @dataclass(frozen=True)
@@ -107,16 +133,18 @@ class Report:
     def write(self) -> Path:
         """Write report.html, whose path is returned, report.md, results.csv and the figures.
 
-        The same runs give the same bytes. Figures that the last report there had and this one has not are removed.
+        The same runs give the same bytes. Figures that the last report there had and this one has not are removed; what
+        is in the way is renamed.
         """
-        html, markdown = self.into / "report.html", self.into / "report.md"
+        html, markdown, table = (self.into / name for name in FILES)
         try:
+            aside = [Paragraph(told, is_note=True) for told in _put_aside(self.into)]
             (self.into / "figures").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CannotWrite.told(self.into / "figures", error) from None
         before = _figures_of(markdown)
-        document = Document(self.title, tuple(self.blocks()))
-        write_results_csv(self.runs, self.into / "results.csv", self.sweep.measures)
+        document = Document(self.title, (*aside, *self.blocks()))
+        write_results_csv(self.runs, table, self.sweep.measures)
         write_atomically(markdown, as_markdown(document))
         write_atomically(html, as_html(document))
         for figure in before - _figures_of(markdown):

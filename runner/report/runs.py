@@ -70,7 +70,8 @@ class Run:
 class Sweep:
     """A sweep's record, sweep.yaml: what was swept, and for a study what it asks and how its table is to look.
 
-    `axes` gives each swept key its values in order; `names` says how values are called in tables, by key and value.
+    `axes` gives each swept key its values in order; `names` says how values are called in tables, by key and value;
+    `jobs` are the names of the jobs' folders.
     """
 
     command: str | None = None
@@ -81,6 +82,11 @@ class Sweep:
     measures: list[str] = field(default_factory=list)
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     claims: list[dict] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+
+    def without_run(self, folder: Path) -> list[str]:
+        """Its jobs in whose folders no run lies: they have not begun, or were moved, deleted or damaged."""
+        return [job for job in self.jobs if not _is_run(folder / job)]
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -148,7 +154,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
     remedy = "Mend it, or delete it to have a report without titles and claims."
     try:
         record = read_yaml_mapping(path)
-        for key, kind in (("axes", dict), ("names", dict), ("measures", list), ("claims", list)):
+        for key, kind in (("axes", dict), ("names", dict), ("jobs", dict), ("measures", list), ("claims", list)):
             if not isinstance(record.get(key) or kind(), kind):
                 form = {dict: "a mapping", list: "a list"}[kind]
                 raise Unreadable(path, f"{key}={shortened(shown(record[key]))}: it must be {form}")
@@ -167,6 +173,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
             for key, called in names.items()
         },
         claims=list(record.get("claims") or []),
+        jobs=[str(name) for name in record.get("jobs") or {}],
     )
 
 

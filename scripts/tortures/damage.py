@@ -18,7 +18,7 @@ from tortures.wounds import wound
 SETTINGS = (*TINY, "train.epochs=3", "train.checkpoint_every_steps=1", "train.log_every_steps=1")
 SETTINGS += ("probe=[gradient_histogram]", "probe_at=[0]")
 RUN, OTHER, SWEEP = "outputs/runs/run", "outputs/runs/other", "outputs/sweeps/sweep"
-RESUME = (f"resume={RUN}",)
+RESUME = (f"resume={RUN}", "train.device=cpu", "wandb.mode=disabled")
 EVALUATE = (RUN, "--checkpoint", "best")
 REFUSED = {**DONE, 2: "it is refused"}
 

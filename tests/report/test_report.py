@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -148,6 +150,57 @@ def test_figures_that_a_report_no_longer_has_are_removed_and_no_others(study):
     (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "measures": ["test/loss"]}))
     write_report(study, into=study)
     assert {file.name for file in own.parent.iterdir()} == {"my_own.png", "test_loss.png", "learning_curves.png"}
+
+
+def test_a_forged_report_removes_no_figure_elsewhere(study):
+    other = study / "other.png"
+    other.write_bytes(b"mine")
+    (study / "report.md").write_text(
+        f"![x](figures/..%2Fother.png)\n![x](figures/%00.png)\n![x](figures/{'a' * 300}.png)\n"
+    )
+    write_report(study, into=study)
+    assert other.read_bytes() == b"mine"
+
+
+def test_what_is_in_the_way_of_a_report_is_renamed_or_overwritten(study):
+    write_report(study, into=study)
+    expected = {path: path.read_bytes() for path in (study / "results.csv", study / "figures/test_score.png")}
+    for name in ("report.html", "report.md", "results.csv", "figures/test_score.png"):
+        for _ in range(2):
+            (study / name).unlink()
+            (study / name).mkdir()
+            (study / name / "mine").write_text("mine")
+            write_report(study, into=study)
+            assert f"{study / name} was in the way" in (study / "report.md").read_text().replace("\\", "")
+        assert (study / f"{name}.aside/mine").read_text() == (study / f"{name}.aside-2/mine").read_text() == "mine"
+        (study / name).unlink()
+        os.mkfifo(study / name)
+        write_report(study, into=study)
+        (study / name).unlink()
+        (study / name).write_bytes(b"\xff\x00")
+        write_report(study, into=study)
+        assert {path: path.read_bytes() for path in expected} == expected
+    (study / "figures").rename(study / "before")
+    (study / "figures").symlink_to("before")
+    (study / "before/test_score.png").unlink()
+    write_report(study, into=study)
+    assert (study / "figures").is_dir()
+    assert not (study / "figures").is_symlink()
+    assert not (study / "before/test_score.png").exists()  # nothing is written through a link
+
+
+def test_a_job_whose_folder_is_lost_is_named(study):
+    folder = study / "case=a,seed=1"
+    record = yaml.safe_load((study / "sweep.yaml").read_text())
+    jobs = {path.name: [] for path in study.iterdir() if path.is_dir() and path.name != "figures"}
+    (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "jobs": jobs}))
+    write_report(study, into=study)
+    assert "No run in" not in (study / "report.md").read_text()
+    shutil.rmtree(folder)
+    for put in (lambda: folder.symlink_to(folder.name), folder.unlink, lambda: folder.write_text("x")):
+        put()
+        write_report(study, into=study)
+        assert "No run in the folders of these jobs: case=a,seed=1." in (study / "report.md").read_text()
 
 
 def test_probes_are_shown_over_one_another_and_side_by_side(study):
