@@ -27,7 +27,7 @@ from runner.runs.job import Job
 from runner.runs.run_lock import Taken, hold
 from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
 from runner.signals import raised, taken_by
-from runner.sweeps.job_run import record_failure, run_job
+from runner.sweeps.job_run import cannot_begin, record_failure, run_job
 
 OUTPUT = "console.txt"  # what the job prints
 LOOK_EVERY_SECONDS = 0.2
@@ -55,7 +55,10 @@ def run_job_apart(
         "job": {**vars(job), "folder": str(job.folder)},
         "retry_failed": retry_failed,
     }
-    job.path.mkdir(parents=True, exist_ok=True)
+    try:
+        job.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return cannot_begin(job, error)
     with _output(job.path / OUTPUT) as output:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__],

@@ -26,8 +26,8 @@ def run_job(
 ) -> str:
     """Run the job unless it has a result or another process has it; returns its status, or "running".
 
-    A failure, that of a full disk too, is recorded and shown, and is no exception. Raises KeyboardInterrupt, and
-    SettingError where no folder can be made.
+    A failure, that of a folder that cannot be made too, is shown, recorded where that can be, and is no exception.
+    Raises KeyboardInterrupt.
     """
     try:
         job.path.mkdir(parents=True, exist_ok=True)
@@ -47,11 +47,13 @@ def run_job(
         show_job(job, "running elsewhere")
         return RUNNING
     except OSError as error:
-        fault = cannot_use(job.path, error)
-        if isinstance(fault, SettingError):
-            raise fault from None
-        RunConsole().message(str(fault), "error")
-        return FAILED
+        return cannot_begin(job, error)
+
+
+def cannot_begin(job: Job, error: OSError) -> str:
+    """Show that a job's folder cannot be made, as where a file has its name; returns the status "failed"."""
+    RunConsole().message(str(CannotWrite.told(job.path, error)), "error")
+    return FAILED
 
 
 def cannot_use(folder: Path, error: OSError) -> SettingError | CannotWrite:

@@ -24,7 +24,9 @@ from runner.command_line.grammar import is_swept, parsed
 from runner.command_line.overrides import as_typed
 from runner.command_line.remedies import CASE, EXPERIMENT, explain
 from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
+from runner.files import CannotWrite
 from runner.method_folder import search_folders
+from runner.readers import is_there
 from runner.runs.job import Job, config_hash, job_name
 from runner.runs.run_lock import Taken, hold
 from runner.settings.option_types import OPTION_TYPES
@@ -34,6 +36,7 @@ from runner.sweeps.launcher_watch import LauncherWatch
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
 from runner.sweeps.study import read_jobs, study_of, write_sweep
 
+OF_HYDRA = "multirun.yaml"  # what its sweeper writes into the folder of a sweep
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 _planned = PlannedSweep([])  # that of the command line that runs in this process
@@ -218,6 +221,7 @@ def _plan(config: DictConfig) -> None:
             folder = _new_folder(folder)
             jobs = _moved(config, jobs, folder)
         folder.mkdir(parents=True, exist_ok=True)
+        _make_way(folder / OF_HYDRA)
         with hold(folder, wait_seconds=PATIENCE_SECONDS):
             write_sweep(folder, config.sweep, {job.name: job.overrides for job in jobs}, _planned.typed)
     except Taken as error:
@@ -227,6 +231,18 @@ def _plan(config: DictConfig) -> None:
     _planned.folder, _planned.jobs = folder, jobs
     _planned.retry_failed = found[0][1].sweep.retry_failed
     _planned.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
+
+def _make_way(file: Path) -> None:
+    """Take away what is no regular file in the place of one that Hydra opens to write: of a FIFO it waits for ever.
+
+    Raises CannotWrite for a folder.
+    """
+    try:
+        if file.is_symlink() or (is_there(file) and not file.is_file()):
+            file.unlink()
+    except OSError as error:
+        raise CannotWrite.told(file, error) from None
 
 
 def _task_words(config: DictConfig) -> list[str]:

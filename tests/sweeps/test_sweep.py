@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from runner import experiment
 from runner.preparation import prepare, set_backends
 from runner.runs.job import Job, config_hash, job_name
-from runner.settings.text import SettingError
+from runner.sweeps.job_process import run_job_apart
 from runner.sweeps.job_run import run_job
 from runner.sweeps.sweep import name_sweep
 from runner.training.loop import Trainer
@@ -170,7 +170,7 @@ def test_whatever_is_raised_before_the_first_job_ends_the_sweep(small, tmp_path,
     assert not list(tmp_path.glob("outputs/sweeps/s/*/"))
 
 
-def test_a_job_on_a_full_disk_fails_and_a_wrong_path_is_refused(tmp_path):
+def test_a_job_whose_folder_cannot_be_made_fails(tmp_path, capsys):
     def no_room(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -179,8 +179,42 @@ def test_a_job_on_a_full_disk_fails_and_a_wrong_path_is_refused(tmp_path):
     with patch.object(Job, "path", path):
         assert run_job(None, None, (), (), job, retry_failed=True) == "failed"
     (tmp_path / "a=1-0").touch()
-    with pytest.raises(SettingError, match=r"paths\.outputs: .* cannot be written"):
-        run_job(None, None, (), (), job, retry_failed=True)
+    capsys.readouterr()
+    assert run_job(None, None, (), (), job, retry_failed=True) == "failed"
+    assert run_job_apart(OmegaConf.create(), (), (), job, retry_failed=True, stop=tmp_path / "stop") == "failed"
+    assert capsys.readouterr().out == 2 * f"error: {job.path} cannot be written (File exists).\n"
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_a_job_with_something_else_in_its_folders_place_stops_no_other(small, tmp_path, put):
+    command = ("train.max_steps=1", "-m", "seed=0,1", "sweep.name=s")
+    assert small(*command).code == 0
+    folder = job_with(tmp_path / "outputs/sweeps/s", "seed=0")
+    folder.rename(tmp_path / "elsewhere")
+    put(folder)
+    outcome = small(*command)
+    assert outcome.code == 1
+    assert f"error: {folder.relative_to(tmp_path)} cannot be written (File exists)." in outcome.out
+    assert re.search(r"^job 2/2: \S+  completed, .* before$", outcome.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to(path.parents[3] / "mine"), Path.mkdir])
+def test_what_hydra_writes_is_a_file_of_its_own(small, tmp_path, put):
+    command = ("train.max_steps=1", "-m", "seed=0", "sweep.name=s")
+    folder, mine = tmp_path / "outputs/sweeps/s", tmp_path / "mine"
+    mine.write_text("kept")
+    folder.mkdir(parents=True)
+    put(folder / "multirun.yaml")
+    outcome = small(*command)
+    assert mine.read_text() == "kept"
+    if put is Path.mkdir:
+        assert outcome.code == 1
+        assert re.match(r"error: outputs/sweeps/s/multirun\.yaml cannot be written \(.*\)\.$", outcome.out)
+        assert [path.name for path in folder.iterdir()] == ["multirun.yaml"]
+    else:
+        assert outcome.code == 0
+        assert not (folder / "multirun.yaml").is_symlink()
+        assert yaml.safe_load((folder / "multirun.yaml").read_text())["sweep"]["name"] == "s"
 
 
 def test_two_sweeps_without_a_name_in_one_second_have_folders_of_their_own(small, tmp_path, monkeypatch):
