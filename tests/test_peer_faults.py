@@ -32,7 +32,7 @@ from runner.methods import (
 from runner.methods.stochastic_depth import StochasticDepthMethod
 from runner.models import nf_resnet26, nf_resnet50
 from runner.optim import parameter_groups, sgd
-from runner.training import loop
+from runner.training import loop, validation
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 from runner.training.evaluation import Evaluation
 from runner.training.sums import Sums
@@ -430,7 +430,7 @@ def test_timm_train_resume_restores_the_generators(small, tmp_path):
 
 def test_timm_train_resume_keeps_the_best_metric(small, tmp_path, monkeypatch):
     found = (Evaluation({"accuracy": accuracy, "loss": 1.0}, [0, 1], 1) for accuracy in (0.5, 0.9, 0.7, 0.8))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: next(found))
+    monkeypatch.setattr(validation, "evaluate", lambda *_: next(found))
     assert small("train.epochs=2", "schedule=constant", "name=parts").code == 0
     best = tmp_path / "outputs/runs/parts/checkpoints/best.pt"
     before = best.read_bytes()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-LONGEST_VALUE = 100  # characters of a value that a message repeats
+LONGEST_VALUE = 120  # characters of a value that a message repeats
 LONGEST_MESSAGE = 2000
 
 

@@ -240,10 +240,8 @@ def test_a_pickled_job_is_not_run(runner, tmp_path, option):
     ],
 )
 def test_a_sweep_keeps_its_check(tiny, tmp_path, words):
-    """Without it Hydra would make the folder `sweep.name` before any job's settings are checked."""
-    outcome = tiny("-m", "seed=0,1", "sweep.name=../../away", *words)
-    assert_refused(outcome, tmp_path, "hydra.callbacks.sweep._target_=")
-    assert not (tmp_path.parent / "away").exists()
+    """Without it Hydra would make the sweep's folder before any job's settings are checked."""
+    assert_refused(tiny("-m", "seed=0,1", "sweep.name=away", *words), tmp_path, "hydra.callbacks.sweep._target_=")
 
 
 @pytest.fixture
