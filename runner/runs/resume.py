@@ -25,13 +25,14 @@ from torch import nn
 
 from runner.files import CannotWrite, is_disk_fault
 from runner.methods.method import Method
+from runner.optim import parameter_groups
 from runner.readers import Unreadable, read_yaml_mapping
 from runner.runs.record import MISSING, Known, differences, known_run, plain, record_in
 from runner.runs.run_folder import RunFolder
 from runner.settings.ranges import seconds_of
 from runner.settings.text import SettingError, shortened, shown
 from runner.training.checkpoint import Latest, load_checkpoint, load_latest
-from runner.training.checkpoint_content import check_best, check_last
+from runner.training.checkpoint_content import check_best, check_buffers_fit, check_last, check_optimizer_fit
 
 MAY_CHANGE = {
     "agc": ("clip", "eps", "granularity", "exclude", "groups"),
@@ -92,7 +93,7 @@ def latest_checkpoint(
     if known.record is None:  # a run before there was a record
         before = older_settings(folder)
     else:
-        before = record_in(checkpoint, latest.path).settings
+        before = (record_in(checkpoint, latest.path) or known.record).settings
     check_methods(checkpoint["methods"], methods)
     check_settings(before, config, methods)
     if overrides is not None:
@@ -100,6 +101,10 @@ def latest_checkpoint(
         new, old = _by_key(overrides), _by_key(earlier)
         check_unasked(before, config, [key for key, words in new.items() if words != old.get(key)])
     check_fit(checkpoint, model, config["optimizer"]["name"])
+    check_optimizer_fit(
+        checkpoint, [each for group in parameter_groups(model, weight_decay=0) for each in group["params"]]
+    )
+    check_buffers_fit(checkpoint, model)
     check_state(checkpoint, methods)
     check_average(checkpoint, config["train"]["ema"])
     check_left(checkpoint["progress"], config["train"], completed=folder.read_summary().get("status") == "completed")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.settings import limits
 from runner.training.plan import Progress
@@ -14,6 +15,8 @@ from runner.training.sums import Totals
 
 LARGEST_COUNT = 2**53
 MOST_DOUBLINGS = 32
+STATES = {name: {"momentum_buffer"} for name in ("sgd", "lars")} | {"adamw": {"step", "exp_avg", "exp_avg_sq"}}
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch's GradScaler
 
 
 def check_weights(content: object) -> None:
@@ -53,60 +56,113 @@ def check_best(content: object) -> None:
 def check_last(content: object) -> None:
     """Raise a ValueError unless `content` is that of a last.pt, from which a training can go on."""
     check_weights(content)
-    _check_fields(_part(content, "progress", dict), Progress(), "progress")
-    progress = content["progress"]
-    _require({"epoch", "batch", "step"} <= progress.keys(), "its progress does not say how far it is")
-    _require(progress.get("doublings", 0) <= MOST_DOUBLINGS, "progress.doublings is too large")
-    for entry in [*progress.get("kept", []), *filter(None, [progress.get("best")])]:
-        is_entry = isinstance(entry, dict) and {"epoch", "loss"} <= entry.keys()
-        _require(is_entry and all(_is_number(value) for value in entry.values()), "progress.best holds no scores")
-    _check_fields(_part(content, "logged", dict), Totals(), "logged")
-    pairs = content["logged"].get("methods", {}).values()
-    counts = content["logged"].get("counts", ())
-    fits = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
-    _require(fits and all(_is_number(value) for pair in [*pairs, counts] for value in pair), "logged holds no sums")
-    _part(content, "scaler", dict)
-    optimizer = _part(content, "optimizer", dict)
-    shapes = {value.shape for value in content["model"].values()} | {torch.Size([]), torch.Size([1])}
-    for number, state in _part(optimizer, "state", dict).items():
-        _require(_is_count(number) and isinstance(state, dict), "its optimizer's state is none")
-        for value in state.values():
-            _require(not isinstance(value, Tensor) or value.shape in shapes, "its optimizer's state has other shapes")
-    sums = _part(content, "sums", dict)
-    tensors = [sums.get("loss"), sums.get("counts"), *_part(sums, "methods", dict).values()]
-    _require(all(isinstance(value, Tensor) for value in tensors), "its sums are no tensors")
-    _require(
-        tensors[0].numel() == 1 and all(value.shape == (2,) for value in tensors[2:]), "its sums have other shapes"
-    )
-    _require(_is_count(sums.get("images")) and _is_count(sums.get("steps")), "its sums are no counts")
+    _check_progress(_part(content, "progress", dict))
+    _check_optimizer(_part(content, "optimizer", dict), content["about"]["optimizer"])
+    _check_sums(_part(content, "sums", dict), _part(content, "logged", dict), content["about"]["num_classes"])
+    scaler = _part(content, "scaler", dict)
+    known = scaler.keys() == SCALER and all(map(_is_number, scaler.values()))
+    _require(not scaler or known, "its scaler is none")  # empty but under fp16
     _check_random(_part(content, "random", dict))
     for own in _part(content, "ranks", list) if "ranks" in content else ():
         _check_random(_part(_mapping(own, "ranks"), "random", dict))
         for part in ("buffers", "ema_buffers"):
-            _require(
-                all(isinstance(value, Tensor) for value in _part(own, part, dict).values()), f"{part} are no tensors"
-            )
+            for name, value in _part(own, part, dict).items():
+                _require(isinstance(value, Tensor), f"{part} are no tensors")
+                _check_storage(value, name)
+        _require("ema" in content or not own["ema_buffers"], "its ranks have an average that it has not")
+
+
+def check_optimizer_fit(content: Mapping, parameters: Sequence[Tensor]) -> None:
+    """Raise a ValueError unless the optimizer's state in a last.pt is one of these parameters, in their order."""
+    state, name = content["optimizer"]["state"], content["about"]["optimizer"]
+    numbers = set(range(len(parameters)))
+    _require(state.keys() <= numbers, "its optimizer's state is of more parameters")
+    whole = name == "lars" or (name == "sgd" and any(state.values()))  # AdamW makes what it lacks
+    _require(
+        not whole or (state.keys() == numbers and all(state.values())), "its optimizer's state is of fewer parameters"
+    )
+    shapes = ((parameters[number].shape, value.shape) for number in state for value in state[number].values())
+    _require(
+        all(shape in (expected, torch.Size([])) for expected, shape in shapes), "its optimizer's state has other shapes"
+    )
+
+
+def check_buffers_fit(content: Mapping, model: nn.Module) -> None:
+    """Raise a ValueError unless the buffers that each rank has of its own are the model's."""
+    shapes = {name: buffer.shape for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    for own in content.get("ranks", ()):
+        saved = [*own["buffers"].items(), *own["ema_buffers"].items()]
+        _require(
+            all(shapes.get(name) == value.shape for name, value in saved), "its ranks have buffers of another model"
+        )
+
+
+def _check_progress(progress: dict) -> None:
+    _check_fields(progress, Progress(), "progress")
+    _require({"epoch", "batch", "step"} <= progress.keys(), "its progress does not say how far it is")
+    _require(progress.get("doublings", 0) <= MOST_DOUBLINGS, "progress.doublings is too large")
+    for name, value in progress.items():
+        _require(not isinstance(value, float) or 0 <= value < math.inf, f"progress.{name} is no time")
+    _require(
+        all(isinstance(name, str) for name in progress.get("probes_left", ())), "progress.probes_left are no names"
+    )
+    for entry in [*progress.get("kept", []), *filter(None, [progress.get("best")])]:
+        is_entry = isinstance(entry, dict) and {"epoch", "loss"} <= entry.keys() and _is_count(entry["epoch"])
+        _require(is_entry and all(_is_number(value) for value in entry.values()), "progress.best holds no scores")
+
+
+def _check_optimizer(optimizer: dict, name: str) -> None:
+    for number, state in _part(optimizer, "state", dict).items():
+        _require(_is_count(number) and isinstance(state, dict), "its optimizer's state is none")
+        _require(not state or state.keys() == STATES.get(name), f"its optimizer's state is none of {name}")
+        for part, value in state.items():
+            is_numbers = isinstance(value, Tensor) and value.is_floating_point()
+            _require(is_numbers, f"{part} of its optimizer is no tensor of numbers")
+            _check_storage(value, part)
+
+
+def _check_sums(sums: dict, logged: dict, num_classes: int) -> None:
+    """What Sums takes up, and the reading of it that was logged last."""
+    loss, counts, methods = sums.get("loss"), sums.get("counts"), _part(sums, "methods", dict)
+    _require(_is_count(sums.get("images")) and _is_count(sums.get("steps")), "its sums are no counts")
+    for name, value in {"loss": loss, "counts": counts, **methods}.items():
+        _require(isinstance(name, str) and isinstance(value, Tensor), "its sums are no tensors")
+        _check_storage(value, name)
+    _require(all(value.is_floating_point() for value in (loss, *methods.values())), "its sums are no numbers")
+    shapes = [value.shape for value in (loss, *methods.values())]
+    _require(shapes == [torch.Size([]), *[torch.Size([2])] * len(methods)], "its sums have other shapes")
+    fits = counts.dtype == torch.int64 and counts.shape in ((2,), (1 + num_classes**2,))
+    _require(fits, "sums.counts are no counts of a task")
+    _check_fields(logged, Totals(), "logged")
+    pairs, before = logged.get("methods", {}), logged.get("counts", ())
+    are_pairs = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs.values())
+    _require(are_pairs and all(isinstance(name, str) for name in pairs), "logged holds no sums")
+    _require(all(_is_number(value) for pair in pairs.values() for value in pair), "logged holds no sums")
+    _require(all(map(_is_count, before)) and len(before) in (0, len(counts)), "logged.counts are no counts of a task")
 
 
 def _check_random(state: Mapping) -> None:
-    """The state of torch's generators, which says itself whether it is one."""
+    """The state of torch's generators, of which that on the CPU says itself whether it is one."""
     try:
         torch.Generator().set_state(state["cpu"].cpu())
     except (KeyError, AttributeError, TypeError, RuntimeError):
         raise ValueError("its random state is none") from None
-    _require(isinstance(state.get("cuda"), Tensor | None), "its random state is none")
+    on_gpu = state.get("cuda")
+    is_bytes = isinstance(on_gpu, Tensor) and on_gpu.dtype == torch.uint8
+    _require(on_gpu is None or is_bytes, "its random state is none")
 
 
 def _check_storage(value: Tensor, name: str) -> None:
     """A view may stretch one number over terabytes."""
-    _require(value.layout == torch.strided, f"{name} is no dense tensor")
+    _require(not value.is_complex(), f"{name} holds complex numbers")
+    _require(value.layout == torch.strided and not value.is_meta, f"{name} is no dense tensor")
     _require(
         value.numel() * value.element_size() <= value.untyped_storage().nbytes(), f"{name} is larger than its file"
     )
 
 
 def _check_fields(values: Mapping, default: Progress | Totals, place: str) -> None:
-    """The values must be fields of the default's class and of their types; numbers are not negative."""
+    """The values must be fields of the default's class and of their types; counts are not negative."""
     known = {field.name: getattr(default, field.name) for field in fields(default)}
     for name, value in values.items():
         _require(name in known, f"{place}.{name} is unknown here; a newer version wrote it")
@@ -135,7 +191,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or (type(value) is int and abs(value) <= LARGEST_COUNT)
 
 
 def _require(holds: bool, fault: str) -> None:

@@ -49,6 +49,12 @@ class KeptCheckpoints:
         """
         if not progress.best:
             return
+        if not all(self.score in entry for entry in (progress.best, *progress.kept)):
+            tracker.message(
+                f"last.pt does not tell the {self.score} of the best epoch, which is chosen anew.", "warning"
+            )
+            progress.best, progress.kept = {}, []
+            return
         try:
             found = load_checkpoint(self.plan.best, check=check_best)["epoch"]
         except ValueError as error:

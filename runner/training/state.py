@@ -76,7 +76,8 @@ class State:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": settings})
         _match_strides(self.optimizer)
-        self.precision.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # else the steps so far were not in fp16
+            self.precision.scaler.load_state_dict(checkpoint["scaler"])
         self.sums.load_state_dict(checkpoint["sums"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], self.model)

@@ -1,12 +1,15 @@
 """Forged checkpoints: whatever is missing in one, or of another kind, is told and nothing is written."""
 
+import copy
 import shutil
 
 import pytest
 import torch
 
 from runner import load_run
+from runner.optim import parameter_groups
 from runner.training.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
+from runner.training.checkpoint_content import check_buffers_fit, check_last, check_optimizer_fit
 
 FORGED = {
     "about": [None, [], {}],
@@ -28,6 +31,76 @@ FORGED = {
     "ranks": [3, [3], [{}]],
     "scaler": [None, 3],
 }
+
+
+NAN = float("nan")
+OF_THE_WRONG_TYPE = {  # what whoever takes the part up would stumble over
+    "sums.methods": [NAN, [1], {"x": NAN}, {"x": torch.zeros(3)}, {1: torch.zeros(2)}, {"x": torch.zeros(2).long()}],
+    "sums.loss": [NAN, torch.zeros(1), torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.complex64)],
+    "sums.counts": [NAN, torch.zeros(2), torch.zeros(3).long(), torch.zeros(1).long().expand(101)],
+    "sums.images": [NAN, -1, True],
+    "logged.counts": [(1,), (NAN, 1)],
+    "logged.methods": [{"x": 1}, {1: (1.0, 1.0)}, {"x": (1.0, 10**400)}],
+    "progress.seconds": [NAN, -1.0, float("inf"), 10**400, "1"],
+    "progress.probes_left": [[None], 3],
+    "progress.best": [{"epoch": 1.5, "loss": 1.0}, {"epoch": NAN, "loss": 1.0}],
+    "progress.kept": [[{"epoch": -1, "loss": 1.0}]],
+    "optimizer.state": [{0: {"momentum_buffer": None}}, {0: {"momentum_buffer": "x"}}, {0: {"step": torch.zeros(())}}],
+    "scaler": [{"scale": 1.0}, {"x": "y"}],
+    "random.cuda": [torch.zeros(16), "x"],
+    "ranks": [[{"random": {}, "buffers": {}, "ema_buffers": {}}]],
+    "model.stranger": [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"), NAN],
+}
+
+
+@pytest.fixture
+def whole(small, tmp_path):
+    """The last.pt of a finished run, and the model of its best.pt."""
+    assert small("train.epochs=1", "name=run").code == 0
+    folder = tmp_path / "outputs/runs/run"
+    return load_checkpoint(folder / "checkpoints/last.pt"), load_run(folder)[0]
+
+
+def test_each_part_of_a_checkpoint_is_of_the_type_that_is_taken_up(whole):
+    check_last(whole[0])
+    for place, values in OF_THE_WRONG_TYPE.items():
+        for value in values:
+            checkpoint = copy.deepcopy(whole[0])
+            put(checkpoint, place, value)
+            try:
+                check_last(checkpoint)
+            except ValueError:
+                continue
+            pytest.fail(f"{place} may be {value}")
+
+
+def test_the_optimizers_state_and_the_ranks_buffers_are_those_of_the_model(whole):
+    checkpoint, model = whole
+    parameters = [each for group in parameter_groups(model, weight_decay=0) for each in group["params"]]
+    check_optimizer_fit(checkpoint, parameters)
+    state = checkpoint["optimizer"]["state"]
+    fewer, more = {0: state[0]}, {**state, len(state): state[0]}
+    for forged in (fewer, more, {**state, 0: state[len(state) - 1]}, {**state, 0: {}}):
+        with pytest.raises(ValueError, match="optimizer's state"):
+            check_optimizer_fit({**checkpoint, "optimizer": {"state": forged}}, parameters)
+    own = {"random": checkpoint["random"], "buffers": {}, "ema_buffers": {}}
+    name = next(name for name, buffer in model.named_buffers() if buffer.is_floating_point())
+    check_buffers_fit({"ranks": [{**own, "buffers": {name: checkpoint["model"][name]}}]}, model)
+    for buffers in ({"stranger": torch.zeros(1)}, {name: torch.zeros(1)}):
+        with pytest.raises(ValueError, match="buffers of another model"):
+            check_buffers_fit({"ranks": [{**own, "buffers": buffers}]}, model)
+
+
+@pytest.mark.parametrize(("place", "value"), [("about.record", None), ("progress.best", {"epoch": 1, "loss": 1.0})])
+def test_what_a_checkpoint_lacks_stands_elsewhere_or_is_found_anew(small, tmp_path, place, value):
+    assert small("train.epochs=1", "name=run").code == 0
+    last = tmp_path / "outputs/runs/run/checkpoints/last.pt"
+    checkpoint = load_checkpoint(last)
+    put(checkpoint, place, value)
+    save_checkpoint(last, checkpoint)
+    outcome = small("resume=outputs/runs/run", "train.epochs=2")
+    assert outcome.code == 0, outcome.err
+    assert ("does not tell the accuracy" in outcome.out + outcome.err) == (place == "progress.best")
 
 
 def put(checkpoint, place, value):
