@@ -25,7 +25,7 @@ from runner.settings.probe_types import PROBE_TYPES
 from runner.settings.ranges import FilePath
 from runner.settings.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.settings.text import SettingError, shown
-from runner.settings.typed import assign, check_entries, resolved, typed_node
+from runner.settings.typed import assign, check_entries, check_study, resolved, typed_node
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -92,6 +92,7 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Dict
     typed = OmegaConf.structured(Root)
     if isinstance(config.get("sweep"), DictConfig) and "claims" in config.sweep:  # else it was left out before
         node = typed_node("sweep", Study, config.sweep)
+        check_study(settings["sweep"])
         config.sweep = {key: node[key] for key in get_type_hints(Sweep)}
     for key, kind in get_type_hints(Root).items():
         kind = schema.get(key, kind)

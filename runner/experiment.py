@@ -26,7 +26,7 @@ from runner.runs.job import Job
 from runner.runs.run_folder import RunFolder
 from runner.safety.allowed import places_again, resolved, words_again
 from runner.safety.secret_values import without_secrets
-from runner.settings.text import SettingError
+from runner.settings.text import SettingError, visible
 from runner.tracking.console import Rows, RunConsole
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.provenance import provenance
@@ -138,7 +138,7 @@ def _lead(
             trace = without_secrets(traceback.format_exc())
             tracker.message(summary["error"] if _told(error) else trace.rstrip(), "error")
             with contextlib.suppress(CannotWrite):  # as on a full disk, of which the message above speaks
-                write_atomically(folder.error, trace)
+                write_atomically(folder.error, visible(trace, keep="\n\t"))
             if isinstance(error, CannotWrite):
                 rows.append(_way_on(config, folder))
         summary["data"] = sizes(checked.data)

@@ -1,7 +1,8 @@
 """Evaluate a run's checkpoint: `python scripts/evaluate.py outputs/runs/NAME [--split validation] [dataset=...]`.
 
 Prints the task's scores and the loss. Overrides of the data set put another one in the place of the run's own; it must
-have the same number of classes. Exit code 2 for a wrong setting, with a short message.
+have the same number of classes. Exit code 2 for a wrong setting, 1 for data of which nothing can be
+measured, with a short message.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     import torch
 
     from runner.build import build_data
+    from runner.data.dataset import DataFault
     from runner.tracking.console import SCORES
     from runner.trained import load_run
     from runner.training.checkpoint import load_checkpoint
@@ -82,7 +84,10 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     precision = Precision(config.train.precision, choose_device(config.train.device))
     model.to(precision.device)
     batches = data.evaluation_batches(split, batch_size=data.evaluation_batch_size, device=precision.device)
-    found = evaluate(model, batches, precision, task_of(data, config.train))
+    try:
+        found = evaluate(model, batches, precision, task_of(data, config.train))
+    except DataFault as error:
+        raise SystemExit(f"{data.name} {split}: {error}") from None  # exit code 1
     *scores, loss = found.metrics.items()
     shares = ", ".join(f"{SCORES.get(name, name.replace('_', ' '))} {100 * share:.2f} %" for name, share in scores)
     return f"{data.name} {split}, {found.num_images:,} images, {checkpoint}.pt: {shares}, loss {loss[1]:.4f}"

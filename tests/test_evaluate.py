@@ -51,3 +51,11 @@ def test_another_data_set_and_wrong_settings(tiny, tmp_path, evaluate, capsys):
             evaluate(*arguments)
         assert end.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_split_of_which_nothing_is_measured(tiny, tmp_path, evaluate, monkeypatch):
+    assert tiny("train.max_steps=1", "name=run").code == 0
+    monkeypatch.setattr("runner.data.batches.TensorEvaluationBatches.__iter__", lambda batches: iter(()))
+    with pytest.raises(SystemExit, match="random test: An evaluation had no image: nothing is measured") as end:
+        evaluate(str(tmp_path / "outputs/runs/run"))
+    assert "Traceback" not in str(end.value)

@@ -17,7 +17,7 @@ from runner.layers.standardized_conv import StandardizedConv
 from runner.methods import GhostBatchNorm2d
 from runner.training.evaluation import evaluate
 from runner.training.precision import Precision
-from runner.training.tasks import Segmentation
+from runner.training.tasks import Classification, Segmentation
 
 SCENES = (
     "dataset=mask_folder",
@@ -176,5 +176,8 @@ def test_an_evaluation_without_a_labelled_pixel_is_an_error():
     model, precision = torch.nn.Conv2d(3, 2, 1), Precision("fp32", torch.device("cpu"))
     with pytest.raises(DataFault, match="None of the 1 masks of an evaluation has a labelled pixel"):
         evaluate(model, [(torch.zeros(1, 3, 4, 4), masks)], precision, Segmentation(2))
+    for task in (Segmentation(2), Classification()):
+        with pytest.raises(DataFault, match="An evaluation had no image"):
+            evaluate(model, [], precision, task)
     masks[0][0][0, 0] = 1
     assert evaluate(model, [(torch.zeros(1, 3, 4, 4), masks)], precision, Segmentation(2)).num_images == 1

@@ -7,6 +7,7 @@ without a word and does something else than asked.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from runner.method_folder import search_folders
 from runner.settings.text import SettingError
 
 MOST_JOBS = 10_000  # of a sweep: each is composed and checked before the first begins
-LONGEST_NAME = 200  # of a key or an option, which are looked for as files
+LONGEST_NAME = 200  # bytes of a key or an option, which are looked for as files
 
 
 def prepare_overrides(arguments: Sequence[str]) -> list[str]:
@@ -58,7 +59,7 @@ def as_typed(words: Sequence[str]) -> list[str]:
 def _refuse_without_file(override: Override, folders: Sequence[Path]) -> None:
     """Raise a SettingError for a key or an option that can be the name of no file."""
     key, word = override.key_or_group, override.input_line
-    if len(key) > LONGEST_NAME:
+    if len(os.fsencode(key)) > LONGEST_NAME:
         raise SettingError(f"{word}: there is no such setting. See python -m runner --cfg job.")
     if key == "sweep.name" and not override.is_sweep_override() and isinstance(override.value(), str):
         check_folder_name(key, None if "${" in override.value() else override.value())
@@ -67,7 +68,7 @@ def _refuse_without_file(override: Override, folders: Sequence[Path]) -> None:
     if isinstance(override.value(), list) and key not in LIST_GROUPS:
         return  # told by `_refuse_amiss`
     for option in options_of(override):
-        is_name = isinstance(option, str) and len(option) <= LONGEST_NAME
+        is_name = isinstance(option, str) and len(os.fsencode(option)) <= LONGEST_NAME and "${" not in option
         if not is_name and not isinstance(option, (type(None), Sweep)):
             raise SettingError(f"{word}: {option_fault(key, override, folders, sweeping=True)}")
         if option is None and isinstance(override.value(), list):

@@ -6,6 +6,7 @@ which of several overrides is at fault. This module looks at the overrides one b
 
 from __future__ import annotations
 
+import os.path
 import sys
 import time
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def _fault(
     node, _, rest = key.partition(".")
     chosen = chosen_options(overrides, conf_folders)
     for group in METHOD_GROUPS:
-        exists = any((conf / group / f"{node}.yaml").is_file() for conf in conf_folders)
+        exists = any(os.path.isfile(conf / group / f"{node}.yaml") for conf in conf_folders)
         if exists and node not in chosen.get(group, ()):
             swept = [text for text in sweep if is_swept(text, group) and node in chosen_options([text])[group]]
             if swept:
@@ -86,7 +87,7 @@ def _fault(
                 )
             return f"{node} is not part of this run; add {group}={node}."
     probe = rest.partition(".")[0]
-    if node == "probe" and (CONF / node / f"{probe}.yaml").is_file() and probe not in chosen.get(node, ()):
+    if node == "probe" and os.path.isfile(CONF / node / f"{probe}.yaml") and probe not in chosen.get(node, ()):
         return f"{probe} is not part of this run; add probe={probe}."
     known = _keys(chosen, conf_folders)
     if any(isinstance(known.get(name), dict) and "." in name for name in _above(key)):
@@ -139,7 +140,7 @@ def chosen_options(overrides: Sequence[str], conf_folders: Sequence[Path] = (CON
     named = {override.key_or_group: [*map(str, options_of(override))] for override in all_parsed(overrides)}
     for group in (EXPERIMENT, CASE):
         for file in (folder / group / f"{record}.yaml" for record in named.get(group, ()) for folder in conf_folders):
-            chosen |= _defaults(file) if file.is_file() else {}
+            chosen |= _defaults(file) if os.path.isfile(file) else {}
     return chosen | named
 
 
@@ -163,7 +164,7 @@ def _keys(chosen: dict[str, list[str]], conf_folders: Sequence[Path]) -> dict[st
             keys |= _paths(str(node), tree._get_node(node))
     for group, options in chosen.items():
         for file in (conf / group / f"{option}.yaml" for conf in conf_folders for option in options):
-            if file.is_file():
+            if os.path.isfile(file):  # unlike Path.is_file it takes a name of any length
                 nodes = OmegaConf.load(file)
                 keys |= _paths("", nodes) if group in METHOD_GROUPS else _paths(group, nodes)
     return keys

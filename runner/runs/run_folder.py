@@ -16,7 +16,7 @@ from runner.readers import Unreadable, is_there, read_json_object, read_yaml
 from runner.runs.record import CONFIG, RECORD, SUMMARY, Record, read_record, record_in
 from runner.safety.allowed import as_words, check_words, without_places
 from runner.safety.secret_values import without_secrets
-from runner.settings.text import SettingError
+from runner.settings.text import SettingError, visible
 
 CHECKPOINTS = ("last", "previous", "best")  # in the order in which one stands in for another
 
@@ -66,7 +66,7 @@ class RunFolder:
 
     def write_failure(self, reason: str, trace: str, summary: Mapping[str, object]) -> None:
         """`error.txt` and the summary of a run that failed and could not write its own; secrets are masked."""
-        write_atomically(self.error, f"{without_secrets(trace)}\n")
+        write_atomically(self.error, visible(f"{without_secrets(trace)}\n", keep="\n\t"))
         self.write_summary({**summary, "status": "failed", "error": without_secrets(reason)})
 
     def read_summary(self) -> dict:

@@ -70,6 +70,22 @@ def check_printable(settings: object, place: str = "") -> None:
             raise SettingError(f"{place}={settings}: it has characters that control a terminal; take them out.")
 
 
+def check_study(study: Mapping[str, Any]) -> None:
+    """Raise a SettingError for a part of a study, plain data, that has another form than its report reads."""
+
+    def refuse(key: str, value: object, form: str) -> None:
+        raise SettingError(f"sweep.{key}={shown(value)}: it must be {form}.")
+
+    if not isinstance(study["axes"], Mapping):
+        refuse("axes", study["axes"], 'a mapping of keys to values as -m takes them, as in {norm: "agc,none"}')
+    names = study["names"]
+    if not isinstance(names, Mapping) or not all(isinstance(called, Mapping) for called in names.values()):
+        refuse("names", names, 'a mapping of axes to names of their values, as in {norm: {"[none]": no batch norm}}')
+    claims = study["claims"]
+    if not isinstance(claims, list) or not all(isinstance(claim, Mapping) for claim in claims):
+        refuse("claims", claims, "a list of mappings, each with claim, measure, plus and holds")
+
+
 def typed_node(prefix: str, kind: type, node: Any) -> DictConfig:
     """`node` as a structured configuration of type `kind`; `prefix` is its place, for messages."""
     if not isinstance(node, DictConfig):

@@ -18,7 +18,7 @@ import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from runner.command_line.grammar import all_parsed, is_swept, options_of
+from runner.command_line.grammar import all_parsed, is_swept, options_of, parsed
 from runner.command_line.remedies import EXPERIMENT, chosen_options
 from runner.files import write_atomically
 from runner.method_folder import search_folders
@@ -44,8 +44,8 @@ def with_axes(arguments: Sequence[str]) -> list[str]:
     folders = search_folders(arguments)
     given = {override.key_or_group: override for override in all_parsed(arguments)}
     for key, override in given.items():
-        if key.startswith(f"{SWEEP}.axes."):
-            axis = key.removeprefix(f"{SWEEP}.axes.")
+        if f"{key}.".startswith(f"{SWEEP}.axes."):
+            axis = key.removeprefix(f"{SWEEP}.axes").lstrip(".") or "KEY"
             raise SettingError(f"{override.input_line}: an axis is changed by its own key, as in {axis}=VALUE,VALUE.")
     axes: dict[str, str] = {}
     for group in (EXPERIMENT, SWEEP):
@@ -68,6 +68,12 @@ def _axes(group: str, name: str, folders: Sequence[Path]) -> dict[str, str]:
     if file is None:
         return {}  # told when Hydra composes
     axes = OmegaConf.select(OmegaConf.load(file), "axes" if group == SWEEP else f"{SWEEP}.axes") or {}
+    wrong = {"": axes}
+    if isinstance(axes, Mapping | DictConfig):
+        wrong = {f".{key}": values for key, values in axes.items() if parsed(f"{key}={values}") is None}
+    for key, values in wrong.items():
+        form = 'write values as -m takes them, as in {norm: "agc,none"}'
+        raise SettingError(f"{file}: {SWEEP}.axes{key}={shown(values)}: {form}.")
     if group == EXPERIMENT:
         for sweep in chosen_options([f"{EXPERIMENT}={name}"], folders).get(SWEEP, ()):
             axes = {**_axes(SWEEP, sweep, folders), **axes}
@@ -82,7 +88,7 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
 
     Raises a SettingError for claims and measures that can never be borne out.
     """
-    from runner.report.claims import check_claims
+    from runner.report.claims import check_claims, parse_claim
     from runner.report.measures import check_measure
 
     study = {key: value for key, value in OmegaConf.to_container(node).items() if key not in ("name", "retry_failed")}
@@ -91,7 +97,11 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
     for key, swept in study.pop("axes").items():  # an axis that the command line cut short may still be spoken of
         [override] = all_parsed([f"{key}={swept}"])
         axes[key] = list(dict.fromkeys([*axes.get(key, ()), *map(shown, _each(override))]))
-    for claim in study["claims"]:
+    for number, claim in enumerate(study["claims"], start=1):
+        try:
+            parse_claim(claim, number)
+        except ValueError as error:
+            raise SettingError(f"sweep: {error}") from None
         for side in {"plus", "minus"} & claim.keys():
             selectors = claim[side]
             claim[side] = (
@@ -180,7 +190,10 @@ def _selected(selector: Mapping[str, Any], *axes: Mapping[str, Sequence[str]]) -
     for key, wanted in selector.items():
         swept = axes[0].get(key, ())
         if isinstance(wanted, str) and wanted in EXTREMES and swept:
-            found[key] = EXTREMES[wanted](swept, key=float)
+            try:
+                found[key] = EXTREMES[wanted](swept, key=float)
+            except ValueError:
+                raise SettingError(f"sweep.claims: {key}={wanted}: not all its values are numbers; name one.") from None
         elif isinstance(wanted, list):
             kept = ([value for value in wanted if _is_among(value, values.get(key, ()))] for values in axes)
             found[key] = next(filter(None, kept), wanted)

@@ -47,6 +47,8 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision,
         model.train(was_training)
     loss, number = summed(sums).tolist()
     totals = summed(counts).tolist()
+    if number == 0:
+        raise DataFault("An evaluation had no image: nothing is measured.")
     scores = task.scores(totals)
     if math.isnan(scores[task.score]):
         raise DataFault(f"None of the {int(number)} masks of an evaluation has a labelled pixel: nothing is measured.")

@@ -56,6 +56,9 @@ def test_an_option_added_or_moved_or_a_method_deleted_is_refused(words, message)
     [
         (["-m", "seed=1,2", "sweep.name=" + "x" * 300], ": it names a folder; use up to 120 letters"),
         (["norm=[null]"], "norm=[null]: a list of options has names alone; write an empty list: norm=[]."),
+        (["model='" + 150 * "ä" + "'"], "ä': model has no option ä"),
+        (["model=${oc.create:[1]}"], "model=${oc.create:[1]}: model has no option ${oc.create:[1]}."),
+        (["norm=[agc,'${seed}']"], "norm has no option ${seed}."),
         (["norm=[[agc]]"], "norm=[[agc]]: name one of the group's options."),
         (["probe=[{a:1}]"], "probe=[{a:1}]: name one of the group's options."),
         (["model=18"], "model=18: name one of the group's options."),

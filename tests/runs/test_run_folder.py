@@ -52,3 +52,9 @@ def test_a_resumed_run_starts_from_its_folders_overrides(tmp_path):
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(SettingError, match=r"resume=.*nowhere: no run lies there"):
         earlier_overrides([f"resume={tmp_path / 'nowhere'}"])
+
+
+def test_a_trace_keeps_its_lines_and_commands_no_terminal(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_failure("it fell", "Traceback\n\tline 1\n\x1b[31mred\r", {})
+    assert folder.error.read_text() == "Traceback\n\tline 1\n\\x1b[31mred\\r\n"

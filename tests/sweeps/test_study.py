@@ -7,7 +7,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from runner.method_folder import add_search_path
 from runner.settings.text import SettingError
+from runner.settings.typed import check_study
 from runner.sweeps.study import study_of, with_axes
 
 STUDY = "experiment=bjorck/fig5_activation_statistics"
@@ -88,6 +90,55 @@ def test_a_claim_that_nothing_can_bear_out_is_refused(claim, measures, message):
     jobs = [[f"case={case}"] for case in ("batchnorm", "ghost_8")]
     with pytest.raises(SettingError, match=message):
         study_of(study([claim], {"case": "batchnorm,ghost_8"}, measures), jobs)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("x", "entry 1=x: it must be a mapping"),
+        ({**CLAIM, "plus": "x"}, "plus=x: it must be a mapping from swept keys to values"),
+        ({**CLAIM, "plus": [{"case": "ghost_8"}, 3]}, "plus=.*: it must be a mapping from swept keys to values"),
+        ({**CLAIM, "plus": {"case": "largest"}}, "case=largest: not all its values are numbers"),
+    ],
+)
+def test_a_claim_of_another_form_is_refused(claim, message):
+    with pytest.raises(SettingError, match=message):
+        study_of(study([claim], {}), [["case=batchnorm"], ["case=ghost_8"]])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sweep.claims=[x]", "sweep.claims=[x]: it must be a list of mappings, each with claim, measure"),
+        ("sweep.claims=null", "sweep.claims=null: it must be a list of mappings"),
+        ("sweep.claims={a:1}", "sweep.claims={a:1}: it must be a list"),
+        ("sweep.names=[x]", "sweep.names=[x]: "),
+        ("sweep.measures=x", "sweep.measures=x: it must be a list"),
+        ("sweep.measures=[[x]]", "sweep.measures=[[x]]: it must be a list"),
+        ("sweep.axes=x", "sweep.axes=x: an axis is changed by its own key, as in KEY=VALUE,VALUE."),
+    ],
+)
+@pytest.mark.parametrize("seeds", [("seed=0",), ("-m", "seed=0,1")])
+def test_a_part_of_a_study_of_another_form_is_refused(tiny, tmp_path, word, message, seeds):
+    outcome = tiny("train.max_steps=1", *seeds, word)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_names_of_an_axis_are_a_mapping():
+    with pytest.raises(SettingError, match=r"sweep\.names={norm:x}: it must be a mapping of axes to names of their"):
+        check_study({"axes": {}, "names": {"norm": "x"}, "claims": []})
+
+
+@pytest.mark.parametrize(("axes", "place"), [("[norm]", "sweep.axes=[norm]"), ("{norm: '['}", "sweep.axes.norm=[")])
+def test_axes_of_another_form_are_refused(tmp_path, axes, place):
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "odd.yaml").write_text(f"# @package _global_\nsweep:\n  axes: {axes}\n")
+    with pytest.raises(SettingError) as refusal:
+        with_axes(add_search_path([f"paths.methods={tmp_path}", "experiment=odd"]))
+    assert f"odd.yaml: {place}: write values as -m takes them" in str(refusal.value)
 
 
 def test_a_study_runs_from_one_command_to_its_verdicts(runner):

@@ -288,14 +288,16 @@ def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
 
 def test_a_failure_is_told_and_kept(tiny, tmp_path, monkeypatch):
     def fail(*args):
-        raise RuntimeError("the device fell off")
+        raise RuntimeError("\x1b[31mthe device fell off")
 
     monkeypatch.setattr(Trainer, "_step", fail)
     outcome = tiny("name=run")
     folder = tmp_path / "outputs/runs/run"
     assert outcome.code == 1
     assert "the device fell off" in outcome.out
-    assert "the device fell off" in (folder / "error.txt").read_text()
+    first, *_, last = (folder / "error.txt").read_text().splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last == r"RuntimeError: \x1b[31mthe device fell off"
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
 
