@@ -162,7 +162,7 @@ def test_two_ranks_go_on_to_the_same_bits(tmp_path):
         os.kill(pid, signal.SIGKILL)
     stopped.communicate()
     assert last(tmp_path, "parts")["progress"]["step"] < 16
-    run(tmp_path, "resume=outputs/runs/parts")
+    run(tmp_path, "resume=outputs/runs/parts", "train.num_devices=2")
     whole, parts = last(tmp_path, "whole"), last(tmp_path, "parts")
     for name, value in whole["model"].items():
         assert torch.equal(parts["model"][name], value), name

@@ -78,9 +78,11 @@ def hold(folder: Path, *, wait_seconds: float = 0, signed: bool = True) -> Itera
 
 
 def sign(folder: Path) -> None:
-    """Write into the lock of a folder that this process holds who holds it."""
+    """Write into the folder's lock that this process holds it; nothing where another does, as of a sweep's job."""
     with _guard:
-        _held[os.path.realpath(folder)].sign()
+        lock = _held.get(os.path.realpath(folder))
+        if lock is not None:
+            lock.sign()
 
 
 def is_held(folder: Path) -> bool:

@@ -27,6 +27,7 @@ from runner.data.dataset import TrainBatches
 from runner.training import step as step_module
 from runner.training.loop import Trainer
 from runner.training.precision import Precision
+from runner.training.validation import Validation
 
 from . import watched_run
 from .watched_run import Clocks, Span, Stopwatch, WatchedBatches
@@ -59,7 +60,7 @@ PARTS_OF_A_STEP = (
 PARTS_OF_THE_STEP_MODULE = (("gradient_norm", "norm of the gradient"),)
 PLACES_OF_A_METHOD = ("on_step", "transform_batch", "transform_gradients")
 EVALUATION, CHECKPOINTS = "evaluation", "checkpoints"  # between epochs
-PARTS_BETWEEN_EPOCHS = (("_evaluate", EVALUATION), ("kept.take", CHECKPOINTS), ("_save_last", CHECKPOINTS))
+PARTS_BETWEEN_EPOCHS = (("kept.take", CHECKPOINTS), ("_save_last", CHECKPOINTS))
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class _Comparison:
         trainer = self.trainer
         self._stack.enter_context(self.clocks.on_all(trainer, PARTS_OF_A_STEP + PARTS_BETWEEN_EPOCHS))
         self._stack.enter_context(self.clocks.on_all(step_module, PARTS_OF_THE_STEP_MODULE))
+        self._stack.enter_context(self.clocks.on(Validation, "__call__", EVALUATION))
         for name, method in trainer.methods.items():
             parts = [(place, f"method {name}") for place in PLACES_OF_A_METHOD]
             self._stack.enter_context(self.clocks.on_all(method, parts))

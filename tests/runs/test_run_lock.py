@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from runner.runs.run_lock import Taken, hold, is_held
+from runner.runs.run_lock import Taken, hold, is_held, sign
 
 HOLDER = "import sys, pathlib; from runner.runs.run_lock import hold; lock = hold(pathlib.Path(sys.argv[1])); "
 HOLDER += "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
@@ -111,3 +111,13 @@ def test_it_can_be_waited_for(tmp_path, other):
     began = time.monotonic()
     with hold(tmp_path, wait_seconds=30):
         assert time.monotonic() - began >= 0.4
+
+
+def test_who_holds_it_is_written_by_the_holder_alone(tmp_path):
+    """A rank of a sweep's job works in a folder that the process of the sweep holds."""
+    with hold(tmp_path, signed=False):
+        sign(tmp_path)
+        assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+    before = (tmp_path / ".lock").read_text()
+    sign(tmp_path)
+    assert (tmp_path / ".lock").read_text() == before
