@@ -232,8 +232,9 @@ def _told(error: Exception) -> str | None:
     """The message of an error that says it all, without a traceback."""
     if is_distributed() and is_timeout(str(error)):
         return "train.rank_timeout: another rank did not answer for so long."
-    fault = loader_fault(error) or error
-    return str(fault) if isinstance(fault, (DataFault, CannotWrite)) else None
+    if isinstance(error, RuntimeError) and not isinstance(error, DataFault):  # torch's word of a loader process
+        error = loader_fault(error) or error
+    return str(error) if isinstance(error, (DataFault, CannotWrite)) else None
 
 
 def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:

@@ -71,7 +71,7 @@ class Entry:
         folder = self.folder
         sign(folder.path)
         folder.checkpoints.mkdir(exist_ok=True)
-        for path in (folder.path, folder.checkpoints):
+        for path in (folder.path, folder.checkpoints, folder.probes):
             remove_temporary(path)
         folder.error.unlink(missing_ok=True)
         folder.summary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Loader processes that hang, die or find no room: an end with a word for it, and nobody is left behind."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,9 +10,11 @@ import time
 import pytest
 import torch
 
+from runner import experiment
 from runner.data.dataset import DataFault
 from runner.data.file_loader import make_loader
 from runner.data.loader_faults import batches_of, loader_fault
+from runner.files import CannotWrite
 from runner.signals import Asked, Interruption
 
 FULL = "unable to write to file </torch_1_2_3>: No space left on device (28)"
@@ -101,3 +104,11 @@ def test_a_signal_while_it_waits():
             list(batches("sleep"))
     assert time.monotonic() - began < 30
     assert not left_behind()
+
+
+def test_a_full_disk_is_not_taken_for_full_shared_memory():
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    text = "last.pt cannot be written (No space left on device)."
+    assert experiment._told(CannotWrite.told("last.pt", error)) == text
+    assert experiment._told(error) is None
+    assert "shared memory is full" in experiment._told(RuntimeError(FULL))
