@@ -17,6 +17,7 @@ from runner.settings.text import SettingError
 from runner.tracking.console import RunConsole
 
 NAME = "sweep.name"
+PLACE = {NAME: f"{NAME}=NAME", "paths.outputs": "paths.outputs=FOLDER"}  # of all jobs, and how it is set
 PATIENCE_SECONDS = 120  # for another process that writes the sweep's record or report
 DONE, A_JOB_FAILED, WAS_INTERRUPTED = 0, 1, 130  # exit codes
 
@@ -82,11 +83,16 @@ class PlannedSweep:
 
 
 def sweep_name(words: Sequence[str]) -> str | None:
-    """The `sweep.name` among the words of a command line; None without one. Raises SettingError if it is swept."""
-    given = [override for override in all_parsed(words) if override.key_or_group == NAME]
-    for override in given:
-        if override.is_sweep_override():
-            raise SettingError(f"{override.input_line}: all jobs of a sweep lie in one folder; set {NAME}=NAME.")
+    """The `sweep.name` among the words of a command line; None without one.
+
+    Raises SettingError if it is swept, or the folder that it lies in.
+    """
+    place = {key: [override for override in all_parsed(words) if override.key_or_group == key] for key in PLACE}
+    for key, overrides in place.items():
+        for override in overrides:
+            if override.is_sweep_override():
+                raise SettingError(f"{override.input_line}: all jobs of a sweep lie in one folder; set {PLACE[key]}.")
+    given = place[NAME]
     value = given[-1].value() if given else None
     return None if value is None else str(value)
 

@@ -129,6 +129,7 @@ def test_a_sweep_ends_with_a_table(small, tmp_path, overrides, key, values):
         (("seed=0,1", "model=glob(nothing*)"), "model=glob(nothing*): name one of the group's options"),
         (("seed=0,1", f"sweep.name={300 * 'x'}"), "it names a folder; use up to 120 letters"),
         (("sweep.name=a,b",), "sweep.name=a,b: all jobs of a sweep lie in one folder; set sweep.name=NAME"),
+        (("paths.outputs=a,b",), "paths.outputs=a,b: all jobs of a sweep lie in one folder; set paths.outputs=FOLDER"),
         (("seed=0,1", "hydra.job.chdir=true"), "hydra.job.chdir=true: leave it as it is."),
         (("seed=0,1", "hydra.sweep.subdir=x"), "hydra.sweep.subdir=x: leave it as it is."),
         (("seed=0,1", "hydra.sweep.dir=x"), "set paths.outputs, name or sweep.name"),
