@@ -30,7 +30,7 @@ from runner.readers import Unreadable, read_yaml_mapping
 from runner.runs.record import MISSING, Known, differences, known_run, plain, record_in
 from runner.runs.run_folder import RunFolder
 from runner.settings.ranges import seconds_of
-from runner.settings.text import SettingError, shortened, shown
+from runner.settings.text import SettingError, override_key, shortened, shown
 from runner.training.checkpoint import Latest, load_checkpoint, load_latest
 from runner.training.checkpoint_content import check_best, check_buffers_fit, check_last, check_optimizer_fit
 
@@ -169,7 +169,7 @@ def _by_key(overrides: Iterable[str]) -> Mapping[str, list[str]]:
     """The overrides of each key, in their order; of several the last one counts."""
     found = defaultdict(list)
     for word in overrides:
-        found[word.partition("=")[0].lstrip("+~")].append(word)
+        found[override_key(word)].append(word)
     return found
 
 

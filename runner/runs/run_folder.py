@@ -16,7 +16,7 @@ from runner.readers import Unreadable, is_there, read_json_object, read_yaml
 from runner.runs.record import CONFIG, RECORD, SUMMARY, Record, read_record, record_in
 from runner.safety.allowed import as_words, check_words, without_places
 from runner.safety.secret_values import without_secrets
-from runner.settings.text import SettingError, visible
+from runner.settings.text import SettingError, override_key, visible
 
 CHECKPOINTS = ("last", "previous", "best")  # in the order in which one stands in for another
 
@@ -135,16 +135,12 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     if any(word in ("-m", "--multirun") for word in arguments):
         raise SettingError(f"resume={resume[-1]}: one run goes on, not a sweep; leave out -m.")
     # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
-    arguments = [f"resume={quoted(resume[-1])}" if _key(word) == "resume" else word for word in arguments]
-    new = {_key(word) for word in arguments}
+    arguments = [f"resume={quoted(resume[-1])}" if override_key(word) == "resume" else word for word in arguments]
+    new = {override_key(word) for word in arguments}
     earlier, file = folder.recorded_overrides(source=f"resume={resume[-1]}")
     source = f"resume={resume[-1]}: {file.name}"
     before, now = chosen_options(earlier), chosen_options(arguments)
     new |= {method for group in new.intersection(METHOD_GROUPS) for method in {*before[group]} - {*now[group]}}
-    kept = [word for word in earlier if new.isdisjoint((_key(word), _key(word).partition(".")[0]))]
+    kept = [word for word in earlier if new.isdisjoint((override_key(word), override_key(word).partition(".")[0]))]
     check_words(kept, source)
     return [*without_places(kept), *arguments]
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")

@@ -20,7 +20,7 @@ from typing import Any
 from runner.command_line.grammar import all_parsed, options_of, parsed
 from runner.config import CONF
 from runner.readers import read_yaml_mapping
-from runner.settings.text import SettingError, shortened, shown
+from runner.settings.text import SettingError, override_key, shortened, shown
 
 METHODS, PACKAGES = "paths.methods", "paths.allowed_packages"
 PLACES = ("paths.outputs", "train.device", "train.num_devices", "wandb.mode", "wandb.project", "wandb.entity")
@@ -114,7 +114,7 @@ def without_places(words: Sequence[str]) -> list[str]:
     >>> without_places(["norm=agc", "++train.device=cuda", "wandb.mode=online"])
     ['norm=agc']
     """
-    return [word for word in words if word.partition("=")[0].lstrip("+~") not in PLACES]
+    return [word for word in words if override_key(word) not in PLACES]
 
 
 def places_again(config: Mapping) -> list[str]:

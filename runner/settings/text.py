@@ -44,6 +44,16 @@ def visible(text: str, *, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
+def override_key(word: str) -> str:
+    """The key that an override of the command line sets.
+
+    >>> from runner.settings.text import override_key
+    >>> override_key("+agc.clip=0.01")
+    'agc.clip'
+    """
+    return word.partition("=")[0].lstrip("+~")
+
+
 def shortened(text: str, most: int = LONGEST_VALUE) -> str:
     """`text`, without its middle if it is longer than `most` characters."""
     left_out = len(text) - most
