@@ -7,6 +7,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -98,6 +99,29 @@ def open_unlinked(path: str | os.PathLike[str], flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file")
     return descriptor
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make `parent/name`, or `parent/name-2`, `-3`, ... where the name is taken: nothing is overwritten.
+
+    Raises OSError if none can be made; the parents that were made for it are taken away again.
+    """
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError:
+            with suppress(OSError):
+                for folder in missing:
+                    if folder.exists():
+                        folder.rmdir()
+            raise
+        else:
+            return path
 
 
 def remove_temporary(folder: Path) -> None:

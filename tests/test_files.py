@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.files import finite, write_atomically
+from runner.files import finite, new_folder, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -45,3 +45,23 @@ def test_numbers_that_are_not_finite_become_none():
         "b": [None, {"c": None}],
     }
     assert finite(3) == 3
+
+
+def test_where_no_folder_can_be_made_its_parents_do_not_stay(tmp_path, monkeypatch):
+    made, mkdir = [], os.mkdir
+
+    def refused(path, *arguments):
+        if Path(path).name == "run":
+            raise PermissionError(13, "Permission denied", str(path)) if made else FileNotFoundError(2, "", str(path))
+        mkdir(path, *arguments)
+        made.append(path)
+
+    monkeypatch.setattr(os, "mkdir", refused)
+    with pytest.raises(PermissionError):
+        new_folder(tmp_path / "outputs" / "runs", "run")
+    assert len(made) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    assert [new_folder(tmp_path / "runs", "run").name for _ in range(3)] == ["run", "run-2", "run-3"]

@@ -11,7 +11,7 @@ import yaml
 from runner.command_line.grammar import all_parsed, quoted
 from runner.command_line.remedies import chosen_options
 from runner.config import METHOD_GROUPS
-from runner.files import finite, write_atomically
+from runner.files import finite, new_folder, write_atomically
 from runner.readers import Unreadable, is_there, read_json_object, read_yaml
 from runner.runs.record import CONFIG, RECORD, SUMMARY, Record, read_record, record_in
 from runner.safety.allowed import as_words, check_words, without_places
@@ -37,18 +37,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, name: str) -> RunFolder:
-        """Make `parent/name`, or `parent/name-2`, `-3`, ... where the name is taken: nothing is overwritten."""
-        number = 1
-        while True:
-            path = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-                continue
-            folder = cls(path)
-            folder.checkpoints.mkdir()
-            return folder
+        """A folder `parent/name`, or `parent/name-2`, `-3`, ... where the name is taken."""
+        folder = cls(new_folder(parent, name))
+        folder.checkpoints.mkdir()
+        return folder
 
     def checkpoint(self, name: str) -> Path:
         """The path of the checkpoint `last` or `best`."""

@@ -24,7 +24,7 @@ from runner.command_line.grammar import is_swept, parsed
 from runner.command_line.overrides import as_typed
 from runner.command_line.remedies import CASE, EXPERIMENT, explain
 from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
-from runner.files import CannotWrite
+from runner.files import CannotWrite, new_folder
 from runner.method_folder import search_folders
 from runner.readers import is_there
 from runner.runs.job import Job, config_hash, job_name
@@ -218,7 +218,7 @@ def _plan(config: DictConfig) -> None:
     jobs = [job for job, _ in found]
     try:
         if sweep_name(_planned.typed) is None:
-            folder = _new_folder(folder)
+            folder = new_folder(folder.parent, folder.name)
             jobs = _moved(config, jobs, folder)
         folder.mkdir(parents=True, exist_ok=True)
         _make_way(folder / OF_HYDRA)
@@ -248,19 +248,6 @@ def _make_way(file: Path) -> None:
 def _task_words(config: DictConfig) -> list[str]:
     """The words that Hydra makes the jobs of, as they were typed: `${...}` is no word's business but its job's."""
     return OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-
-
-def _new_folder(folder: Path) -> Path:
-    """Make a folder of this name, with a number added if it is taken: another sweep may begin in the same second."""
-    number = 1
-    while True:
-        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
 
 
 def _moved(config: DictConfig, jobs: Sequence[Job], folder: Path) -> list[Job]:

@@ -43,7 +43,10 @@ def _refused(a: Attack) -> None:
     before = survival.tree(a.folder)
     allowed = {**FULL, **(NO_FOLDER if code in (errno.EACCES, errno.EROFS) else {})}
     ended = a.end(a.start(*command, act=Refuse(at, code, lasts)), allowed)
-    if ended.code == 2 and (changed := survival.changes(before, survival.tree(a.folder))):
+    after = survival.tree(a.folder)
+    if lasts:  # an empty folder made before the disk refused is one that it will not let go of either
+        after = {path: what for path, what in after.items() if what != "folder" or path in before}
+    if ended.code == 2 and (changed := survival.changes(before, after)):
         a.fail(f"written on a refusal: {', '.join(changed)}")
     if ended.code in (1, 2) and os.strerror(code) not in ended.text:
         a.fail(f"no word of {os.strerror(code)!r}")
