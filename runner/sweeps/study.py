@@ -64,7 +64,7 @@ def with_axes(arguments: Sequence[str]) -> list[str]:
 
 def _axes(group: str, name: str, folders: Sequence[Path]) -> dict[str, str]:
     """The axes of an option of the group, in its file or that of the sweep it chooses, as the grammar writes them."""
-    file = next((path for folder in folders if (path := folder / group / f"{name}.yaml").is_file()), None)
+    file = next((path for folder in folders if os.path.isfile(path := folder / group / f"{name}.yaml")), None)
     if file is None:
         return {}  # told when Hydra composes
     axes = OmegaConf.select(OmegaConf.load(file), "axes" if group == SWEEP else f"{SWEEP}.axes") or {}

@@ -30,6 +30,7 @@ QUICK += ["wandb.mode=disabled", "train.device=cpu"]
         ([STUDY, "--cfg", "job"], [STUDY, "--cfg", "job"]),
         ([STUDY, "resume=outputs/runs/a"], [STUDY, "resume=outputs/runs/a"]),
         (["experiment=no_such_thing"], ["experiment=no_such_thing"]),
+        (["sweep=" + "x" * 300], ["sweep=" + "x" * 300]),
         (["-m", "norm=agc,none"], ["-m", "norm=agc,none"]),
     ],
 )
