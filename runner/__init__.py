@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runner.trained import load_run
+    from runner.experiment.load import load_run
 
 __all__ = ["load_run"]
 
 
 def __getattr__(name: str) -> object:
     if name == "load_run":  # on demand: the command line answers --help without importing torch
-        from runner.trained import load_run
+        from runner.experiment.load import load_run
 
         return load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,23 +14,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.command_line.overrides import as_typed, prepare_overrides
-from runner.command_line.remedies import explain, refuse
-from runner.command_line.words import hydra_words
-from runner.config import CONF
-from runner.files import CannotWrite
-from runner.method_folder import add_search_path, search_folders
-from runner.runs.run_folder import earlier_overrides
-from runner.safety.loader import checked
-from runner.safety.secret_values import without_secrets
-from runner.settings.text import SettingError
-from runner.signals import raised
+from runner.config.arguments import hydra_words
+from runner.config.diagnose import explain, refuse
+from runner.config.extensions import add_search_path, search_folders
+from runner.config.hydra_loader import checked
+from runner.config.overrides import as_typed, prepare_overrides
+from runner.config.secrets import without_secrets
+from runner.config.text import SettingError
+from runner.config.validation import CONF
+from runner.distributed.environment import with_num_devices
+from runner.distributed.signals import raised
+from runner.files.atomic import CannotWrite
+from runner.results.run_folder import earlier_overrides
 from runner.sweeps.job_run import run_job
 from runner.sweeps.study import with_axes
 from runner.sweeps.sweep import CallbackFailed, job_of, name_sweep, plan_sweep, settings_of, stop_watching
-from runner.torchrun import with_num_devices
 from runner.tracking.console import RunConsole
-from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.command_line.remedies
+from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.config.diagnose
 
 WRONG = (HydraException, OmegaConfBaseException, YAMLError, ValueError)  # what wrong settings raise
 
@@ -64,9 +64,9 @@ def _main() -> None:
                 show_run(config, overrides)
                 return "planned"
             if planned is None:
-                from runner import ranks  # imports torch
+                from runner.distributed import launch  # imports torch
 
-                statuses.append(ranks.run(config, overrides, ["python", "-m", "runner", *arguments]))
+                statuses.append(launch.run(config, overrides, ["python", "-m", "runner", *arguments]))
                 return statuses[-1]
             command = ["python", "-m", "runner", *planned.overrides]
             if sweep.is_elsewhere:
@@ -74,9 +74,9 @@ def _main() -> None:
 
                 rules = {"retry_failed": sweep.retry_failed, "stop": sweep.stop}
                 return run_job_apart(config, overrides, command, planned, **rules)
-            from runner import ranks
+            from runner.distributed import launch
 
-            status = run_job(ranks.run, config, overrides, command, planned, retry_failed=sweep.retry_failed)
+            status = run_job(launch.run, config, overrides, command, planned, retry_failed=sweep.retry_failed)
         except SettingError as error:
             refuse(error)
         except CannotWrite as error:

@@ -27,9 +27,9 @@ from benchmarks.training import TrainingScale
 from rich.console import Console
 from rich.table import Table
 
+from runner.config.compatibility import SEGMENTATION_MODELS
+from runner.experiment.setup import set_backends
 from runner.models import MODELS
-from runner.preparation import set_backends
-from runner.settings.combinations import SEGMENTATION_MODELS
 from runner.tracking.provenance import provenance
 from runner.training.precision import Precision
 

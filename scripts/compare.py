@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
-from runner.report.comparison import compare
 from runner.report.comparison_table import print_comparison
+from runner.results.comparison import compare
 
 
 def main() -> None:

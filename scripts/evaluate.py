@@ -20,14 +20,14 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from runner.command_line.experiments import without_replaced
-from runner.command_line.grammar import all_parsed
-from runner.command_line.remedies import explain
-from runner.config import CONF, validate
-from runner.method_folder import add_search_path, search_folders
-from runner.runs.run_folder import RunFolder, earlier_overrides
-from runner.safety.loader import checked
-from runner.settings.text import SettingError
+from runner.config.diagnose import explain
+from runner.config.extensions import add_search_path, search_folders
+from runner.config.grammar import all_parsed
+from runner.config.hydra_loader import checked
+from runner.config.recipes import without_replaced
+from runner.config.text import SettingError
+from runner.config.validation import CONF, validate
+from runner.results.run_folder import RunFolder, earlier_overrides
 
 
 def main() -> None:
@@ -57,10 +57,10 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
 
     import torch
 
-    from runner.build import build_data
     from runner.data.dataset import DataFault
+    from runner.experiment.builders import build_data
+    from runner.experiment.load import load_run
     from runner.tracking.console import SCORES
-    from runner.trained import load_run
     from runner.training.checkpoint import load_checkpoint
     from runner.training.evaluation import evaluate
     from runner.training.precision import Precision, choose_device

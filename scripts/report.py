@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
-from runner.files import CannotWrite
-from runner.readers import is_there
+from runner.files.atomic import CannotWrite
+from runner.files.readers import is_there
 from runner.report.report import write_report
-from runner.report.runs import MARKS
+from runner.results.runs import MARKS
 
 LONGEST_NAME = 120
 

@@ -32,8 +32,9 @@ from tortures.campaign import KINDS, Tally, campaign, printable, run_one
 from tortures.processes import adopt_orphans
 
 # what a command imports on its way, so that each forked one need not
-WARM = ("runner.__main__", "runner.ranks", "runner.sweeps.forecast", "runner.report.report", "runner.report.comparison")
-WARM += ("runner.trained", "runner.build", "matplotlib.pyplot", "torchvision", "wandb", "sklearn.datasets")
+WARM = ("runner.__main__", "runner.distributed.launch", "runner.sweeps.forecast", "runner.report.report")
+WARM += ("runner.results.comparison", "runner.experiment.load", "runner.experiment.builders")
+WARM += ("matplotlib.pyplot", "torchvision", "wandb", "sklearn.datasets")
 SECONDS_BETWEEN_LINES = 30
 
 

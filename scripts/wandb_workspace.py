@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
-from runner.files import write_atomically
-from runner.readers import read_yaml_mapping
-from runner.report.arms import arms_of
-from runner.report.probe_files import probe_files
-from runner.report.runs import Run, read_runs, read_sweep, section
+from runner.files.atomic import write_atomically
+from runner.files.readers import read_yaml_mapping
+from runner.results.arms import arms_of
+from runner.results.probe_files import probe_files
+from runner.results.runs import Run, read_runs, read_sweep, section
 from runner.tracking import workspace
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.wandb_run import metric_names

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock
 
 from runner.__main__ import main
-from runner.command_line.experiments import without_replaced
-from runner.config import CONF, validate
+from runner.config.recipes import without_replaced
+from runner.config.validation import CONF, validate
 from runner.models import MODELS
 
 TINY = ("dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8")

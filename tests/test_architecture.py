@@ -17,13 +17,15 @@ MODULES = {
 READ_CONFIGURATIONS = {
     f"runner.{name}"
     for name in (
-        *("__main__", "config", "safety.loader", "settings.typed"),
-        *(f"command_line.{name}" for name in ("experiments", "grammar", "overrides", "remedies")),
+        "__main__",
+        *(f"config.{name}" for name in ("diagnose", "grammar", "hydra_loader", "overrides", "recipes", "typed")),
+        "config.validation",
         *(f"sweeps.{name}" for name in ("forecast", "job_process", "step_time", "study", "sweep")),
-        *("build", "checked", "chosen_methods", "description", "experiment", "preparation", "ranks", "trained"),
+        *(f"experiment.{name}" for name in ("builders", "check", "load", "methods", "run", "setup", "summary")),
+        "distributed.launch",
     )
 }
-LIGHT = ("__main__", "config", "method_folder", "command_line.remedies", "sweeps.sweep", "runs.run_folder")
+LIGHT = ("__main__", "config.validation", "config.extensions", "config.diagnose", "sweeps.sweep", "results.run_folder")
 LONGEST_MODULE = 310
 
 
@@ -72,27 +74,21 @@ def members(*packages):
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("models", "methods training tracking report data surgery build experiment config"),
-        ("layers", "models methods training tracking report data surgery build experiment config"),
-        ("methods", "models training tracking report data build experiment config sweeps"),
-        ("data", "models methods training tracking report build experiment config"),
-        ("surgery", "models methods training tracking report data build experiment config"),
-        ("optim", "models methods training tracking report data build experiment config"),
-        ("schedules", "models methods training tracking report data build experiment config"),
-        ("training", "models report build experiment config sweeps runs"),
-        ("tracking", "models methods training report data build experiment config sweeps runs"),
-        ("report", "models methods training data build experiment config sweeps"),
-        ("probes", "models methods layers training tracking report data surgery build experiment config figures"),
-        ("figures", "models methods layers training tracking report data surgery build experiment config probes"),
-        ("build", "experiment training tracking report sweeps"),
-        ("experiment", "__main__ report"),
-        ("tensor_files", "models methods training tracking report data surgery build experiment config"),
-        ("settings", "models methods training tracking report data build experiment config sweeps runs command_line"),
-        ("settings.combinations", "settings.limits"),
-        ("safety", "models methods training tracking report data build experiment sweeps runs"),
-        ("command_line", "models methods training tracking report data build experiment sweeps runs"),
-        ("runs", "models report build experiment sweeps"),
-        ("method_folder", "methods build experiment"),
+        ("models", "methods training tracking results report data experiment config.validation sweeps"),
+        ("layers", "models methods training tracking results report data experiment config.validation sweeps"),
+        ("methods", "models training tracking results report data experiment config.validation sweeps"),
+        ("data", "models methods training tracking results report experiment config.validation sweeps"),
+        ("optim", "models methods training tracking results report data experiment config.validation sweeps"),
+        ("training", "models results report experiment config.validation sweeps"),
+        ("tracking", "models methods training report data experiment config.validation sweeps"),
+        ("probes", "models methods layers training tracking report data experiment config figures sweeps"),
+        ("figures", "models methods layers training tracking report data experiment config probes sweeps"),
+        ("files", "models methods layers training tracking results report data experiment config.validation sweeps"),
+        ("results", "models methods layers training.loop data experiment claims report sweeps"),
+        ("claims", "models methods layers training tracking data experiment report sweeps"),
+        ("report", "models methods layers training data experiment sweeps"),
+        ("config", "models methods training tracking report claims data experiment distributed.launch sweeps"),
+        ("experiment", "__main__ report claims sweeps"),
     ],
 )
 def test_imports_point_one_way(package, forbidden):
@@ -118,11 +114,11 @@ def test_hydra_and_omegaconf_stay_at_the_boundary():
 def test_the_command_line_imports_no_torch(module):
     names = reached(f"runner.{module}")
     assert not [name for name in names if part(name, "torch", "torchvision", "wandb", "sklearn", "numpy")]
-    assert part("runner.settings.limits", *names)
-    assert part("runner.settings.combinations", *names)
+    assert part("runner.config.limits", *names)
+    assert part("runner.config.compatibility", *names)
 
 
-@pytest.mark.parametrize("package", ["report", "tracking"])
+@pytest.mark.parametrize("package", ["claims", "report", "results", "tracking"])
 def test_tables_and_tracking_import_no_torch(package):
     for module in members(f"runner.{package}"):
         names = reached(module)
@@ -130,19 +126,22 @@ def test_tables_and_tracking_import_no_torch(package):
 
 
 def test_reports_need_no_torch_at_all():
-    assert not [m for m in members("runner.report") if any(part(name, "torch", "torchvision") for name in imports(m))]
+    rooms = members("runner.claims", "runner.report", "runner.results")
+    assert not [m for m in rooms if any(part(name, "torch", "torchvision") for name in imports(m))]
 
 
 def test_figures_are_made_of_measurements_alone():
-    allowed = ("numpy", "matplotlib", "runner.measurement", "runner.figures", *sys.stdlib_module_names)
+    allowed = ("numpy", "matplotlib", "runner.results.measurement", "runner.figures", *sys.stdlib_module_names)
     wrong = {m: sorted(name for name in imports(m) if not part(name, *allowed)) for m in members("runner.figures")}
     assert not {module: names for module, names in wrong.items() if names}
 
 
 def test_what_needs_no_torch_runs_without_it():
     """What the lines above read, Python itself confirms."""
-    light = [m for m in MODULES if part(m, "runner.report", "runner.tracking", "runner.figures")]
-    light += ["runner.measurement", "runner.probes.learning_curves"]
+    light = [
+        m for m in MODULES if part(m, *(f"runner.{p}" for p in ("claims", "figures", "report", "results", "tracking")))
+    ]
+    light += ["runner.probes.learning_curves"]
     light += [f"runner.{name}" for name in LIGHT]
     code = f"import sys, importlib; sys.modules['torch'] = None; [importlib.import_module(m) for m in {light}]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

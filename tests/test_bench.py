@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from runner import build
-from runner.config import CONF, METHOD_GROUPS
+from runner.config.validation import CONF, METHOD_GROUPS
+from runner.experiment import builders
 from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, apply_weight_standardization
-from runner.optim import adamw, parameter_groups, sgd
+from runner.optim.optimizers import adamw, parameter_groups, sgd
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -219,7 +219,7 @@ def test_the_bare_loop_trains_as_the_runner_does(benchmarks, composed, tmp_path)
 
     benchmarks.watched_run.run(config, take)
     trainer, model = seen["trainer"], seen["start"]
-    optimizer = build.build_optimizer(config.optimizer, model, global_batch_size=4)
+    optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=4)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     benchmarks.training.train_bare(model, optimizer, trainer.train_batches, trainer.precision, 0)
     moved = 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from runner.config import CONF
+from runner.config.validation import CONF
 
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
 # the program where torch cannot be imported: whatever needs it ends in a traceback
@@ -191,14 +191,14 @@ def test_the_completion_is_installed_by_a_shell_function(tmp_path):
     assert done.stdout.strip().endswith("runner")
 
 
-@pytest.mark.parametrize("place", ["runner.checked.check", "runner.experiment.prepare"])
+@pytest.mark.parametrize("place", ["runner.experiment.check.check", "runner.experiment.run.prepare"])
 def test_ctrl_c_before_training_ends_with_130(tiny, tmp_path, monkeypatch, place):
     """While settings are checked nothing is written; later the run is marked as interrupted."""
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(place.replace("runner.checked.check", "runner.experiment.check"), interrupted)
+    monkeypatch.setattr(place.replace("runner.experiment.check.check", "runner.experiment.run.check"), interrupted)
     outcome = tiny("name=run")
     assert outcome.code == 130
     assert "Traceback" not in outcome.err + outcome.out

@@ -57,7 +57,7 @@ def test_the_installed_package_works_outside_the_tree(unpacked, tmp_path):
         command = [sys.executable, "-P", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    where = python("-c", "import runner.config; print(runner.config.CONF)")
+    where = python("-c", "import runner.config.validation; print(runner.config.validation.CONF)")
     assert where.stdout.strip() == str(unpacked / "runner/conf"), where.stderr
     marked = unpacked / "runner/conf/norm/agc.yaml"
     before = marked.read_text()

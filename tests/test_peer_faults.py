@@ -31,7 +31,7 @@ from runner.methods import (
 )
 from runner.methods.stochastic_depth import StochasticDepthMethod
 from runner.models import nf_resnet26, nf_resnet50
-from runner.optim import parameter_groups, sgd
+from runner.optim.optimizers import parameter_groups, sgd
 from runner.training import loop, validation
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 from runner.training.evaluation import Evaluation

@@ -136,7 +136,7 @@ sys.argv[:] = ["torture.py", *sys.argv[2:]]
 runpy.run_path(os.path.join(sys.path[0], "torture.py"), run_name="__main__")
 """
 IN_PLACE = """
-import runner.files, runner.training.checkpoint
+import runner.files.atomic, runner.training.checkpoint
 def write_in_place(path, content, *, previous=None):
     with open(path, "w+b") as file:
         content(file) if callable(content) else file.write(content.encode())

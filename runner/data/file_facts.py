@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from runner.data.file_loader import UNREADABLE, available_workers
-from runner.files import CannotWrite, write_atomically
+from runner.files.atomic import CannotWrite, write_atomically
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from runner.data.dataset import DataFault
-from runner.signals import Asked, is_asked
+from runner.distributed.signals import Asked, is_asked
 
 LOOK_EVERY_SECONDS = 1  # how long the loader waits before it is asked whether to go on
 NO_SHARED_MEMORY = "shared memory is full: raise --shm-size or set dataset.num_workers=0."

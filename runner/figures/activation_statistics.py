@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, over_seeds, seeds_note, set_y_scale
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 PANELS = {"mean": "|mean| of a channel", "std": "standard deviation of a channel"}
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 Arms = Measurement | Sequence[tuple[str, Measurement | Sequence[Measurement]]]
 """One measurement, or several with a label for each; in the place of one may stand those of several seeds."""

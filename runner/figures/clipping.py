@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS, Arms, labelled, numbers_of, over_seeds, seeds_note
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 MOST_NAMES = 24  # on an axis, so that they do not overlap
 MEDIAN = 2  # the place of level 0.5 among the quantiles 0, 0.25, 0.5, 0.75 and 1

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.figures.arms import Arms, first_seeds, labelled, line_style, numbers_of, set_y_scale
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 MOST_LINES = 6
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS, Arms, first_seeds, labelled, line_style, median_and_range, numbers_of
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def figure(arms: Arms) -> Figure:

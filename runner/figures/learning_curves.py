@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, seeds_note
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 SCORES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
 WIDE = 1e3  # the ratio of losses above which their axis is logarithmic

@@ -17,7 +17,7 @@ from runner.figures.arms import (
     over_seeds,
     seeds_note,
 )
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 BARS = (("batch", -0.2, COLOURS[0], ""), ("running", 0.2, COLOURS[6], "///"))
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2, "frameon": False}

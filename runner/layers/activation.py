@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 ACTIVATIONS = {
     "relu": F.relu,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from runner.config.limits import check
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.standardize import scaled_standardize
 from runner.layers.standardized_conv import StandardizedConv
-from runner.settings.limits import check
 
 
 class ScaledStdConv2d(StandardizedConv, SamePadConv2d):

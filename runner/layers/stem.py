@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 
 @dataclass(frozen=True)

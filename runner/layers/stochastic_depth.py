@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 
 class StochasticDepth(nn.Module):

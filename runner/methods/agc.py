@@ -10,11 +10,11 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from runner.config.limits import LIMITS, check, did_you_mean
 from runner.layers.classifier import find_classifier
+from runner.layers.surgery import nothing_to_change
 from runner.methods.cache_sized import cache_sized_parts
 from runner.methods.method import Method
-from runner.settings.limits import LIMITS, check, did_you_mean
-from runner.surgery import nothing_to_change
 
 
 def unitwise_norm(tensor: Tensor) -> Tensor:

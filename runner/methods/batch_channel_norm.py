@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.config.limits import check
 from runner.layers.group_norm import group_norm
+from runner.layers.surgery import refuse_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, check_num_groups, replace_batch_norms
-from runner.settings.limits import check
-from runner.surgery import refuse_modules
 
 
 class BatchChannelNorm2d(nn.BatchNorm2d):

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.config.limits import check
 from runner.layers.ghost_normalize import ghost_normalize
+from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.method import Method
-from runner.settings.limits import check
-from runner.surgery import nothing_to_change, refuse_modules, replace_modules
 
 
 def ghost_batch_sizes(batch_size: int, ghost_batch_size: int) -> list[int]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from runner.config.limits import check
+from runner.layers.surgery import nothing_to_change
 from runner.methods.cache_sized import cache_sized_parts
 from runner.methods.method import Method
-from runner.settings.limits import check
-from runner.surgery import nothing_to_change
 
 
 class _Clipping(Method):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.config.limits import check
 from runner.layers import group_norm
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, check_num_groups, replace_batch_norms
-from runner.settings.limits import check
 
 
 def apply_group_norm(model: nn.Module, *, num_groups: int = 32) -> int:

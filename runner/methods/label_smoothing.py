@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runner.config.limits import check
 from runner.methods.method import Method
-from runner.settings.limits import check
 
 
 class LabelSmoothing(Method):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.config.limits import check
 from runner.methods.method import Method
-from runner.settings.limits import check
 
 
 class Mixing(Method):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
-from runner.surgery import nothing_to_change, refuse_modules, replace_modules
 
 PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BATCH_NORMS = (*PLAIN_BATCH_NORMS, *GHOST_BATCH_NORMS.values(), *SYNC_BATCH_NORMS)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.config.limits import check
+from runner.layers.surgery import nothing_to_change, refuse_modules
 from runner.methods.method import Method
-from runner.settings.limits import check
-from runner.surgery import nothing_to_change, refuse_modules
 
 
 def estimate_batchnorm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from runner.config.limits import check, did_you_mean
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.methods.gated_blocks import gated_class, is_torchvision_block
 from runner.methods.method import Method
-from runner.settings.limits import check, did_you_mean
 
 ALIASES = {"ResNetBottleneck": "Bottleneck"}  # the name by which Composer's users know torchvision's class
 

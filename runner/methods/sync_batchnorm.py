@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from runner.layers import sync_batch_norm as layer
+from runner.layers.surgery import refuse_modules
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import PLAIN_BATCH_NORMS, batch_norms, replace_batch_norms
-from runner.surgery import refuse_modules
 
 
 def apply_sync_batchnorm(model: nn.Module) -> int:

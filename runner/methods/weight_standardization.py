@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from runner.config.limits import check, did_you_mean
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.standardize import standardize
 from runner.layers.standardized_conv import StandardizedConv
+from runner.layers.surgery import nothing_to_change, replace_modules
 from runner.methods.execution_order import execution_order
 from runner.methods.method import Method
 from runner.methods.norm_replacement import was_trained
-from runner.settings.limits import check, did_you_mean
-from runner.surgery import nothing_to_change, replace_modules
 
 
 class _StdConv(StandardizedConv):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 
 class ZeroPadShortcut(nn.Module):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 LOW_LEVEL_CHANNELS = 48
 

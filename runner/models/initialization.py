@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 SCHEMES: dict[str, Callable[[Tensor], Tensor]] = {
     "xavier_uniform": nn.init.xavier_uniform_,

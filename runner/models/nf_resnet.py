@@ -7,12 +7,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from runner.config.limits import check
 from runner.layers.activation import ScaledActivation
 from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, normalizer_free_stages
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.squeeze_excite import SqueezeExcite
 from runner.layers.stem import MaxPool2dSame, stem_named
-from runner.settings.limits import check
 
 STEM_WIDTH = 64
 WIDTHS = (256, 512, 1024, 2048)

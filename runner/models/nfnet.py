@@ -8,11 +8,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from runner.config.limits import check
 from runner.layers.activation import ScaledActivation
 from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, normalizer_free_stages
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.squeeze_excite import SqueezeExcite
-from runner.settings.limits import check
 
 WIDTHS = (256, 512, 1536, 1536)
 DEPTHS = (1, 2, 6, 3)  # of F0; those of Fn are n + 1 times these

@@ -20,10 +20,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from runner.files.tensors import UNREADABLE, read_tensors
 from runner.layers.classifier import find_classifier
 from runner.layers.stem import STEMS
 from runner.models.deeplab import DeepLabV3Plus
-from runner.tensor_files import UNREADABLE, read_tensors
 
 # of the models that have the setting model.stem, or a ResNet with one for a backbone
 STEM_WEIGHTS = ("conv1.weight", "stem.conv.weight", "backbone.conv1.weight")

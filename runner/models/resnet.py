@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from runner.config.limits import check
 from runner.layers.stem import stem_named
-from runner.settings.limits import check
 
 
 class ScaledResNet(ResNet):

@@ -4,7 +4,7 @@ A probe module has a function of its own name, from a model and batches to a `Me
 Probes hook modules: give them the plain model, not one that is compiled or wrapped for several processes.
 """
 
-from runner.measurement import Measurement
 from runner.probes.probe import Batch, Loss
+from runner.results.measurement import Measurement
 
 __all__ = ["Batch", "Loss", "Measurement"]

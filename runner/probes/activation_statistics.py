@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import listed
 from runner.probes.layers import layers_by_depth, pick
 from runner.probes.probe import Batch
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def activation_statistics(

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import at_least_float32, listed
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def class_gradients(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measurement:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import listed, loss_and_gradients
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_BINS = 64

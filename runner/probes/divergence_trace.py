@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.activation_statistics import channel_moments
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
 from runner.probes.layers import layers_by_depth
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def divergence_trace(

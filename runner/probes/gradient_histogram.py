@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import pick
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def gradient_histogram(

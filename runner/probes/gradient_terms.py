@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import CONVOLUTIONS, pick
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def gradient_terms(

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from runner.measurement import Measurement
-from runner.readers import Unreadable, read_json_lines
+from runner.files.readers import Unreadable, read_json_lines
+from runner.results.measurement import Measurement
 
 SCORES = ("accuracy", "mean_iou")
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def loss_landscape(

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.gradients import batch_loss, listed, trained_parameters
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 

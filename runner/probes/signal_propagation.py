@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner.measurement import Measurement
 from runner.probes.activation_statistics import channel_moments
 from runner.probes.gradients import listed
 from runner.probes.layers import SHORTCUTS
 from runner.probes.probe import Batch
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 
 def signal_propagation(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner.measurement import Measurement
 from runner.probes.gradients import at_least_float32, listed
 from runner.probes.probe import Batch, Loss
 from runner.probes.untouched import untouched
+from runner.results.measurement import Measurement
 
 
 def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measurement:

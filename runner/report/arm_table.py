@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runner.report.arms import Arm, Axis
 from runner.report.document import Table
-from runner.report.measures import label, scale
-from runner.report.number_text import decimals, number_text
 from runner.report.overview import status_counts
+from runner.results.arms import Arm, Axis
+from runner.results.measures import label, scale
+from runner.results.number_text import decimals, number_text
 
 ALWAYS = ("validation/score", "test/score", "throughput/images_per_second")
 BEST = "★"

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from runner.report.comparison import ABSENT, Comparison, Measured
+from runner.results.comparison import ABSENT, Comparison, Measured
 from runner.tracking.console import format_count, format_duration, format_number, is_plain
 from runner.tracking.terminal import terminal
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from runner.figures import draw
-from runner.measurement import Measurement
 from runner.probes.learning_curves import learning_curves
-from runner.report.arms import Arm
-from runner.report.runs import Run
+from runner.results.arms import Arm
+from runner.results.measurement import Measurement
+from runner.results.runs import Run
 
 MOST_WITH_TRAINING = 3  # arms; of more the curves of both splits cannot be told apart
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from runner.report.arms import common_overrides
 from runner.report.document import Code, Facts
-from runner.report.runs import Run, section
+from runner.results.arms import common_overrides
+from runner.results.runs import Run, section
 from runner.tracking.console import format_duration
 
 STATUSES = ("completed", "diverged", "running", "interrupted", "failed", "unreadable")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from runner.report.arms import last_parts
 from runner.report.console_table import console_table
-from runner.runs.run_state import RESULTS
+from runner.results.arms import last_parts
+from runner.results.run_state import RESULTS
 from runner.tracking.console import STATUS_STYLES, format_duration, is_plain
 from runner.tracking.terminal import terminal
 
@@ -21,7 +21,7 @@ SLOW_SECONDS = 10  # a step of which the plan speaks
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that may be begun or gone on with: `status` as in runner.runs.run_state, `text` with what goes with it.
+    """A run that may be begun or gone on with: `status` as in runner.results.run_state, `text` with what goes with it.
 
     `seconds` is the time that it takes still, and `per_step` that of a step, as far as known; `source` is where
     that is from. A run without is done, or its time is not known.

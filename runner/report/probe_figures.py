@@ -8,10 +8,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from runner.figures import NAMES, draw
-from runner.measurement import Measurement
-from runner.readers import Unreadable, read_bytes
-from runner.report.arms import Arm
-from runner.report.probe_files import probe_files
+from runner.files.readers import Unreadable, read_bytes
+from runner.results.arms import Arm
+from runner.results.measurement import Measurement
+from runner.results.probe_files import probe_files
 
 APART = "learning_curves"  # the report draws these for every sweep
 

@@ -13,24 +13,24 @@ from urllib.parse import unquote
 
 from matplotlib.figure import Figure
 
+from runner.claims.verdict import Verdict, judge
 from runner.figures.arms import COLOURS
-from runner.files import CannotWrite, write_atomically
-from runner.readers import Unreadable, is_there, read_bytes, read_text
+from runner.files.atomic import CannotWrite, write_atomically
+from runner.files.readers import Unreadable, is_there, read_bytes, read_text
 from runner.report.arm_table import arm_table
-from runner.report.arms import Arm, Axis, arms_of, best_arms
 from runner.report.curves import curves_figure
 from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture, Table
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
-from runner.report.measures import check_measure, label
 from runner.report.overview import overview
 from runner.report.probe_figures import odd_probes, own_pictures, probe_figure, probe_names
 from runner.report.results_csv import write_results_csv
 from runner.report.run_table import reason_table, run_link, run_table
-from runner.report.runs import UNREADABLE, Run, Sweep, read_runs, read_sweep
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.report.verdict_table import SIGNS, verdict_table
-from runner.report.verdicts import Verdict, judge
+from runner.results.arms import Arm, Axis, arms_of, best_arms
+from runner.results.measures import check_measure, label
+from runner.results.runs import UNREADABLE, Run, Sweep, read_runs, read_sweep
 from runner.tracking.console import SCORES
 
 FILES = ("report.html", "report.md", "results.csv")

@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.files import write_atomically
-from runner.report.measures import measure
-from runner.report.runs import Run
+from runner.files.atomic import write_atomically
+from runner.results.measures import measure
+from runner.results.runs import Run
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet computes begins
 

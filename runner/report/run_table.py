@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.report.document import Cell, Code, Link, Table
-from runner.report.number_text import number_text
-from runner.report.runs import Run, section
+from runner.results.number_text import number_text
+from runner.results.runs import Run, section
 
 LONGEST_REASON = 400
 MOST_UNFOLDED = 24  # rows

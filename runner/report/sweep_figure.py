@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS, legend_below, line_style
-from runner.report.arms import Arm, Axis, Spread, best_arms, direction, label, rank
-from runner.report.measures import scale
-from runner.report.number_text import decimals, number_text
+from runner.results.arms import Arm, Axis, Spread, best_arms, direction, label, rank
+from runner.results.measures import scale
+from runner.results.number_text import decimals, number_text
 
 MOST_LINES, MOST_DOTS = len(COLOURS), 40
 EQUAL_CONTRAST = 0.46  # the brightness of a ground on which black and white letters are equally readable

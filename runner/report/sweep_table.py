@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.report.arm_table import BEST, arm_table
-from runner.report.arms import arms_of, common_overrides, last_parts
 from runner.report.console_table import console_table
-from runner.report.runs import Run, Sweep
-from runner.runs.run_state import RUNNING
+from runner.results.arms import arms_of, common_overrides, last_parts
+from runner.results.run_state import RUNNING
+from runner.results.runs import Run, Sweep
 from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
 from runner.tracking.terminal import terminal
 

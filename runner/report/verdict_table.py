@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from runner.claims.verdict import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
 from runner.report.document import Mark, Remark, Table, Unfolding
-from runner.report.verdicts import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
 from runner.tracking.console import is_plain
 from runner.tracking.terminal import terminal
 

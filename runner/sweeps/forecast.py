@@ -10,13 +10,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from runner.checked import Checked, check
-from runner.config import method_nodes
-from runner.readers import Unreadable, read_yaml_mapping
+from runner.config.ranges import seconds_of
+from runner.config.validation import method_nodes
+from runner.experiment.check import Checked, check
+from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.report.plan_table import PlannedRun, print_plan
-from runner.runs.job import Job
-from runner.runs.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
-from runner.settings.ranges import seconds_of
+from runner.results.job import Job
+from runner.results.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.tracking.terminal import terminal
 from runner.training.checkpoint import load_latest

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from runner.readers import Unreadable, read_bytes
-from runner.runs.job import Job
-from runner.runs.run_state import RunState
+from runner.files.readers import Unreadable, read_bytes
+from runner.results.job import Job
+from runner.results.run_state import RunState
 from runner.tracking.console import STATUS_STYLES, RunConsole, is_plain
 from runner.tracking.terminal import terminal
 

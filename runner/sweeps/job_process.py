@@ -21,12 +21,12 @@ from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import validate
-from runner.files import CannotWrite, open_unlinked
-from runner.runs.job import Job
-from runner.runs.run_lock import Taken, hold
-from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
-from runner.signals import raised, taken_by
+from runner.config.validation import validate
+from runner.distributed.signals import raised, taken_by
+from runner.files.atomic import CannotWrite, open_unlinked
+from runner.results.job import Job
+from runner.results.run_lock import Taken, hold
+from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
 from runner.sweeps.job_run import cannot_begin, record_failure, run_job
 
 OUTPUT = "console.txt"  # what the job prints
@@ -118,7 +118,7 @@ def main() -> None:
     threading.Thread(target=_end_with_input, daemon=True).start()
     config = validate(OmegaConf.create(content["config"]))
     job = Job(**{**content["job"], "folder": Path(content["job"]["folder"]), "overrides": tuple(content["overrides"])})
-    from runner.ranks import run  # imports torch
+    from runner.distributed.launch import run  # imports torch
 
     with raised():
         run_job(run, config, content["overrides"], content["command"], job, retry_failed=content["retry_failed"])

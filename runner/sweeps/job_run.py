@@ -8,17 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runner.files import CannotWrite, is_disk_fault
-from runner.runs.job import Job
-from runner.runs.run_folder import RunFolder
-from runner.runs.run_lock import Taken, hold
-from runner.runs.run_state import FAILED, RUNNING, read_state
-from runner.safety.secret_values import without_secrets
-from runner.settings.text import SettingError
+from runner.config.secrets import without_secrets
+from runner.config.text import SettingError
+from runner.files.atomic import CannotWrite, is_disk_fault
+from runner.results.job import Job
+from runner.results.run_folder import RunFolder
+from runner.results.run_lock import Taken, hold
+from runner.results.run_state import FAILED, RUNNING, read_state
 from runner.sweeps.job_lines import show_job
 from runner.tracking.console import RunConsole
 
-Run = Callable[[Any, list[str], list[str], Job], str]  # that of runner.experiment; the first is the configuration
+Run = Callable[[Any, list[str], list[str], Job], str]  # that of runner.experiment.run; the first is the configuration
 
 
 def run_job(

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from runner.runs.job import Job
-from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
-from runner.signals import taken_by
+from runner.distributed.signals import taken_by
+from runner.results.job import Job
+from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
 from runner.sweeps.job_lines import show_error, show_job
 
 LOOK_EVERY_SECONDS = 1.0

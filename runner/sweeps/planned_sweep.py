@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.command_line.grammar import all_parsed, parsed
-from runner.files import CannotWrite
-from runner.runs.job import Job
-from runner.runs.run_lock import hold
-from runner.runs.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
-from runner.settings.text import SettingError
+from runner.config.grammar import all_parsed, parsed
+from runner.config.text import SettingError
+from runner.files.atomic import CannotWrite
+from runner.results.job import Job
+from runner.results.run_lock import hold
+from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
 from runner.tracking.console import RunConsole
 
 NAME = "sweep.name"

@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from runner import build
-from runner.checked import Checked
 from runner.data.dataset import SEGMENTATION
+from runner.experiment import builders
+from runner.experiment.check import Checked
 from runner.training.divergence import FirstNonFinite
 from runner.training.ema import Ema
 from runner.training.step import OptimizerStep
@@ -43,7 +43,7 @@ def measure_step(config: DictConfig, checked: Checked) -> StepTime:
     torch.manual_seed(config.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a run shows them
-        built = build.build_changed_model(
+        built = builders.build_changed_model(
             config, num_classes=data.num_classes, example_input=data.example_input(), pretrained=False
         )
     channels_last = checked.precision.channels_last(train.channels_last)
@@ -52,7 +52,7 @@ def measure_step(config: DictConfig, checked: Checked) -> StepTime:
     step = OptimizerStep(
         model,
         model,
-        build.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size),
+        builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size),
         built.methods,
         task=checked.task,
         precision=checked.precision,

@@ -18,13 +18,13 @@ import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from runner.command_line.grammar import all_parsed, is_swept, options_of, parsed
-from runner.command_line.remedies import EXPERIMENT, chosen_options
-from runner.files import write_atomically
-from runner.method_folder import search_folders
-from runner.readers import Unreadable, is_there, read_yaml_mapping
-from runner.safety.allowed import check_words
-from runner.settings.text import SettingError, same_value, shown
+from runner.config.diagnose import EXPERIMENT, chosen_options
+from runner.config.extensions import search_folders
+from runner.config.grammar import all_parsed, is_swept, options_of, parsed
+from runner.config.text import SettingError, same_value, shown
+from runner.config.trust import check_words
+from runner.files.atomic import write_atomically
+from runner.files.readers import Unreadable, is_there, read_yaml_mapping
 
 SWEEP = "sweep"  # the group of axes and claims, and the node they stand in
 EXTREMES = {"largest": max, "smallest": min}
@@ -88,8 +88,8 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
 
     Raises a SettingError for claims and measures that can never be borne out.
     """
-    from runner.report.claims import check_claims, parse_claim
-    from runner.report.measures import check_measure
+    from runner.claims.claim import check_claims, parse_claim
+    from runner.results.measures import check_measure
 
     study = {key: value for key, value in OmegaConf.to_container(node).items() if key not in ("name", "retry_failed")}
     values = _values(jobs)

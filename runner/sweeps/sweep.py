@@ -19,18 +19,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.command_line.experiments import without_replaced
-from runner.command_line.grammar import is_swept, parsed
-from runner.command_line.overrides import as_typed
-from runner.command_line.remedies import CASE, EXPERIMENT, explain
-from runner.config import CONF, METHOD_GROUPS, one_option_each, validate
-from runner.files import CannotWrite, new_folder
-from runner.method_folder import search_folders
-from runner.readers import is_there
-from runner.runs.job import Job, config_hash, job_name
-from runner.runs.run_lock import Taken, hold
-from runner.settings.option_types import OPTION_TYPES
-from runner.settings.text import SettingError
+from runner.config.diagnose import CASE, EXPERIMENT, explain
+from runner.config.extensions import search_folders
+from runner.config.grammar import is_swept, parsed
+from runner.config.option_types import OPTION_TYPES
+from runner.config.overrides import as_typed
+from runner.config.recipes import without_replaced
+from runner.config.text import SettingError
+from runner.config.validation import CONF, METHOD_GROUPS, one_option_each, validate
+from runner.files.atomic import CannotWrite, new_folder
+from runner.files.readers import is_there
+from runner.results.job import Job, config_hash, job_name
+from runner.results.run_lock import Taken, hold
 from runner.sweeps.job_run import cannot_use
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
@@ -207,7 +207,7 @@ def _plan(config: DictConfig) -> None:
         hydra=config.hydra,
     )
     study_of(config.sweep, [job.overrides for job, _ in found])
-    from runner.checked import check  # imports torch
+    from runner.experiment.check import check  # imports torch
 
     checked = [check(job_config) for _, job_config in found]
     if _planned.is_only_planned:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from runner.files import CannotWrite, finite, open_unlinked, write_atomically
-from runner.readers import LARGEST_LOG, Unreadable, is_there, read_bytes, read_json_lines
+from runner.files.atomic import CannotWrite, finite, open_unlinked, write_atomically
+from runner.files.readers import LARGEST_LOG, Unreadable, is_there, read_bytes, read_json_lines
 
 SPLITS = ("train", "validation", "test", "steps", "probe")
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
-from runner.safety.secret_values import without_secrets
+from runner.config.secrets import without_secrets
 
 PACKAGES = ("torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "rich", "scikit-learn")
 GIT_TIMEOUT_SECONDS = 5

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.measure import Measurement
 from rich.segment import Segment
 
-from runner.settings.text import visible
+from runner.config.text import visible
 
 
 def terminal(**options: object) -> Console:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60
@@ -237,7 +237,7 @@ def _distribution(path: Path) -> tuple[Any, Any] | None:
         return None
     import numpy as np
 
-    from runner.measurement import Measurement
+    from runner.results.measurement import Measurement
 
     arrays = Measurement.load(path).arrays
     if not {"counts", "edges"} <= arrays.keys():

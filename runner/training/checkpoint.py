@@ -10,10 +10,10 @@ from typing import IO
 import torch
 from torch import nn
 
-from runner.files import CannotWrite, write_atomically
+from runner.files.atomic import CannotWrite, write_atomically
+from runner.files.readers import is_there
+from runner.files.tensors import read_tensors
 from runner.methods.method import Method
-from runner.readers import is_there
-from runner.tensor_files import read_tensors
 from runner.training import checksum
 
 PREVIOUS = "previous.pt"  # the generation before last.pt

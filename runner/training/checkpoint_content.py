@@ -9,7 +9,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from runner.settings import limits
+from runner.config import limits
 from runner.training.plan import Progress
 from runner.training.sums import Totals
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from runner.training.distributed import rank
+from runner.distributed.collectives import rank
 from runner.training.plan import Plan, Progress
 
 

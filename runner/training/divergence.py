@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from runner.training.distributed import smallest
+from runner.distributed.collectives import smallest
 
 QUANTITIES = ("training loss", "gradient")
 SMALLEST_SCALE = 1.0  # of the loss in fp16: a gradient that overflows without being enlarged has diverged

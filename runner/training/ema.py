@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from runner.settings.limits import check
+from runner.config.limits import check
 
 
 class Ema:

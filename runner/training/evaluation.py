@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from runner.data.dataset import DataFault, EvaluationBatches
+from runner.distributed.collectives import summed
 from runner.layers.standardized_conv import cached_standardized_weights
-from runner.training.distributed import summed
 from runner.training.precision import Precision
 from runner.training.tasks import Task
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from runner.distributed.collectives import rank
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 from runner.training.checkpoint_content import check_best
-from runner.training.distributed import rank
 from runner.training.plan import Plan, Progress
 
 

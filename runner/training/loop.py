@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
+from runner.distributed.collectives import Agreement, is_distributed
+from runner.distributed.signals import Asked, Interruption
 from runner.methods.method import Method
-from runner.schedules import make_schedule
-from runner.signals import Asked, Interruption
+from runner.optim.schedules import make_schedule
 from runner.tracking.tracker import Tracker
 from runner.training.clock import Clock, StepTimer
-from runner.training.distributed import Agreement, is_distributed
 from runner.training.divergence import Diverged, FirstNonFinite
 from runner.training.ema import Ema
 from runner.training.kept import KeptCheckpoints

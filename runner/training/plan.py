@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.schedules import PlateauRule, Share
-from runner.settings.ranges import seconds_of
+from runner.config.ranges import seconds_of
+from runner.optim.schedules import PlateauRule, Share
 
 
 @dataclass

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from runner.data.dataset import TrainBatches
+from runner.distributed.collectives import is_distributed, rank
 from runner.figures import draw
-from runner.files import write_atomically
+from runner.files.atomic import write_atomically
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
-from runner.training.distributed import is_distributed, rank
 
 AT_THE_END = "learning_curves"  # is made of the run's metrics, not of its model
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.data.seeds import mixed_seed
+from runner.distributed.collectives import gathered, is_distributed, mean_of_buffers, num_ranks, rank, wait_for_all
 from runner.methods.method import Method
 from runner.training.checkpoint import (
     PREVIOUS,
@@ -19,7 +20,6 @@ from runner.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from runner.training.distributed import gathered, is_distributed, mean_of_buffers, num_ranks, rank, wait_for_all
 from runner.training.ema import Ema
 from runner.training.plan import Plan, Progress
 from runner.training.precision import Precision

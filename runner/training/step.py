@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from runner.distributed.collectives import summed
 from runner.methods.method import Method
-from runner.training.distributed import summed
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.ema import Ema
 from runner.training.precision import Precision

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from runner.training.distributed import num_ranks, rank, summed
+from runner.distributed.collectives import num_ranks, rank, summed
 from runner.training.tasks import Task
 
 

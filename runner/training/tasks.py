@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runner.data.dataset import CLASSIFICATION, IGNORE_INDEX, SEGMENTATION, Data, Label
+from runner.distributed.collectives import num_ranks, summed
 from runner.training.confusion import (
     add,
     at_label_size,
@@ -20,7 +21,6 @@ from runner.training.confusion import (
     new_confusion,
     pixel_accuracy,
 )
-from runner.training.distributed import num_ranks, summed
 from runner.training.losses import cross_entropy, segmentation_loss
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
+from runner.distributed.collectives import any_rank, bring_buffers_together
+from runner.distributed.signals import Asked, Interruption
 from runner.methods.method import Method
-from runner.signals import Asked, Interruption
-from runner.training.distributed import any_rank, bring_buffers_together
 from runner.training.ema import Ema
 from runner.training.evaluation import evaluate
 from runner.training.precision import Precision

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from runner.chosen_methods import build_methods
-from runner.config import CONF, METHOD_GROUPS, validate
+from runner.config.validation import CONF, METHOD_GROUPS, validate
+from runner.experiment.methods import build_methods
 from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, unitwise_norm
 from runner.methods.method import Method
 from runner.models import MODELS
-from runner.optim import sgd
+from runner.optim.optimizers import sgd
 
 from .peers import (
     BatchNormCallConv2d,

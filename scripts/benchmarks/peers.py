@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from runner.surgery import replace_modules
+from runner.layers.surgery import replace_modules
 
 
 class ChunkedBatchNorm2d(nn.BatchNorm2d):

@@ -21,20 +21,21 @@ import torch  # noqa: E402
 
 from benchmarks import watched_run  # noqa: E402
 from benchmarks.watched_run import Clocks, WatchedBatches  # noqa: E402
-from runner import build, experiment  # noqa: E402
-from runner.runs.run_folder import RunFolder  # noqa: E402
+from runner.experiment import builders  # noqa: E402
+from runner.experiment import run as experiment  # noqa: E402
+from runner.results.run_folder import RunFolder  # noqa: E402
 from runner.training.loop import Trainer  # noqa: E402
 
 IMPORTS, DATA = "imports", "data"
 PARTS = (  # of what the last of them leaves nothing is timed by itself
     (builtins, "__import__", IMPORTS),
-    (build, "build_data", DATA),
+    (builders, "build_data", DATA),
     (watched_run, "composed", "composing and checking the configuration"),
-    (build, "build_meta", "the model on the meta device, multiply-adds"),
+    (builders, "build_meta", "the model on the meta device, multiply-adds"),
     (experiment, "provenance", "provenance"),
     (RunFolder, "write_settings", "the settings in the run's folder"),
-    (build, "build_changed_model", "model and methods"),
-    (build, "build_optimizer", "optimizer"),
+    (builders, "build_changed_model", "model and methods"),
+    (builders, "build_optimizer", "optimizer"),
 )
 
 

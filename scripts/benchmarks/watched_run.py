@@ -1,4 +1,4 @@
-"""A run with clocks in it: what is measured is `runner.experiment.run`, as the command line calls it."""
+"""A run with clocks in it: what is measured is `runner.experiment.run.run`, as the command line calls it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from runner import experiment
-from runner.config import CONF, validate
+from runner.config.validation import CONF, validate
 from runner.data.dataset import TrainBatches
+from runner.experiment import run as experiment
 from runner.tracking.console import RunConsole
 from runner.training.loop import Trainer
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as reference
 
-from runner.build import build_data
+from runner.config.limits import LIMITS
+from runner.config.text import SettingError
 from runner.data import image_folder as module
 from runner.data.image_file import read_rgb
 from runner.data.image_folder import image_folder, imagenet, train_transform
-from runner.settings.limits import LIMITS
-from runner.settings.text import SettingError
+from runner.experiment.builders import build_data
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")

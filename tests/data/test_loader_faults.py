@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 
-from runner import experiment
 from runner.data.dataset import DataFault
 from runner.data.file_loader import make_loader
 from runner.data.loader_faults import batches_of, loader_fault
-from runner.files import CannotWrite
-from runner.signals import Asked, Interruption
+from runner.distributed.signals import Asked, Interruption
+from runner.experiment import run as experiment
+from runner.files.atomic import CannotWrite
 
 FULL = "unable to write to file </torch_1_2_3>: No space left on device (28)"
 

@@ -9,13 +9,13 @@ import torch
 import yaml
 from PIL import Image
 
-from runner.build import build_data
-from runner.config import CONF
+from runner.config.text import SettingError
+from runner.config.validation import CONF
 from runner.data import label_check
 from runner.data import mask_folder as module
 from runner.data.dataset import IGNORE_INDEX, SEGMENTATION
 from runner.data.mask_folder import ade20k, mask_folder, scene_data
-from runner.settings.text import SettingError
+from runner.experiment.builders import build_data
 
 CPU = torch.device("cpu")
 NUM_TRAIN, NUM_TEST = 12, 3

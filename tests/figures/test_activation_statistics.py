@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runner.figures.activation_statistics import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(std, slopes):

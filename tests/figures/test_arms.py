@@ -15,7 +15,7 @@ from runner.figures.arms import (
     seeds_note,
     set_y_scale,
 )
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def test_arms():

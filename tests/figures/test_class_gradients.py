@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runner.figures.class_gradients import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 GRADIENT = np.array([[0.1, -0.3], [-0.2, 0.2], [0.05, 0.0]])
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from runner.figures.clipping import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(names, medians, shares, clip=0.01):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from runner.figures.divergence_trace import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(records, diverged_after=math.inf):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from runner.config.probe_types import PROBE_TYPES
 from runner.figures import NAMES, draw
-from runner.measurement import Measurement
-from runner.settings.probe_types import PROBE_TYPES
+from runner.results.measurement import Measurement
 
 
 def measurement(name, scale=1.0):

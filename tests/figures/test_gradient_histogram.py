@@ -3,7 +3,7 @@
 import numpy as np
 
 from runner.figures.gradient_histogram import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(counts, kurtosis=1.0, scale=1.0):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from runner.figures.gradient_terms import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(*ratio, layers="conv1\nconv2"):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from runner.figures.learning_curves import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(validation, score="accuracy", loss=None):

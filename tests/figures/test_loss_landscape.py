@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from runner.figures.loss_landscape import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 STEPS = np.geomspace(1e-4, 1, 5)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from runner.figures.sharpness import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(*estimates, converged=True):

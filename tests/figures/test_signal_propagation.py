@@ -3,7 +3,7 @@
 import numpy as np
 
 from runner.figures.signal_propagation import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 EXPECTED = np.array([1.0, 1.2, 1.4])
 

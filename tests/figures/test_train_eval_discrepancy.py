@@ -3,7 +3,7 @@
 import numpy as np
 
 from runner.figures.train_eval_discrepancy import figure
-from runner.measurement import Measurement
+from runner.results.measurement import Measurement
 
 
 def measured(batch, running, distance=((1.0, 2.0), (3.0, 6.0))):

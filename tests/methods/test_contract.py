@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from runner.chosen_methods import build_methods
-from runner.config import CONF, METHOD_GROUPS
+from runner.config.validation import CONF, METHOD_GROUPS
+from runner.experiment.methods import build_methods
 
 OPTIONS = sorted((group, path.stem) for group in METHOD_GROUPS for path in (CONF / group).glob("*.yaml"))
 SETTINGS = {  # where the defaults do not suit batches of 8 images of 16x16

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from runner.config.limits import LIMITS
 from runner.methods import apply_batch_channel_norm, apply_weight_standardization, remove_batchnorm
 from runner.models import deeplabv3plus_resnet18, nf_resnet26, resnet18, resnet20
 from runner.models.initialization import SCHEMES, initialize
-from runner.settings.limits import LIMITS
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -19,7 +19,6 @@ from runner.layers.activation import ScaledActivation
 from runner.layers.normalizer_free import NormalizerFreeNet, normalizer_free_stages
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stochastic_depth import StochasticDepth
-from runner.measurement import Measurement
 from runner.methods import apply_ghost_batchnorm, apply_stochastic_depth, apply_weight_standardization
 from runner.models.nf_resnet import NFResBlock
 from runner.probes.activation_statistics import activation_statistics
@@ -33,6 +32,7 @@ from runner.probes.sharpness import sharpness
 from runner.probes.signal_propagation import signal_propagation
 from runner.probes.train_eval_discrepancy import train_eval_discrepancy
 from runner.probes.untouched import untouched, use_batch_statistics
+from runner.results.measurement import Measurement
 
 PROBES: dict[str, Callable[..., Measurement]] = {
     "activation_statistics": activation_statistics,

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from runner.measurement import Measurement
 from runner.report.report import write_report
-from runner.report.runs import read_runs
+from runner.results.measurement import Measurement
+from runner.results.runs import read_runs
 
 CLAIM = {
     "claim": "A is better than b.",

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from runner.report.results_csv import write_results_csv
-from runner.report.runs import Run, read_runs
+from runner.results.runs import Run, read_runs
 
 
 @pytest.fixture

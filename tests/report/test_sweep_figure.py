@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from runner.report.arms import arms_of
-from runner.report.number_text import decimals, number_text
-from runner.report.runs import read_runs
 from runner.report.sweep_figure import figure_caption, sweep_figure
+from runner.results.arms import arms_of
+from runner.results.number_text import decimals, number_text
+from runner.results.runs import read_runs
 
 TITLE = "test accuracy (%)"
 SEEDS = (0.90, 0.94, 0.92)

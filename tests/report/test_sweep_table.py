@@ -10,9 +10,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from runner.report.runs import read_runs
 from runner.report.sweep_table import best_job, print_sweep
-from runner.runs.run_lock import hold
+from runner.results.run_lock import hold
+from runner.results.runs import read_runs
 
 COMMON = ["norm=agc", "model=nf_resnet50"]
 

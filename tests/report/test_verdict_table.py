@@ -7,9 +7,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from runner.claims.verdict import Verdict
 from runner.report.document import Unfolding
 from runner.report.verdict_table import print_verdicts, verdict_table
-from runner.report.verdicts import Verdict
 
 VERDICTS = [
     Verdict(

@@ -7,8 +7,8 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from runner.checked import check
-from runner.runs.run_state import RunState, read_state
+from runner.experiment.check import check
+from runner.results.run_state import RunState, read_state
 from runner.sweeps import step_time
 from runner.sweeps.forecast import Forecast, _cost, total_steps
 from runner.sweeps.step_time import StepTime, measure_step

@@ -12,8 +12,8 @@ import time
 import pytest
 import yaml
 
-from runner.runs.job import Job
-from runner.runs.run_lock import hold
+from runner.results.job import Job
+from runner.results.run_lock import hold
 from runner.sweeps.launcher_watch import LauncherWatch
 
 LAUNCHERS = {

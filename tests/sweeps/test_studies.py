@@ -9,9 +9,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from runner.command_line.experiments import without_replaced
-from runner.command_line.overrides import as_typed
-from runner.config import CONF, validate
+from runner.config.overrides import as_typed
+from runner.config.recipes import without_replaced
+from runner.config.validation import CONF, validate
 from runner.sweeps.study import study_of, with_axes
 
 FOLDER = CONF / "experiment"

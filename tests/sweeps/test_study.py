@@ -7,9 +7,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runner.method_folder import add_search_path
-from runner.settings.text import SettingError
-from runner.settings.typed import check_study
+from runner.config.extensions import add_search_path
+from runner.config.text import SettingError
+from runner.config.typed import check_study
 from runner.sweeps.study import study_of, with_axes
 
 STUDY = "experiment=bjorck/fig5_activation_statistics"

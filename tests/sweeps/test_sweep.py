@@ -15,9 +15,9 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from runner import experiment
-from runner.preparation import prepare, set_backends
-from runner.runs.job import Job, config_hash, job_name
+from runner.experiment import run as experiment
+from runner.experiment.setup import prepare, set_backends
+from runner.results.job import Job, config_hash, job_name
 from runner.sweeps.job_process import run_job_apart
 from runner.sweeps.job_run import run_job
 from runner.sweeps.sweep import name_sweep

@@ -153,7 +153,7 @@ def test_a_study_goes_on(runner):
 
 def test_an_error_before_a_run_begins_is_its_jobs_alone(small, monkeypatch):
     """Such as the build of a model for which there is no memory."""
-    from runner import experiment
+    from runner.experiment import run as experiment
 
     check = experiment.check
 
@@ -194,7 +194,7 @@ def test_a_job_that_another_process_has_is_passed_over(small, tmp_path):
     assert small(*SWEEP, CLIPS).code == 0
     folder = folders()["0.02"]
     (folder / "summary.json").unlink()
-    code = "import pathlib, sys; from runner.runs.run_lock import hold; lock = hold(pathlib.Path(sys.argv[1])); "
+    code = "import pathlib, sys; from runner.results.run_lock import hold; lock = hold(pathlib.Path(sys.argv[1])); "
     code += "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from runner.report.runs import read_runs
+from runner.results.runs import read_runs
 from runner.tracking import workspace
 from runner.tracking.workspace import Logged, as_json, build_workspace
 

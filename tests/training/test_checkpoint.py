@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from runner.files import CannotWrite
+from runner.files.atomic import CannotWrite
 from runner.training import checksum
 from runner.training.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 

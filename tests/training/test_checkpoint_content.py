@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runner import load_run
-from runner.optim import parameter_groups
+from runner.optim.optimizers import parameter_groups
 from runner.training.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
 from runner.training.checkpoint_content import check_buffers_fit, check_last, check_optimizer_fit
 

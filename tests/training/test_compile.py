@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.config import CONF, METHOD_GROUPS
+from runner.config.validation import CONF, METHOD_GROUPS
 from runner.training.loop import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own look at it

@@ -7,7 +7,8 @@ import torch
 from sklearn import metrics
 from torch.nn import functional as F
 
-from runner.training import confusion, distributed
+from runner.distributed import collectives
+from runner.training import confusion
 
 
 def random_batch(seed, number=4, num_classes=5, size=(6, 7)):
@@ -107,7 +108,7 @@ def count_on_a_rank(rank, folder):
         logits, targets = random_batch(0)
         confusion.add(counts, logits.chunk(2)[rank], targets.chunk(2)[rank])
         own = counts.clone()
-        sums = [distributed.summed(counts) for _ in range(2)]
+        sums = [collectives.summed(counts) for _ in range(2)]
         torch.save({"sums": sums, "own": own, "after": counts}, folder / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -123,4 +124,4 @@ def test_two_processes_count_what_one_does(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert all(torch.equal(total, whole) for total in found["sums"])
         assert torch.equal(found["after"], found["own"])
-    assert distributed.summed(whole) is whole
+    assert collectives.summed(whole) is whole

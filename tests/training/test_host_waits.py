@@ -14,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner import build
-from runner.config import CONF, METHOD_GROUPS
+from runner.config.validation import CONF, METHOD_GROUPS
+from runner.experiment import builders
 from runner.methods import ghost_batchnorm, norm_replacement, weight_standardization
 from runner.training import ema
 from runner.training.divergence import FirstNonFinite
@@ -91,20 +91,20 @@ def fake_tensors(monkeypatch):
 
 def step_of(config, data, scaled, monkeypatch):
     """The step that the loop takes, on the fake device."""
-    build.choose_stem(config.model, data)
+    builders.choose_stem(config.model, data)
     train, task = config.train, task_of(data, config.train)
     precision = Precision("fp32", DEVICE)
     precision.scaler = torch.amp.GradScaler(DEVICE.type, enabled=scaled)
     with DEVICE:
         built, other = (
-            build.build_changed_model(config, num_classes=data.num_classes, example_input=data.example_input())
+            builders.build_changed_model(config, num_classes=data.num_classes, example_input=data.example_input())
             for _ in range(2)
         )
     monkeypatch.setattr(ema, "deepcopy", lambda model: other.model)  # of fake tensors there is no copy
     return OptimizerStep(
         built.model.train(),
         built.model,
-        build.build_optimizer(config.optimizer, built.model, global_batch_size=train.global_batch_size),
+        builders.build_optimizer(config.optimizer, built.model, global_batch_size=train.global_batch_size),
         built.methods,
         task=task,
         precision=precision,
@@ -122,7 +122,7 @@ def take_steps(composed, fake_tensors, fake_kernels, monkeypatch):
 
     def call(*overrides, scaled=False):
         config = composed(*overrides, "train.global_batch_size=8")
-        data = build.build_data(config.dataset)
+        data = builders.build_data(config.dataset)
         data = replace(data, train=data.train.on(torch.device("cpu")))  # a fake device has no generator
         with fake_tensors, fake_kernels:
             step = step_of(config, data, scaled, monkeypatch)

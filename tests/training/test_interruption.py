@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from runner import signals
+from runner.distributed import signals
 from runner.tracking.metrics_log import MetricsLog
 from runner.training.checkpoint import load_checkpoint
 from runner.training.step import OptimizerStep
@@ -135,15 +135,15 @@ def test_a_step_that_does_not_end_as_that_which_compiles(small, tmp_path, monkey
 
 
 def test_before_training_begins(small, tmp_path, monkeypatch):
-    prepare = importlib.import_module("runner.experiment").prepare
+    prepare = importlib.import_module("runner.experiment.run").prepare
 
     def prepared(*args):
         send()
         return prepare(*args)
 
-    monkeypatch.setattr("runner.experiment.prepare", prepared)
+    monkeypatch.setattr("runner.experiment.run.prepare", prepared)
     assert small(*SETTINGS, "name=run").code == 130
     assert json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["status"] == "interrupted"
-    monkeypatch.setattr("runner.checked.check_batch_size", send)
+    monkeypatch.setattr("runner.experiment.check.check_batch_size", send)
     assert small(*SETTINGS, "name=other").code == 130
     assert not (tmp_path / "outputs/runs/other").exists()

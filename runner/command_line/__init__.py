@@ -1,1 +1,0 @@
-"""The words of a command line: read, prepared for Hydra, and answered where one is wrong."""

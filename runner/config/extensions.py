@@ -1,0 +1,121 @@
+"""Methods from a folder outside the repository: `paths.methods=FOLDER paths.allowed_packages=[my_method]`.
+
+The folder holds `norm/NAME.yaml` or `regularization/NAME.yaml`, as `conf` does, and beside them the modules that
+their `_target_` names. It becomes a search path of Hydra and, when a method is imported, the last one of Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from runner.config.grammar import all_parsed, quoted
+from runner.config.targets import METHOD_PACKAGE
+from runner.config.text import SettingError
+from runner.config.validation import CONF, methods_folder
+
+_SEARCH_PATH = "hydra.searchpath"
+_on_path: Path | None = None  # the folder that `_put_on_path` added
+
+
+def add_search_path(arguments: Sequence[str]) -> list[str]:
+    """The command line's arguments with the folder of `paths.methods`, made absolute, among Hydra's search paths.
+
+    A search path of the user's own stays. Raises SettingError if there is no such folder.
+    """
+    folders = [override for override in all_parsed(arguments) if override.key_or_group == "paths.methods"]
+    if not folders or folders[-1].value() is None:
+        return list(arguments)
+    if folders[-1].is_sweep_override() or not isinstance(folders[-1].value(), str):
+        raise SettingError(f"{folders[-1].input_line}: it must be one folder; make a sweep for each.")
+    folder = str(methods_folder(folders[-1].value()))
+    ours = {override.input_line for override in folders}
+    theirs = [override for override in all_parsed(arguments) if override.key_or_group == _SEARCH_PATH]
+    ours |= {override.input_line for override in theirs}
+    paths = theirs[-1].value() if theirs else []
+    paths = [*(paths if isinstance(paths, list) else [paths]), f"file://{folder}"]
+    return [
+        *(word for word in arguments if word not in ours),
+        f"paths.methods={quoted(folder)}",
+        f"{_SEARCH_PATH}=[{','.join(quoted(str(path)) for path in paths)}]",
+    ]
+
+
+def search_folders(arguments: Sequence[str]) -> list[Path]:
+    """The folders with configuration groups that `arguments`, as `add_search_path` gives them, name; our own first."""
+    values = [override.value() for override in all_parsed(arguments) if override.key_or_group == _SEARCH_PATH]
+    paths = values[-1] if values and isinstance(values[-1], list) else []
+    folders = [Path(str(path).removeprefix("file://")) for path in paths]
+    return [CONF, *(folder for folder in folders if folder.is_dir())]
+
+
+def import_class(target: str, folder: Path | None) -> type:
+    """The class that `target`, as in `my_method.MyMethod`, names; `folder` is that of `paths.methods`.
+
+    Raises ValueError with the file and the reason if it cannot be imported.
+    """
+    module_name, _, class_name = target.rpartition(".")
+    first = module_name.partition(".")[0]
+    own = target.startswith(f"{METHOD_PACKAGE}.")
+    if folder is not None and not own:
+        _refuse_shadows(folder, first)
+        _put_on_path(folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module from outside may raise anything; the message says what and where
+        if own and not isinstance(error, ImportError):
+            raise
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            place = f"{folder / first}.py is missing" if folder and first == error.name else f"there is no {error.name}"
+            raise ValueError(place if folder else f"{place}; say where it lies by paths.methods=FOLDER") from None
+        reason = error.msg if isinstance(error, SyntaxError) else f"{error}".partition("\n")[0]
+        raise ValueError(f"{_place(error, folder)}{type(error).__name__}: {reason}") from None
+    if not isinstance(getattr(module, class_name, None), type):
+        raise ValueError(f"{getattr(module, '__file__', None) or module_name} has no class {class_name}")
+    return getattr(module, class_name)
+
+
+def _put_on_path(folder: Path) -> None:
+    """Make `folder` the last place where Python looks, in the place of an earlier one, whose modules are forgotten."""
+    global _on_path
+    if folder == _on_path:
+        return
+    if _on_path is not None:
+        sys.path.remove(str(_on_path))
+        for name in [name for name, module in sys.modules.items() if _lies_in(_on_path, module)]:
+            del sys.modules[name]
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    _on_path = folder
+
+
+def _refuse_shadows(folder: Path, first: str) -> None:
+    """Raise a ValueError if a module of `folder` has the name of one that Python finds elsewhere."""
+    files = [path for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    for path in sorted({*files, *([folder / first] if (folder / first).is_dir() else [])}):
+        elsewhere = [entry for entry in sys.path if Path(entry).resolve() not in (folder, _on_path)]
+        for finder in sys.meta_path:
+            spec = finder.find_spec(path.stem, elsewhere if finder is PathFinder else None)
+            if spec and spec.origin and not Path(spec.origin).resolve().is_relative_to(folder):
+                raise ValueError(f"{path} has the name of a module that lies in {spec.origin} too; rename it")
+
+
+def _lies_in(folder: Path, module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(folder)
+
+
+def _place(error: Exception, folder: Path | None) -> str:
+    """Where in the user's files `error` arose, as `FILE, line N: `."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: "
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if folder and folder in Path(frame.filename).parents
+    ]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""

@@ -1,0 +1,196 @@
+"""The range of every setting, in one place that needs no torch.
+
+The command line checks a configuration against this table before torch is imported; the functions of the
+library check their arguments against the same rows. So both give the same answer, in the same words.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from runner.config.ranges import LARGEST, Duration, Each, FilePath, OneOf, OrWord, Range, Text
+from runner.config.text import shown
+
+POSITIVE = Range(above=0, at_most=LARGEST)
+NOT_NEGATIVE = Range(at_least=0, at_most=LARGEST)
+COUNT = Range(at_least=1, at_most=LARGEST, whole=True)
+COUNT_OR_NONE = Range(at_least=0, at_most=LARGEST, whole=True)
+SECONDS = Range(above=0, at_most=10**6)  # of waiting
+CHANNELS = Range(at_least=1, at_most=2**16, whole=True)
+PIXELS = Range(at_least=8, at_most=2**14, whole=True)
+CONCENTRATION = Range(at_least=1e-3, at_most=1e3)  # of a beta distribution; beyond these torch draws NaN
+PORTIONS = ("auto", "all", "first_half", "second_half")  # of a batch
+
+LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | FilePath]] = {
+    "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
+    "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
+    "groupnorm": {"num_groups": CHANNELS},
+    "batch_channel_norm": {"num_groups": CHANNELS},
+    "weight_standardization": {"n_last_layers_ignore": COUNT_OR_NONE, "eps": NOT_NEGATIVE},
+    "stochastic_depth": {
+        "drop_rate": Range(at_least=0, below=1),
+        "drop_warmup": Range(at_least=0, at_most=1),
+        "drop_distribution": OneOf(("linear", "uniform")),
+        "stochastic_method": OneOf(("block", "sample")),
+        "rescale": OneOf(("inference", "training")),
+        "dropped_update": OneOf(("rest", "continue")),
+    },
+    "label_smoothing": {"smoothing": Range(at_least=0, below=1)},
+    "mixup": {"alpha": CONCENTRATION, "portion": OneOf(PORTIONS)},
+    "cutmix": {"alpha": CONCENTRATION, "portion": OneOf(PORTIONS)},
+    "dropout": {"rate": Range(at_least=0, below=1)},
+    "clip_by_norm": {"max_norm": POSITIVE},
+    "clip_by_value": {"max_value": POSITIVE},
+    "precise_batchnorm": {"num_batches": COUNT},
+    "model": {
+        "stem": OneOf(("auto", "imagenet", "strided", "small", "wide")),
+        "width": Range(at_least=1 / 64, at_most=64),
+        "alpha": POSITIVE,
+        "output_stride": OneOf((8, 16)),
+        "head_channels": CHANNELS,
+        "methods_on": OneOf(("all", "backbone", "head")),
+        "shortcut": OneOf(("zero_pad", "projection")),
+        "dropout": Range(at_least=0, below=1),
+        "activation": OneOf(("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")),
+        "initialization": OneOf(("default", "xavier_uniform", "xavier_normal", "kaiming_fan_in", "kaiming_fan_out")),
+        "initialized_layers": OneOf(("conv", "all")),
+        "pretrained": FilePath(),
+    },
+    "optimizer": {
+        "lr": POSITIVE,
+        "lr_batch_size": COUNT,
+        "momentum": Range(at_least=0, below=1),
+        "beta1": Range(at_least=0, below=1),
+        "beta2": Range(at_least=0, below=1),
+        "eps": POSITIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "trust_coefficient": POSITIVE,
+    },
+    "schedule": {
+        "warmup_epochs": NOT_NEGATIVE,
+        "final_lr_share": Range(at_least=0, at_most=1),
+        "gamma": Range(above=0, at_most=1),
+        "power": POSITIVE,
+        "pct_start": Range(above=0, below=1),
+        "div_factor": Range(above=1, at_most=LARGEST),
+        "final_div_factor": Range(at_least=1, at_most=LARGEST),
+        "anneal": OneOf(("cos", "linear")),
+        "patience": COUNT,
+        "max_doublings": Range(at_least=0, at_most=20, whole=True),
+    },
+    "dataset": {
+        "image_size": PIXELS,
+        "crop_padding": Range(at_least=0, at_most=128, whole=True),
+        "num_classes": Range(at_least=2, at_most=10**6, whole=True),
+        "num_images": Range(at_least=8, at_most=LARGEST, whole=True),
+        "test_size": PIXELS,
+        "ignore_label": OrWord(Range(at_least=0, at_most=2**16 - 1, whole=True), "auto"),
+        "scale_min": Range(above=0, at_most=100),
+        "scale_max": Range(above=0, at_most=100),
+        "mean": Each(Range(at_least=0, at_most=1)),
+        "std": Each(Range(above=0, at_most=1)),
+        "max_class_share": Range(above=0, at_most=1),
+        "root": FilePath(),
+        "num_workers": Range(at_least=0, at_most=1024, whole=True),
+        "max_unreadable": COUNT_OR_NONE,
+        "test_resize": PIXELS,
+        "rand_augment_layers": Range(at_least=0, at_most=100, whole=True),
+        "timeout_seconds": SECONDS,
+        "rand_augment_magnitude": Range(at_least=0, at_most=30, whole=True),
+        "random_erasing": Range(at_least=0, at_most=1),
+        "interpolation": OneOf(("bilinear", "bicubic")),
+    },
+    "train": {
+        "epochs": COUNT,
+        "max_steps": COUNT_OR_NONE,
+        "global_batch_size": COUNT,
+        "accumulation_steps": COUNT,
+        "cross_entropy_weight": NOT_NEGATIVE,
+        "dice_weight": NOT_NEGATIVE,
+        "ema": Range(above=0, below=1),
+        "num_devices": Range(at_least=1, at_most=2**16, whole=True),
+        "rank_timeout": SECONDS,
+        "max_time": Duration(),
+        "early_stopping_epochs": COUNT,
+        "evaluate_every_epochs": COUNT,
+        "log_every_steps": COUNT,
+        "checkpoint_every_epochs": COUNT,
+        "checkpoint_every_steps": COUNT,
+        "checkpoint_every_minutes": POSITIVE,
+        "keep_best": Range(at_least=1, at_most=1000, whole=True),
+        "on_divergence": OneOf(("stop", "skip", "restore")),
+        "max_divergences": COUNT,
+        "divergence_lr_factor": Range(above=0, at_most=1),
+        "precision": OneOf(("auto", "fp32", "bf16", "tf32", "fp16")),
+        "device": OneOf(("auto", "cpu", "cuda")),
+    },
+    "": {
+        "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
+        "probe_every_epochs": COUNT,
+        "probe_at": Each(COUNT_OR_NONE),
+    },
+    "probe.activation_statistics": {"num_batches": COUNT},
+    "probe.class_gradients": {"num_batches": COUNT},
+    "probe.signal_propagation": {"num_batches": COUNT, "skipinit_gain": Range(at_least=-LARGEST, at_most=LARGEST)},
+    "probe.train_eval_discrepancy": {"num_batches": COUNT},
+    "probe.gradient_histogram": {
+        "num_batches": COUNT,
+        "num_bins": Range(at_least=1, at_most=10**6, whole=True),
+        "tail_share": Range(above=0, below=1),
+    },
+    "probe.loss_landscape": {
+        "num_batches": COUNT,
+        "exponents": Each(Range(at_least=-30, at_most=30)),
+        "num_steps": Range(at_least=2, at_most=10**5, whole=True),
+        "exploded": Range(above=1, at_most=LARGEST),
+    },
+    "probe.divergence_trace": {
+        "num_batches": COUNT,
+        "lr": POSITIVE,
+        "steps": Range(at_least=1, at_most=10**4, whole=True),
+        "parts": CHANNELS,
+    },
+    "probe.gradient_terms": {"num_batches": COUNT, "chunk_size": COUNT},
+    "probe.clipping": {"num_batches": COUNT, "clip": POSITIVE, "eps": POSITIVE},
+    "probe.sharpness": {
+        "num_batches": COUNT,
+        "mode": OneOf(("train", "eval")),
+        "tolerance": POSITIVE,
+        "max_iterations": COUNT,
+        "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
+    },
+    "paths": {"outputs": FilePath(), "methods": FilePath()},
+    "wandb": {
+        "mode": OneOf(("offline", "online", "disabled")),
+        "project": Text(128, without="/\\#?%:"),
+        "entity": Text(128),
+        "group": Text(128),
+        "tags": Each(Text(64)),
+    },
+}
+
+
+NULLABLE = {("train", key) for key in ("max_steps", "max_time", "early_stopping_epochs", "ema")}
+NULLABLE |= {("train", "checkpoint_every_steps"), ("train", "checkpoint_every_minutes"), ("model", "dropout")}
+NULLABLE |= {("optimizer", "lr_batch_size"), ("dataset", "test_size"), ("dataset", "ignore_label")}
+NULLABLE |= {("dataset", "num_workers"), ("", "probe_every_epochs")}
+NULLABLE |= {("model", "pretrained"), ("paths", "methods")}
+NULLABLE |= {("wandb", "entity"), ("wandb", "group"), ("probe.signal_propagation", "skipinit_gain")}
+
+
+def check(node: str, **settings: object) -> None:
+    """Raise a ValueError that names the first of `settings` outside its range; those in `NULLABLE` may be None."""
+    for key, value in settings.items():
+        limit = LIMITS.get(node, {}).get(key)
+        if value is None and (node, key) in NULLABLE:
+            continue
+        if limit is not None and value not in limit:
+            hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
+            spoken = shown(value) if isinstance(limit, Each) else value
+            raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={spoken}: {limit}.{hint}".rstrip())
+
+
+def did_you_mean(word: str, choices: object) -> str:
+    """`Did you mean x?` for the nearest of `choices`, or an empty string."""
+    near = get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,139 @@
+"""The kinds of ranges that a setting may have: numbers, words, texts, paths, times, and lists of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+
+LARGEST = 10**9  # what is larger is a slip, and beyond what torch and the memory can take
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers; `None` leaves an end open to infinity, `above` and `below` exclude their end.
+
+    `whole` takes whole numbers only.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        return (
+            value == value
+            and abs(value) != inf  # a NaN lies in no interval, and infinity is no setting
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        above = "-inf" if self.above is None else self.above
+        below = "inf" if self.below is None else self.below
+        low = f"({above}" if self.at_least is None else f"[{_plain(self.at_least)}"
+        high = f"{below})" if self.at_most is None else f"{_plain(self.at_most)}]"
+        return f"it must {'be a whole number' if self.whole else 'lie'} in {low}, {high}"
+
+
+def _plain(number: float) -> str:
+    return "10^9" if number == LARGEST else f"{number}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few words or numbers."""
+
+    choices: tuple[str | int, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.choices
+
+    def __str__(self) -> str:
+        return f"it must be one of {', '.join(map(str, self.choices))}"
+
+
+@dataclass(frozen=True)
+class OrWord:
+    """A number of a range, or one word."""
+
+    range: Range
+    word: str
+
+    def __contains__(self, value: object) -> bool:
+        return value == self.word or value in self.range
+
+    def __str__(self) -> str:
+        return f"{self.range}, or be {self.word}"
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list, or a mapping's values, each of which lies in a range."""
+
+    entries: Range | Text
+
+    def __contains__(self, value: object) -> bool:
+        return all(entry in self.entries for entry in (value.values() if isinstance(value, Mapping) else value))
+
+    def __str__(self) -> str:
+        return str(self.entries).replace("it must", "each entry must", 1)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of up to `at_most` characters, without some."""
+
+    at_most: int
+    without: str = ""
+
+    def __contains__(self, value: object) -> bool:
+        return 0 < len(str(value)) <= self.at_most and not {*str(value)} & {*self.without}
+
+    def __str__(self) -> str:
+        without = f", none of them {' '.join(self.without)}" if self.without else ""
+        return f"it must have 1 to {self.at_most} characters{without}"
+
+
+@dataclass(frozen=True)
+class FilePath:
+    """The path of a file or a folder, there or not."""
+
+    def __contains__(self, value: object) -> bool:
+        path = os.fsencode(str(value))
+        return 0 < len(path) < 4096 and all(len(part) <= 255 for part in path.split(b"/")) and b"\0" not in path
+
+    def __str__(self) -> str:
+        return "it must be a path of at most 4095 bytes, 255 in each of its parts"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A time with its units, which a bare number would leave to be guessed."""
+
+    def __contains__(self, value: object) -> bool:
+        return 0 < seconds_of(str(value)) <= LARGEST
+
+    def __str__(self) -> str:
+        return "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds of a time as in 1.5h, 90min, 2h30min or 45s; 0 for what is none.
+
+    >>> from runner.config.ranges import seconds_of
+    >>> seconds_of("2h30min"), seconds_of("90")
+    (9000.0, 0.0)
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}min)?(?:{number}s)?", duration)
+    parts = match.groups(default="0") if match else ()
+    return float(sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=bool(parts))))

@@ -1,0 +1,51 @@
+"""The classes that a configuration names by `_target_`, and which of them may be imported.
+
+A name may walk: `torch.os.system` begins with torch. So a name is never looked up step by step. What stands before
+the last dot must be a module, which is imported, and the last part a class that is defined in the same package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from runner.config.text import SettingError
+
+TARGET = "_target_"
+METHOD_PACKAGE = "runner.methods"
+
+
+def targets_in(settings: object, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` in settings (plain data), at any depth, with its place: `agc._target_`."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            where = f"{place}.{key}" if place else str(key)
+            if key == TARGET:
+                yield where, str(value)
+            yield from targets_in(value, where)
+    elif isinstance(settings, (list, tuple)):
+        for number, value in enumerate(settings):
+            yield from targets_in(value, f"{place}.{number}")
+
+
+def check_target(place: str, target: str, packages: Sequence[str], *, what: str = "a method") -> None:
+    """Raise a SettingError unless `target` names a module and a class below one of `packages`; our own come first."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+        raise SettingError(f"{place}={target}: it must name a module and a class in it, as in my_method.MyMethod.")
+    if package_of(target, packages) is None:
+        first = target.partition(".")[0]
+        raise SettingError(
+            f"{place}={target}: {what} must come from {packages[0]} or from a package that you allow on the command "
+            f"line; add paths.allowed_packages=[{first}]."
+        )
+
+
+def package_of(name: str, packages: Sequence[str]) -> str | None:
+    """The one of `packages` that the full name of a class lies below."""
+    return next((package for package in packages if name.startswith(f"{package}.")), None)
+
+
+def check_defined(found: type, target: str) -> None:
+    """Raise a ValueError if a class is defined in another package than the one that its name leads through."""
+    if found.__module__.partition(".")[0] != target.partition(".")[0]:
+        raise ValueError(f"this is {found.__module__}.{found.__qualname__}, a class of another package")

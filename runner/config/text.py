@@ -1,0 +1,108 @@
+"""A setting in words: as the command line takes it, when two are the same, and the error that names a wrong one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+LONGEST_VALUE = 120  # characters of a value that a message repeats
+LONGEST_MESSAGE = 2000
+
+
+class SettingError(ValueError):
+    """A wrong setting: the message names the key, the value and the remedy. Ends a program with exit code 2."""
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it.
+
+    >>> from runner.config.text import shown
+    >>> shown([None, True, {"layer4": 0.02}])
+    '[null,true,{layer4:0.02}]'
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(shown(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """`text` in printable characters alone, so that it can neither break a line nor command the terminal.
+
+    >>> from runner.config.text import visible
+    >>> visible("two\\nlines, \\x1b[31mred")
+    'two\\\\nlines, \\\\x1b[31mred'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def override_key(word: str) -> str:
+    """The key that an override of the command line sets.
+
+    >>> from runner.config.text import override_key
+    >>> override_key("+agc.clip=0.01")
+    'agc.clip'
+    """
+    return word.partition("=")[0].lstrip("+~")
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """`text`, without its middle if it is longer than `most` characters."""
+    left_out = len(text) - most
+    return text if left_out <= 0 else f"{text[: most * 2 // 3]}...({left_out} more)...{text[-most // 3 :]}"
+
+
+def one_line(message: str, words: Sequence[str] = ()) -> str:
+    """A message for the terminal: one line, printable, of the values of `words` no more than a part of a line each.
+
+    >>> from runner.config.text import one_line
+    >>> one_line("name=" + "x" * 300 + ": too long")
+    'name=xxx...: too long'
+    """
+    message = visible(message)
+    for word in words:
+        typed = visible(word.partition("=")[2])
+        for value in (typed, typed.strip("'\"[]{}")):
+            if len(value) > LONGEST_VALUE:
+                message = message.replace(value, shortened(value))
+    message = re.sub(rf"[^\s]{{{2 * LONGEST_VALUE},}}", lambda found: shortened(found[0]), message)
+    return shortened(message, LONGEST_MESSAGE)
+
+
+def same_value(a: str, b: str) -> bool:
+    """Whether two values of an override are one and the same setting.
+
+    >>> from runner.config.text import same_value
+    >>> same_value("0.10", "1e-1"), same_value("[agc]", "agc"), same_value("agc", "none")
+    (True, True, False)
+    """
+    return canonical(a) == canonical(b)
+
+
+@lru_cache(maxsize=10_000)
+def canonical(value: str) -> object:
+    """A hashable stand-in for a value of an override, equal for two that are the same setting.
+
+    A number is a float, a list a tuple, a list of one entry that entry; all else is text without quotes.
+    """
+    text = value.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    if text.startswith("[") and text.endswith("]"):
+        entries = tuple(canonical(entry) for entry in text[1:-1].split(",")) if text[1:-1].strip() else ()
+        return entries[0] if len(entries) == 1 else entries
+    if text.lower() in ("true", "false", "null"):
+        return text.lower()
+    try:
+        number = float(text)
+    except ValueError:
+        return re.sub(r"\s*([,:{}])\s*", r"\1", text)
+    return text.lower() if math.isnan(number) else number

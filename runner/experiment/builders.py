@@ -1,0 +1,168 @@
+"""From a configuration to the things of an experiment: each function takes the node it needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runner.config.text import SettingError
+from runner.data.cifar import cifar
+from runner.data.cluttered_digits import cluttered_digits
+from runner.data.dataset import Data
+from runner.data.digit_scenes import digit_scenes
+from runner.data.digits import digits
+from runner.data.image_folder import image_folder, imagenet
+from runner.data.mask_folder import ade20k, mask_folder
+from runner.data.random import random
+from runner.experiment.dry_run import watched
+from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
+from runner.layers.stem import stem_for
+from runner.methods.method import Method
+from runner.models import MODELS
+from runner.models.initialization import initialize
+from runner.models.pretrained import check_weights, fits, load_weights, read_weights
+from runner.optim import optimizers, schedules
+
+
+def build_data(node: DictConfig) -> Data:
+    """The data set; the jobs of a sweep share the one in memory."""
+    try:
+        settings = OmegaConf.to_container(node)
+        return _load_data(tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in settings.items()))
+    except (ValueError, FileNotFoundError) as error:
+        raise SettingError(str(error)) from None
+
+
+@lru_cache(maxsize=1)
+def _load_data(settings: tuple[tuple[str, object], ...]) -> Data:
+    settings = dict(settings)
+    name = settings.pop("name")
+    families = {"digits": digits, "cluttered_digits": cluttered_digits, "random": random}
+    families |= {"digit_scenes": digit_scenes, "mask_folder": mask_folder, "ade20k": ade20k}
+    families |= {"image_folder": image_folder, "imagenet": imagenet}
+    families |= {"cifar10": cifar, "cifar100": cifar}
+    return families[name](name, **settings) if families[name] is cifar else families[name](**settings)
+
+
+def choose_stem(node: DictConfig, data: Data) -> None:
+    """Put the stem that suits the images in the place of `model.stem=auto`."""
+    if node.get("stem") == "auto":
+        node.stem = stem_for(data.image_size)
+
+
+def build_model(node: DictConfig, *, num_classes: int) -> nn.Module:
+    """The model before any method is applied, without the weights of `model.pretrained`."""
+    settings = OmegaConf.to_container(node)
+    name, scheme, layers = (settings.pop(key) for key in ("name", "initialization", "initialized_layers"))
+    for key in ("pretrained", "methods_on"):  # see build_changed_model
+        settings.pop(key, None)
+    model = MODELS[name](num_classes=num_classes, **settings)
+    initialize(model, scheme, layers=layers)
+    return model
+
+
+def build_optimizer(node: DictConfig, model: nn.Module, *, global_batch_size: int) -> Optimizer:
+    """The optimizer over all parameters of the model, after surgery; its rate scaled to the batch if so set."""
+    settings = OmegaConf.to_container(node)
+    builder = {"sgd": optimizers.sgd, "adamw": optimizers.adamw, "lars": optimizers.lars}[settings.pop("name")]
+    batch_sizes = {"global_batch_size": global_batch_size, "lr_batch_size": settings.pop("lr_batch_size")}
+    settings["lr"] = optimizers.scaled_lr(settings["lr"], **batch_sizes)
+    decay = {key: settings.pop(key) for key in ("weight_decay", "decay_norm_and_bias")}
+    return builder(optimizers.parameter_groups(model, **decay), **settings)
+
+
+def build_schedule(node: DictConfig, *, total_steps: int, steps_per_epoch: int) -> schedules.Share:
+    """The learning rate's share of `optimizer.lr` by step."""
+    settings = OmegaConf.to_container(node)
+    for key in ("patience", "max_doublings"):  # those of `build_plateau_rule`
+        settings.pop(key, None)
+    make = schedules.SCHEDULES[settings.pop("name")]
+    return make(total_steps, math.ceil(settings.pop("warmup_epochs") * steps_per_epoch), **settings)
+
+
+def build_plateau_rule(node: DictConfig) -> schedules.PlateauRule | None:
+    """The rule by which the number of epochs is doubled, if the schedule has one."""
+    if node.name != "plateau":
+        return None
+    return schedules.PlateauRule(
+        first_milestone=node.milestones[0], patience=node.patience, max_doublings=node.max_doublings
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model with its methods; how many modules each has changed; and what there is to say of its first weights."""
+
+    model: nn.Module
+    methods: dict[str, Method]
+    counts: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def build_changed_model(
+    config: DictConfig, *, num_classes: int, example_input: Tensor, pretrained: bool = True
+) -> Built:
+    """The model, with the weights of `model.pretrained` unless told otherwise, and then its methods.
+
+    Weights that fit the model only once its methods have changed it are loaded after them. Under torch's meta device
+    it is checked that they fit, and nothing is copied. Raises ValueError where model, methods, weights and input do
+    not fit.
+    """
+    model, methods = build_model(config.model, num_classes=num_classes), build_methods(config)
+    load = check_weights if example_input.is_meta else load_weights
+    source = config.model.pretrained if pretrained else None
+    with torch.device("cpu"):
+        weights = None if source is None else read_weights(source, config.model.name)
+    loaded = load(model, weights) if weights and fits(model, weights) else None
+    counts = apply_methods(
+        methods,
+        model,
+        example_input,
+        config.seed,
+        part=config.model.get("methods_on", "all"),
+        conf_folders=conf_folders_of(config),
+    )
+    if weights and loaded is None:
+        loaded = load(model, weights)
+    return Built(model, methods, counts, loaded.notes if loaded else ())
+
+
+def build_meta(config: DictConfig, data: Data) -> tuple[Built, int, int]:
+    """The model with its methods on torch's meta device: nothing is computed and no memory is taken.
+
+    Returns it, the multiply-adds of one image and the numbers that a training step keeps of it. Raises SettingError
+    where settings and image size do not fit.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with torch.device("meta"):
+            example_input = data.example_input()
+            built = build_changed_model(
+                config,
+                num_classes=data.num_classes,
+                example_input=example_input,
+                pretrained=config.resume is None,
+            )
+            with (
+                FlopCounterMode(display=False) as counter,
+                watched(built.model, config.train) as kept,
+                torch.no_grad(),
+            ):
+                built.model.eval()(example_input)
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError(f"{error} (model={config.model.name})") from None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingError(
+            f"model={config.model.name}: it does not take images of {data.image_size} pixels ({reason})."
+        ) from None
+    return built, counter.get_total_flops() // (2 * len(example_input)), round(kept.numbers)

@@ -1,0 +1,128 @@
+"""The check of a configuration against what it names: the data, the model, its methods, the device."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from omegaconf import DictConfig, ListConfig
+from torch import nn
+
+from runner.config.text import SettingError
+from runner.config.validation import method_nodes
+from runner.data.dataset import Data, check_batch_size
+from runner.experiment import builders
+from runner.experiment.memory import FLOAT, check_memory, of_parameters
+from runner.probes.layers import pick
+from runner.training.precision import Precision, choose_device
+from runner.training.tasks import Task, task_of
+
+# bytes of a pixel, at the least, of the data sets that lie in memory and come in any size; 3 channels
+BYTES_OF_A_PIXEL = {"random": 3 * 4, "digits": 3 * 8}
+NUM_DIGITS = 1797
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check of a configuration found out on the way."""
+
+    data: Data
+    task: Task
+    precision: Precision
+    built: builders.Built  # on torch's meta device, without memory; a run makes its own
+    multiply_adds: int
+    chosen: list[str]  # the names of the chosen methods in the order in which they are applied
+
+    @property
+    def num_params(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.built.model.parameters())
+
+
+def check(config: DictConfig) -> Checked:
+    """Everything that can be wrong with a configuration before a run begins. Raises SettingError; writes nothing.
+
+    Puts the stem that was chosen in the place of `model.stem=auto`.
+    """
+    if config.train.deterministic:
+        # Else cuBLAS may add in any order. It reads this once in a process: before the first job of a sweep begins.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        precision = Precision(config.train.precision, choose_device(config.train.device))
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    _check_num_devices(config.train.num_devices, precision.device)
+    _check_images(config.dataset)
+    # the jobs of a sweep share the data, and each finds its own unreadable files
+    data = builders.build_data(config.dataset)
+    data = replace(data, unreadable=dict(data.unreadable))
+    builders.choose_stem(config.model, data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the run applies the methods again, and shows them
+            built, multiply_adds, kept = builders.build_meta(config, data)
+        check_batch_size(config.train.global_batch_size, data)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    _check_step(config, data, built, kept, precision)
+    _check_probes(config.probe, built.model)
+    chosen = [name for name in built.methods if name in method_nodes(config)]
+    return Checked(data, task_of(data, config.train), precision, built, multiply_adds, chosen)
+
+
+def _check_num_devices(number: int, device: torch.device) -> None:
+    """Raise a SettingError if this machine has fewer GPUs than the run's processes here."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", number))  # torchrun may have started others elsewhere
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SettingError(
+            f"train.num_devices={number}: torch sees {count} GPU{'s' if count > 1 else ''} here. Choose at most "
+            f"{count}, or train.device=cpu."
+        )
+
+
+def _check_images(dataset: DictConfig) -> None:
+    """Raise a SettingError if a data set that lies in memory is too large for it."""
+    if dataset.name not in BYTES_OF_A_PIXEL:
+        return
+    number = 3 * dataset.num_images // 2 if "num_images" in dataset else NUM_DIGITS
+    setting = f"dataset.image_size={dataset.image_size}"
+    if "num_images" in dataset:
+        setting = f"dataset.num_images={dataset.num_images} with {setting}"
+    needed = number * BYTES_OF_A_PIXEL[dataset.name] * dataset.image_size**2
+    check_memory(setting, needed, torch.device("cpu"), "Choose fewer or smaller images.")
+
+
+def _check_step(config: DictConfig, data: Data, built: builders.Built, kept: int, precision: Precision) -> None:
+    """Raise a SettingError if the weights, or what a training step keeps, are too large for the device's memory."""
+    train, device = config.train, precision.device
+    num_params = sum(parameter.numel() for parameter in built.model.parameters())
+    weights = of_parameters(num_params, config.optimizer.name, average=train.ema is not None)
+    size = f"model={config.model.name}"
+    if "width" in config.model:
+        size += f" with model.width={config.model.width:g}"
+    check_memory(f"{size} and {data.num_classes} classes", weights, device, "Choose a smaller model.")
+    batch = train.global_batch_size // train.num_devices
+    image = FLOAT * len(data.mean) * data.image_size**2
+    activations = (2 if precision.name in ("bf16", "fp16") else FLOAT) * kept
+    needed = weights + batch * image + batch // train.accumulation_steps * activations
+    check_memory(
+        f"train.global_batch_size={train.global_batch_size} of {data.image_size}x{data.image_size} pixels",
+        needed,
+        device,
+        "Choose fewer images, smaller ones, or more train.accumulation_steps.",
+    )
+
+
+def _check_probes(probes: DictConfig, model: nn.Module) -> None:
+    """Raise a SettingError for a layer of a probe that the model does not have."""
+    for name, settings in probes.items():
+        for key in ("layer", "layers"):
+            layers = settings.get(key)
+            for layer in layers if isinstance(layers, ListConfig) else [layers]:
+                try:
+                    _ = layer is None or pick(model, layer)
+                except ValueError as error:
+                    raise SettingError(f"probe.{name}.{key}: {error}") from None

@@ -1,0 +1,164 @@
+"""Where a run goes, and from which checkpoint: a new folder, one to go on with, the folder of a sweep's job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from runner.config.text import SettingError
+from runner.config.trust import without_places
+from runner.experiment.resume import NothingLeft, latest_checkpoint, new_folder
+from runner.files.atomic import remove_temporary
+from runner.files.readers import Unreadable, read_yaml_mapping
+from runner.methods.method import Method
+from runner.results.job import Job
+from runner.results.record import Known, Record, digest, plain
+from runner.results.run_folder import RunFolder
+from runner.results.run_lock import Taken, hold, sign
+from runner.results.run_state import RESULTS
+from runner.tracking.metrics_log import MetricsLog
+from runner.training.checkpoint import Latest
+
+
+@dataclass
+class Entry:
+    """A run's folder, held for this process until `held` is closed, and its newest checkpoint if it goes on from one.
+
+    `done` is the status of a run that has nothing left to do, and is not to be run again.
+    """
+
+    folder: RunFolder
+    latest: Latest | None = None
+    known: Known = field(default_factory=Known)
+    notes: tuple[str, ...] = ()  # on what is odd in the folder, and no reason to refuse it
+    done: str | None = None
+    held: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    @property
+    def checkpoint(self) -> dict | None:
+        """What the run goes on from."""
+        return self.latest.checkpoint if self.latest else None
+
+    def record(self, settings: Mapping, overrides: Sequence[str], new_id: str) -> Record:
+        """The record of the run as it goes on, or under `new_id` as it begins."""
+        earlier = self.known.record
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        if self.checkpoint is not None:
+            new_id, time = self.checkpoint["about"]["wandb_id"], earlier.time if earlier else time
+        try:
+            before = digest(plain(read_yaml_mapping(self.folder.config), self.folder.config))
+        except Unreadable:
+            before = None
+        return Record(new_id, time, plain(settings, "the settings"), tuple(overrides), before)
+
+    def passed_over(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides of the run so far on where things go that nobody typed again."""
+        record = self.known.record
+        if record is None or self.checkpoint is None:
+            return []
+        typed = {word.partition("=")[0] for word in overrides}
+        kept = without_places(record.overrides)
+        return [word for word in record.overrides if word not in kept and word.partition("=")[0] not in typed]
+
+    def clear(self) -> None:
+        """Take away what an attempt that died has left: halves of files, and the word of how it ended."""
+        folder = self.folder
+        sign(folder.path)
+        folder.checkpoints.mkdir(exist_ok=True)
+        for path in (folder.path, folder.checkpoints, folder.probes):
+            remove_temporary(path)
+        folder.error.unlink(missing_ok=True)
+        folder.summary.unlink(missing_ok=True)
+        if self.latest and self.latest.damaged:  # else it would become the generation before the next one
+            last = folder.checkpoint("last")
+            last.replace(last.with_suffix(".damaged"))
+
+
+def enter(
+    settings: Mapping,
+    overrides: Sequence[str],
+    job: Job | None,
+    name: str,
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    device: torch.device,
+) -> Entry:
+    """Take a folder for a run; nothing in it is changed yet.
+
+    `settings` is the configuration as plain data, `overrides` is what led to it; `name` is that of a new folder, to
+    which a number is added if it is taken. `model` and `methods` are what a checkpoint must fit. Raises SettingError
+    if no folder can be made, if another process works on it, and if what lies there does not fit the settings.
+    """
+    outputs, resume = settings["paths"]["outputs"], settings["resume"]
+    runs = Path(outputs) / "runs"
+    if resume is not None:
+        found = _held(Entry(RunFolder(Path(resume))), f"resume={resume}")
+        return _latest(found, settings, model, methods, device, source=f"resume={resume}", overrides=overrides)
+    if job is not None:  # whoever runs a sweep holds its jobs' folders
+        job.path.mkdir(parents=True, exist_ok=True)
+        found = Entry(RunFolder(job.path))
+        return _latest(found, settings, model, methods, device, source=str(job.path), again=True)
+    if settings["train"]["auto_resume"] and (runs / name).is_dir():
+        found = _held(Entry(RunFolder(runs / name)), "train.auto_resume=true")
+        return _latest(found, settings, model, methods, device, source="train.auto_resume=true", again=True)
+    return _held(Entry(new_folder(runs, name, outputs)), f"name={name}")
+
+
+def _latest(
+    entry: Entry,
+    settings: Mapping,
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    device: torch.device,
+    *,
+    source: str,
+    again: bool = False,
+    overrides: Sequence[str] | None = None,
+) -> Entry:
+    """With the newest checkpoint; `again` says that the run may have come to its end, which is no mistake then."""
+    folder = entry.folder
+    status = folder.read_summary().get("status")
+    try:
+        folder.check()
+        if again and status == "diverged":
+            entry.done = status
+            return entry
+        entry.latest, entry.known = latest_checkpoint(
+            folder, settings, model, methods, device=device, overrides=overrides
+        )
+        entry.notes = entry.known.notes
+        if entry.latest is None and status in RESULTS:
+            raise NothingLeft(f"{folder.checkpoint('last')} is missing, without which a finished run cannot go on.")
+        if entry.latest:  # else the run begins anew, and the rows go
+            entry.notes = (*entry.notes, *_rows_missing(folder, entry.latest.checkpoint["progress"]))
+    except ValueError as error:
+        if again and isinstance(error, NothingLeft) and status in RESULTS:
+            entry.done = status
+            return entry
+        entry.held.close()
+        raise SettingError(f"{source}: {error}") from None
+    return entry
+
+
+def _rows_missing(folder: RunFolder, progress: Mapping) -> list[str]:
+    """That metrics.jsonl has not the rows that were there at the checkpoint. Raises Unreadable for a damaged line."""
+    found, expected = MetricsLog.count(folder.metrics, progress["step"]), progress.get("rows", 0)
+    if found == expected or expected == 0:
+        return []
+    return [f"{folder.metrics} has {found} rows up to step {progress['step']}, where {expected} were written."]
+
+
+def _held(entry: Entry, source: str) -> Entry:
+    try:
+        entry.held.enter_context(hold(entry.folder.path, signed=False))
+    except Taken as error:
+        raise SettingError(f"{source}: {error} Wait for it, or name another folder.") from None
+    except OSError as error:
+        raise SettingError(f"{source}: {entry.folder.path} cannot be used ({error.strerror or error}).") from None
+    return entry

@@ -1,0 +1,89 @@
+"""The model of a run that was trained before, from its folder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config.text import SettingError, shown
+from runner.config.trust import PLACES, Allowed, refuse_resolvers
+from runner.config.validation import CONF, validate, with_defaults
+from runner.experiment import builders
+from runner.experiment.resume import check_fit, check_settings, check_state, older_settings
+from runner.files.readers import is_there
+from runner.results.record import known_run, record_in
+from runner.results.run_folder import RunFolder
+from runner.training.checkpoint import load_checkpoint, restore_model
+from runner.training.checkpoint_content import check_weights
+
+
+def load_run(
+    folder: str | Path,
+    checkpoint: str = "best",
+    *,
+    methods: str | Path | None = None,
+    allowed_packages: Sequence[str] = (),
+) -> tuple[torch.nn.Module, DictConfig]:
+    """The trained model of a run folder, on the CPU and ready for evaluation, and the run's configuration.
+
+    `checkpoint` is "best" (chosen on the validation split) or "last". A run with methods of your own needs their folder
+    `methods` and the `allowed_packages` again: nothing that lies in the folder can allow them. Raises ValueError if the
+    folder holds no run, or no such checkpoint.
+    """
+    folder = RunFolder(Path(folder))
+    path = folder.checkpoint(checkpoint)
+    if not any(map(is_there, (folder.config, folder.record, path))):
+        raise ValueError(f"{folder.path}: no run lies there ({folder.record.name} is missing).")
+    saved = load_checkpoint(path, check=check_weights)
+    known = known_run(folder.path, {path: saved})
+    for note in known.notes:
+        warnings.warn(note, stacklevel=2)
+    settings = known.record.settings if known.record else older_settings(folder)
+    allowed = Allowed(tuple(allowed_packages), Path(methods).resolve() if methods else None)
+    config = from_file(settings, folder.path, allowed)
+    if own := record_in(saved, path):
+        check_settings(own.settings, settings, saved["methods"])
+    with torch.device("meta"):  # so that settings which ask for more than the checkpoint holds take no memory
+        trial = _build(config, saved["about"])
+    check_fit(saved, trial.model, config.optimizer.name)
+    check_state(saved, trial.methods)
+    built = _build(config, saved["about"])
+    averaged = {"model": saved["ema"]["model"]} if "ema" in saved else {}  # what an evaluation of last.pt looks at
+    restore_model({**saved, **averaged}, built.model, built.methods)
+    return built.model.eval(), config
+
+
+def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> DictConfig:
+    """Settings that a run's folder or checkpoint tells, as a validated configuration. Raises SettingError.
+
+    What chooses where things go is as by default: that is for the command line to say.
+    """
+    refuse_resolvers(settings, folder)
+    settings = json.loads(json.dumps(settings))
+    for key, default in OmegaConf.load(CONF / "config.yaml").items():
+        if isinstance(default, DictConfig) and not isinstance(settings.get(key, {}), Mapping):
+            raise SettingError(f"{folder}: {key}={shown(settings[key])}: it must be a group of settings.")
+    for node, _, name in (key.partition(".") for key in PLACES):
+        settings.get(node, {}).pop(name, None)
+    try:
+        config = with_defaults(OmegaConf.create(settings))
+    except (OmegaConfBaseException, TypeError) as error:  # a list in the place of a mapping, say
+        raise SettingError(f"{folder}: its settings cannot be used ({str(error).splitlines()[0]}).") from None
+    return validate(allowed.put_in(config, folder))
+
+
+def _build(config: DictConfig, about: Mapping) -> builders.Built:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the run showed them when it began
+        return builders.build_changed_model(
+            config,
+            num_classes=about["num_classes"],
+            example_input=torch.zeros(2, 3, about["image_size"], about["image_size"]),
+            pretrained=False,
+        )

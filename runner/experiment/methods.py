@@ -1,0 +1,114 @@
+"""The chosen methods of an experiment: made from their nodes, and applied in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from runner.config.extensions import import_class
+from runner.config.targets import check_defined
+from runner.config.text import SettingError
+from runner.config.validation import CONF, METHOD_GROUPS, method_nodes, methods_folder
+from runner.methods.method import Method
+from runner.methods.sync_batchnorm import SyncBatchNorm
+
+NOTHING_TO_CHANGE = "nothing to change"  # how runner.layers.surgery begins the one message that has no remedy
+CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers
+
+
+def build_methods(config: DictConfig) -> dict[str, Method]:
+    """The selected methods in the order in which they are applied. Raises SettingError where one cannot be made."""
+    folder = config.paths.methods and methods_folder(config.paths.methods)
+    methods = {}
+    for name, node in method_nodes(config).items():
+        settings = OmegaConf.to_container(node)
+        target = settings.pop("_target_")
+        try:
+            found = method_class(target, folder)
+        except ValueError as error:
+            raise SettingError(f"{name}._target_={target}: {error}.") from None
+        try:
+            methods[name] = found(**settings)
+        except TypeError as error:
+            raise SettingError(f"{name}._target_={target}: cannot be made into a method ({error}).") from None
+        except ValueError as error:
+            raise SettingError(_with_key(name, error, conf_folders_of(config))) from None
+    if config.train.sync_batchnorm:
+        methods["sync_batchnorm"] = SyncBatchNorm()
+    return dict(sorted(methods.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def method_class(target: str, folder: Path | None) -> type[Method]:
+    """The class of a method, which has all the places of `Method`. Raises ValueError."""
+    found = import_class(target, folder)
+    check_defined(found, target)
+    missing = [place for place in vars(Method) if not place.startswith("_") and not hasattr(found, place)]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}; derive the class from runner.methods.method.Method")
+    return found
+
+
+def apply_methods(
+    methods: dict[str, Method],
+    model: nn.Module,
+    example_input: Tensor,
+    seed: int,
+    *,
+    part: str = "all",
+    conf_folders: Sequence[Path] = (CONF,),
+) -> dict[str, int]:
+    """Apply each method to the model; returns how many modules each has changed.
+
+    `part` of a model that has a `backbone` and a `head` is where norms and other layers are changed; "all" is both.
+    Methods that act elsewhere see the whole model. ValueError, with the choice of the method, where it does not suit
+    the model.
+    """
+    counts = {}
+    for name, method in methods.items():
+        try:
+            if part == "all" or method.order >= CHANGES_LAYERS:
+                counts[name] = method.apply(model, example_input, seed)
+            elif part == "backbone":
+                counts[name] = method.apply(model.backbone, example_input, seed)
+            else:
+                counts[name] = method.apply(model.head, _features(model, example_input), seed)
+        except ValueError as error:
+            raise ValueError(_with_key(name, error, conf_folders)) from None
+    return counts
+
+
+def _features(model: nn.Module, example_input: Tensor) -> tuple[Tensor, ...]:
+    """What the head is given; the model is as it was."""
+    was_training = model.training
+    model.backbone.eval()
+    with torch.no_grad():
+        features = model.backbone(example_input)
+    model.backbone.train(was_training)
+    return features
+
+
+def conf_folders_of(config: DictConfig) -> list[Path]:
+    """The folders in which a method's YAML file may lie."""
+    return [CONF, *([methods_folder(config.paths.methods)] if config.paths.methods else [])]
+
+
+def _with_key(method: str, error: ValueError, conf_folders: Sequence[Path]) -> str:
+    """The message with the choice of the method in front, if it names no setting of it, and with a remedy."""
+    message = str(error).removesuffix(".")
+    if message.startswith(f"{method}."):
+        return str(error)
+    remedy = "Choose a method that suits the model." if message.startswith(NOTHING_TO_CHANGE) else ""
+    return f"{_choice(method, conf_folders)}: {message.removeprefix(f'{method}: ')}. {remedy}".rstrip()
+
+
+def _choice(method: str, conf_folders: Sequence[Path]) -> str:
+    """How the command line chose a method, as in `norm=agc`."""
+    if method == "sync_batchnorm":
+        return "train.sync_batchnorm=true"
+    folders = [folder / group for folder in conf_folders for group in METHOD_GROUPS]
+    group = next((folder.name for folder in folders if (folder / f"{method}.yaml").is_file()), None)
+    return f"{group}={method}" if group else method

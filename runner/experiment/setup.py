@@ -1,0 +1,130 @@
+"""From a checked configuration to the trainer that is about to run."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from runner.data.seeds import mixed_seed
+from runner.data.shares import Share
+from runner.distributed.collectives import num_ranks, over_ranks, rank
+from runner.experiment import builders
+from runner.experiment.check import Checked
+from runner.results.record import Record
+from runner.results.run_folder import RunFolder
+from runner.tracking.tracker import Tracker
+from runner.training.ema import Ema
+from runner.training.loop import Trainer
+from runner.training.plan import Plan
+from runner.training.probing import Prober
+
+PLANNED = ("max_time", "early_stopping_epochs", "evaluate_every_epochs", "checkpoint_every_epochs")
+PLANNED += ("checkpoint_every_minutes", "keep_best", "on_divergence", "max_divergences", "divergence_lr_factor")
+
+
+def prepare(
+    config: DictConfig,
+    checked: Checked,
+    folder: RunFolder,
+    checkpoint: dict | None,
+    record: Record | None,
+    tracker: Tracker,
+) -> Trainer:
+    """Model, surgery, device and memory format, optimizer, in this order; then the trainer over them."""
+    train, data, precision = config.train, checked.data, checked.precision
+    torch.manual_seed(config.seed)
+    set_backends(train.deterministic)
+    precision.set_backends()
+    device = precision.device
+    channels_last = precision.channels_last(train.channels_last)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        built = builders.build_changed_model(
+            config,
+            num_classes=data.num_classes,
+            example_input=data.example_input(),
+            pretrained=checkpoint is None,
+        )
+    for text in built.notes:
+        tracker.message(text)
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        tracker.message(text, "warning")
+    model, methods = built.model, built.methods
+    model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
+    ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
+    unused = any(method.leaves_unused for method in methods.values())
+    forward_model = over_ranks(model, device, unused_parameters=unused)
+    if train.compile:
+        # the gates of stochastic depth part a model into its blocks, which share their code: a graph a shape and draw
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        forward_model.compile()
+    if rank() > 0:  # else all ranks would drop the same units
+        torch.manual_seed(mixed_seed(config.seed, rank()))
+
+    share = Share(rank(), num_ranks(), train.accumulation_steps)
+    placing = {"device": device, "channels_last": channels_last}
+    batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, share=share, **placing)
+    steps_per_epoch = len(batches)
+    plan = Plan(
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        accumulation_steps=train.accumulation_steps,
+        log_every_steps=train.log_every_steps,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+        last=folder.checkpoint("last"),
+        best=folder.checkpoint("best"),
+        about={
+            "wandb_id": record.id if record else "",  # without a record: of a rank that writes no checkpoint
+            "record": record.text if record else None,
+            "num_classes": data.num_classes,
+            "image_size": data.image_size,
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+            "optimizer": config.optimizer.name,
+        },
+        share_of=lambda total_steps: builders.build_schedule(
+            config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        ),
+        plateau=builders.build_plateau_rule(config.schedule),
+        **{key: train[key] for key in PLANNED},
+    )
+    prober = None
+    if config.probe:
+        whole = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, **placing)
+        prober = Prober(
+            OmegaConf.to_container(config.probe),
+            at=config.probe_at,
+            every_epochs=config.probe_every_epochs,
+            train_batches=whole,
+            loss=checked.task.loss,
+            folder=folder.probes,
+            tracker=tracker,
+        )
+    return Trainer(
+        model,
+        optimizer,
+        methods,
+        batches,
+        data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, share=share, **placing),
+        task=checked.task,
+        plan=plan,
+        precision=precision,
+        tracker=tracker,
+        forward_model=forward_model,
+        ema=ema,
+        prober=prober,
+        checkpoint=checkpoint,
+    )
+
+
+def set_backends(deterministic: bool) -> None:
+    """Let cuDNN look for its fastest kernels, or take kernels that give the same bits each time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # every kernel writes all of its output: filling each new tensor with NaN first would only cost a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False

@@ -1,0 +1,148 @@
+"""A run in words: the rows that the console shows at its start and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from runner.config.text import shown
+from runner.config.validation import method_nodes
+from runner.data.dataset import Data
+from runner.data.first_look import unseen_text
+from runner.methods.method import Method
+from runner.optim.optimizers import scaled_lr
+from runner.tracking.console import SCORES, Rows, format_count, format_duration, format_lr, format_share
+from runner.training.precision import Precision
+
+
+def opening_rows(
+    config: DictConfig,
+    data: Data,
+    methods: Mapping[str, Method],
+    counts: Mapping[str, int],
+    *,
+    num_params: int,
+    multiply_adds: int,
+    precision: Precision,
+    folder: Path,
+    epochs_done: int | None = None,
+) -> Rows:
+    """Model, what each method changed, data, optimizer, device and folder. `epochs_done` is that of a resumed run."""
+    size = f"{format_count(num_params)} parameters, {format_count(multiply_adds)} multiply-adds an image"
+    stem = f", {config.model.stem} stem" if "stem" in config.model else ""
+    rows = [("model", f"{config.model.name}{stem}; {size}")]
+    for name, method in methods.items():
+        if name == "batchnorm" and "sync_batchnorm" in methods:
+            continue  # they are not left as they are
+        if idle(name, counts):
+            rows.append((name, "no batch norm in the model"))
+            continue
+        node = method_nodes(config).get(name, {})
+        settings = [
+            f"{key}={shown(value)}" for key, value in node.items() if key != "_target_" and value not in (None, [], {})
+        ]
+        changed = [f"{counts[name]} {method.counted}"] if counts[name] else []
+        rows.append((name, "; ".join([*changed, *([", ".join(settings)] if settings else [])])))
+    train, optimizer, schedule = config.train, config.optimizer, config.schedule
+    rate = scaled_lr(optimizer.lr, global_batch_size=train.global_batch_size, lr_batch_size=optimizer.lr_batch_size)
+    held_out = (
+        "the test split stands in for validation"
+        if data.validation_source == "test"
+        else (f"{len(data.validation):,} validation")
+    )
+    rows += [
+        (
+            "data",
+            f"{data.name}: {len(data.train):,} training, {held_out}, {len(data.test):,} test images of "
+            f"{data.image_size}x{data.image_size}, {data.num_classes} classes",
+        ),
+        (
+            "training",
+            f"{_epochs(train.epochs)}{f', at most {train.max_steps} steps' if train.max_steps else ''}, batch "
+            f"{train.global_batch_size}{_parts(train.accumulation_steps)}; {optimizer.name}, lr "
+            f"{format_lr(rate)}, weight decay {format_lr(optimizer.weight_decay)}; {schedule.name} schedule, "
+            f"{_epochs(schedule.warmup_epochs)} of warm-up{_average(train.ema)}",
+        ),
+        ("device", _device(precision)),
+        ("folder", str(folder)),
+    ]
+    if epochs_done is not None:
+        rows.append(("resumed", f"after epoch {epochs_done}"))
+    return rows
+
+
+def idle(name: str, counts: Mapping[str, int]) -> bool:
+    """Whether the method is `batchnorm`, which leaves a model's batch norms as they are, and the model has none."""
+    return name == "batchnorm" and not counts[name]
+
+
+def closing_rows(summary: Mapping, data: Data, folder: Path) -> Rows:
+    """The result, where it lies, and the error if there was one."""
+    rows = []
+    metrics, best = summary["metrics"], summary["best"]
+    score = next(iter(metrics))  # the task's
+    if summary["error"]:
+        rows.append(("reason", str(summary["error"])))
+    if metrics[score] is not None:
+        rows.append(("test", f"{SCORES[score]} {format_share(metrics[score])}, loss {metrics['loss']:.4f}"))
+    if best:
+        source = "test split, which stands in for validation" if data.validation_source == "test" else "validation"
+        rows.append(("best", f"{source}: {SCORES[score]} {format_share(best[score])} after epoch {best['epoch']}"))
+    if data.unreadable:
+        file, reason = next(iter(data.unreadable.items()))
+        number = len(data.unreadable)
+        rows.append(("unreadable", f"{number} file{'s' if number > 1 else ''} left out: {file} ({reason})"))
+    rows += [("unseen", unseen_text(split, names)) for split, names in data.unseen_classes().items() if names]
+    throughput = summary.get("throughput") or {}
+    if throughput.get("images_per_second"):
+        speed = f"{throughput['images_per_second']:,.0f} images/s"
+        rows.append(("time", f"{format_duration(throughput['train_seconds'])} of training, {speed}"))
+    return [*rows, ("folder", str(folder))]
+
+
+def sizes(data: Data) -> dict:
+    """The data set as summary.json has it."""
+    return {
+        "name": data.name,
+        "train": len(data.train),
+        "validation": len(data.validation),
+        "test": len(data.test),
+        "validation_source": data.validation_source,
+        "num_classes": data.num_classes,
+        "image_size": data.image_size,
+        "unreadable": dict(data.unreadable),
+        "unseen_classes": data.unseen_classes(),
+        **data.findings.entries,
+    }
+
+
+def flat(summary: Mapping) -> dict:
+    """What W&B's table of runs shows of a summary: numbers and words with one name each."""
+    return {
+        **{f"test/{key}": value for key, value in summary["metrics"].items() if value is not None},
+        **{f"best/{key}": value for key, value in summary["best"].items()},
+        **{f"throughput/{key}": value for key, value in (summary.get("throughput") or {}).items()},
+        **{f"model/{key}": value for key, value in summary["model"].items()},
+    }
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
+
+
+def _parts(accumulation_steps: int) -> str:
+    return f" in {accumulation_steps} micro-batches" if accumulation_steps > 1 else ""
+
+
+def _average(ema: float | None) -> str:
+    return "" if ema is None else f"; weights averaged with decay {ema:g}"
+
+
+def _device(precision: Precision) -> str:
+    if precision.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(precision.device)}, {precision.name}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {precision.name}"

@@ -1,0 +1,243 @@
+"""What differs between runs: settings, code, results and learning curves, as their folders tell it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+
+from runner.config.text import shown
+from runner.files.readers import is_there
+from runner.results.runs import Run, read_run, section
+from runner.tracking.console import SCORES
+from runner.tracking.metrics_log import SPLITS, MetricsLog
+
+ABSENT = "-"
+PLACES = ("name", "resume", "sweep", "wandb", "paths.outputs")  # settings of where a run lies and who looks on
+CODE = ("git", "versions", "hardware")  # of the provenance; beside these it has the command and the time
+SPEED = ("images_per_second", "seconds")  # metrics that are never the same twice
+
+Values = tuple[object, ...]
+"""One value for each run; None for what a run does not tell."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result of each run; `kind` says how it is shown: share, loss, count, speed, seconds, memory or text."""
+
+    name: str
+    kind: str
+    values: Values
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is not the same for all, to the last bit."""
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two runs or more, which are called A, B, C, ... in order.
+
+    `settings` and `code` hold what differs alone, a text for each run, `ABSENT` for what a run lacks; `results` hold
+    all, equal or not. `scores`, `curves` and `notes` are sentences: on the difference of the test scores to A's, on
+    the first epoch that differs from A's, and on what the comparison cannot know.
+    """
+
+    runs: tuple[Run, ...]
+    settings: dict[str, tuple[str, ...]]
+    code: dict[str, tuple[str, ...]]
+    results: tuple[Measured, ...]
+    scores: tuple[str, ...]
+    curves: dict[str, str | None]
+    notes: tuple[str, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether settings, code, results and curves are the same; speed, time and memory are not looked at."""
+        told = [found for found in self.results if found.kind not in ("speed", "seconds", "memory")]
+        readable = all(run.has_summary for run in self.runs)
+        return readable and not (
+            self.settings or self.code or any(found.differs for found in told) or any(self.curves.values())
+        )
+
+
+def compare(folders: Sequence[str | os.PathLike[str]]) -> Comparison:
+    """Compare the runs in `folders`; all but the first with the first.
+
+    Raises ValueError for a folder that holds no run, for fewer than two runs or more than the alphabet has letters,
+    and for a file of a run that was changed by hand and cannot be read any more.
+    """
+    if not 2 <= len(folders) <= len(ascii_uppercase):
+        raise ValueError(f"2 to {len(ascii_uppercase)} runs can be compared, not {len(folders)}. Name so many folders.")
+    runs = tuple(_run(Path(folder)) for folder in folders)
+    settings = _differing([_settings(run.resolved) for run in runs])
+    code = _differing([_code(run) for run in runs])
+    curves = [_curve(run.folder) for run in runs]
+    others = list(zip(ascii_uppercase[1:], runs[1:], curves[1:], strict=False))
+    return Comparison(
+        runs=runs,
+        settings=settings,
+        code=code,
+        results=_results(runs),
+        scores=tuple(sentence for letter, run, _ in others if (sentence := _score_sentence(runs[0], letter, run))),
+        curves={letter: _first_difference(letter, curves[0], curve) for letter, _, curve in others},
+        notes=tuple(_notes(runs)),
+    )
+
+
+def score_error(a: Run, b: Run) -> float:
+    """The standard error of the difference of two test accuracies, as shares of 1; NaN where it is not known.
+
+        sqrt(p_a (1 - p_a) / n_a + p_b (1 - p_b) / n_b)
+
+    for accuracies p of n images, each run taken as if it had been tested on images of its own: on the same images the
+    runs mostly err together, so the true error is rather smaller. A mean IoU has no such error.
+    """
+    sizes = [section(run.summary, "data").get("test") for run in (a, b)]
+    if a.score != "accuracy" or b.score != "accuracy" or None in (a.final, b.final, *sizes) or 0 in sizes:
+        return math.nan
+    return math.sqrt(sum(run.final * (1 - run.final) / size for run, size in zip((a, b), sizes, strict=True)))
+
+
+def _run(folder: Path) -> Run:
+    if not any(is_there(folder / name) for name in ("config.yaml", "record.json")):
+        raise ValueError(f"{folder}: no run lies there (config.yaml is missing). Name a run's folder.")
+    run = read_run(folder)
+    if not run.resolved:
+        reason = run.notes[-1] if run.notes else f"{folder / 'config.yaml'}: it is empty"
+        raise ValueError(f"{reason}; the file was changed. Name another run.")
+    return run
+
+
+def _settings(config: dict) -> dict[str, str]:
+    """The resolved configuration by dotted keys, without what says where the run lies."""
+    methods = [name for name, node in config.items() if isinstance(node, dict) and "_target_" in node]
+    settings = {"methods": " + ".join(methods) or ABSENT, **_flat(config)}
+    return {key: text for key, text in settings.items() if not {key, key.partition(".")[0]} & {*PLACES}}
+
+
+def _code(run: Run) -> dict[str, str]:
+    """Commit, versions and hardware by dotted keys."""
+    known = section(run.summary, "provenance")
+    return _flat({name: known[name] for name in CODE if isinstance(known.get(name), dict)})
+
+
+def _flat(values: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested values as texts by dotted keys; an empty mapping is a value."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = shown(value)
+    return flat
+
+
+def _differing(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The keys that differ, in the order in which they occur, with the text of each run.
+
+    The class of a method that a run lacks is left out: `methods` says so already.
+    """
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = {key: tuple(table.get(key, ABSENT) for table in tables) for key in keys}
+    return {
+        key: row
+        for key, row in rows.items()
+        if len({table.get(key) for table in tables}) > 1 and not (key.endswith("._target_") and ABSENT in row)
+    }
+
+
+def _results(runs: Sequence[Run]) -> tuple[Measured, ...]:
+    """Status, scores, losses, speed and size; what no run tells is left out."""
+    rows = [Measured("status", "text", tuple(run.status for run in runs))]
+    for score in [name for name in SCORES if any(run.score == name for run in runs)]:
+        own = [run if run.score == score else None for run in runs]
+        word = SCORES[score]
+        rows += [
+            Measured(f"best validation {word}", "share", tuple(run and run.best for run in own)),
+            Measured(f"test {word} (of best.pt)", "share", tuple(run and run.final for run in own)),
+            Measured(f"test {word} (last weights)", "share", _told(runs, "last", score)),
+        ]
+    rows += [
+        Measured("best epoch", "text", tuple(run.best_epoch for run in runs)),
+        Measured("best validation loss", "loss", tuple(run.best_loss for run in runs)),
+        Measured("test loss (of best.pt)", "loss", tuple(run.final_loss for run in runs)),
+        Measured("test loss (last weights)", "loss", _told(runs, "last", "loss")),
+        Measured("parameters", "count", _told(runs, "model", "num_params")),
+        Measured("multiply-adds", "count", _told(runs, "model", "multiply_adds")),
+        Measured("training images/s", "speed", tuple(run.images_per_second for run in runs)),
+        Measured("training time", "seconds", _told(runs, "throughput", "train_seconds")),
+        Measured("peak GPU memory (GiB)", "memory", _told(runs, "throughput", "peak_memory_gib")),
+    ]
+    methods = dict.fromkeys(name for run in runs for name in section(run.summary, "methods"))
+    rows += [Measured(f"changed by {name}", "count", _told(runs, "methods", name)) for name in methods]
+    return tuple(row for row in rows if any(value is not None for value in row.values))
+
+
+def _told(runs: Sequence[Run], part: str, key: str) -> Values:
+    return tuple(section(run.summary, part).get(key) for run in runs)
+
+
+def _score_sentence(a: Run, letter: str, b: Run) -> str | None:
+    """How far B's test score is from A's, and whether that is more than the test images can tell."""
+    if a.final is None or b.final is None:
+        return None
+    data = [section(run.summary, "data") for run in (a, b)]
+    if a.score != b.score or data[0].get("name") != data[1].get("name"):
+        return f"{letter} - A: no difference of test scores, which are of different kinds or data sets."
+    difference, error = b.final - a.final, score_error(a, b)
+    begin = f"{letter} - A: test {SCORES[a.score]} {100 * difference:+.2f} percentage points"
+    if math.isnan(error):
+        return f"{begin}; how much of it is chance is not known."
+    sizes = " and ".join(dict.fromkeys(f"{part['test']:,}" for part in data))
+    of_images = f"{100 * error:.2f} ({sizes} test images)"
+    if abs(difference) <= error:
+        return f"{begin}, within the standard error of {of_images}: they do not tell the two apart."
+    times = f"{abs(difference) / error:.1f} standard errors" if error else "beyond the standard error"
+    return f"{begin}, {times} of {of_images}."
+
+
+def _curve(folder: Path) -> dict[tuple[float, str], dict]:
+    """The rows of whole epochs by epoch and split."""
+    file = folder / "metrics.jsonl"
+    rows = MetricsLog.read(file) if is_there(file) else []
+    found = {(row["epoch"], row["split"]): row for row in rows if row["split"] in ("train", "validation")}
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))))
+
+
+def _first_difference(letter: str, a: Mapping, b: Mapping) -> str | None:
+    """Where B's curves leave A's; None where they never do."""
+    for place in sorted({*a, *b}, key=lambda place: (place[0], SPLITS.index(place[1]))):
+        epoch, split = place
+        if place not in a or place not in b:
+            longer, shorter = ("A", letter) if place in a else (letter, "A")
+            return f"{letter}: as A's to its end; {longer} has an epoch {epoch:g}, {shorter} has none."
+        keys = [key for key in dict.fromkeys([*a[place], *b[place]]) if key not in SPEED]
+        for key in sorted(keys, key=lambda key: key in ("step", "lr")):  # scores first: they say more
+            if a[place].get(key) != b[place].get(key):
+                values = [_digits(rows[place].get(key)) for rows in (a, b)]
+                return f"{letter}: from epoch {epoch:g} on; {split} {key}: A {values[0]}, {letter} {values[1]}."
+    return None
+
+
+def _digits(value: object) -> str:
+    return ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """What the folders cannot tell, in sentences."""
+    lettered = list(zip(ascii_uppercase, runs, strict=False))
+    notes = [f"{letter} is {run.status}: {run.error}" for letter, run in lettered if run.error]
+    notes += [f"{letter}: {note}" for letter, run in lettered for note in run.notes]
+    git = {letter: section(run.summary, "provenance").get("git") or {} for letter, run in lettered}
+    if dirty := [letter for letter in git if git[letter].get("dirty")]:
+        notes.append(f"{', '.join(dirty)}: uncommitted changes, so the commit does not say all of what ran.")
+    if unknown := [letter for letter, run in lettered if run.summary and not git[letter]]:
+        notes.append(f"{', '.join(unknown)}: not run from a git checkout; the code is not known.")
+    if on_test := [letter for letter, run in lettered if run.on_test]:
+        notes.append(f"{', '.join(on_test)}: the test split stood in for validation; `best` was chosen on it.")
+    return notes

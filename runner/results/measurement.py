@@ -1,0 +1,53 @@
+"""What a probe found, as it stands on disk; reading and drawing it takes no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runner.files.atomic import write_atomically
+from runner.files.readers import Unreadable, read_arrays
+
+NUMBER, TEXT = "number/", "text/"
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What a probe found: arrays to draw, the numbers that sum them up, and texts such as the names of layers.
+
+    A name in `arrays` starts with neither "number/" nor "text/".
+    """
+
+    arrays: dict[str, np.ndarray]
+    numbers: dict[str, float]
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz file, whole or not at all: arrays under their names, "number/<name>" and "text/<name>"."""
+        numbers = {NUMBER + name: np.float64(number) for name, number in self.numbers.items()}
+        texts = {TEXT + name: np.array(text) for name, text in self.texts.items()}
+        write_atomically(path, lambda file: np.savez(file, **self.arrays, **numbers, **texts))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Measurement:
+        """Read what `save` wrote. Raises Unreadable for a file of another kind."""
+        arrays, numbers, texts = {}, {}, {}
+        for name, value in read_arrays(path).items():
+            if name.startswith((NUMBER, TEXT)) and value.size != 1:
+                raise Unreadable(path, f"{name} is no single value")
+            if name.startswith(NUMBER):
+                numbers[name.removeprefix(NUMBER)] = number_of(value, path)
+            elif name.startswith(TEXT):
+                texts[name.removeprefix(TEXT)] = str(value.item())
+            else:
+                arrays[name] = value
+        return cls(arrays, numbers, texts)
+
+
+def number_of(value: np.ndarray, path: str | os.PathLike[str]) -> float:
+    """The number that an array of the file `path` holds. Raises Unreadable if it holds none, or several."""
+    if value.size != 1 or value.dtype.kind not in "biuf":
+        raise Unreadable(path, "what should be a number is none")
+    return float(value.item())

@@ -1,0 +1,162 @@
+"""The record of a run: its id, its settings and its overrides, under a SHA-256; in the folder and in each checkpoint.
+
+So a folder's files and its checkpoints vouch for one another. What one of them lacks the others tell; where they
+contradict each other, one was changed or put there from elsewhere, and nobody goes on with a guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from runner.config.text import SettingError, shortened, shown
+from runner.files.readers import Unreadable, is_there, parse_json, read_json_object, read_text, read_yaml_mapping
+
+RECORD, CONFIG, SUMMARY = "record.json", "config.yaml", "summary.json"
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as it was begun or last resumed.
+
+    `id` stays over every resume, and is that of its W&B run; `settings` are the resolved configuration as plain data;
+    `overrides` are what a resumed run starts from. `before` is the digest of the settings in the config.yaml that was
+    there when the record was written, and may still be there where a process was killed between the two files.
+    """
+
+    id: str
+    time: str
+    settings: dict
+    overrides: tuple[str, ...]
+    before: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The record as JSON, with its digest."""
+        return json.dumps({**asdict(self), "sha256": digest(asdict(self))}, indent=1) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, path: str | Path) -> Record:
+        """The record that `text`, from `path`, holds. Raises Unreadable if it is another text than `text` gave."""
+        content = parse_json(text, path)
+        types = {"id": str, "time": str, "settings": dict, "overrides": list, "before": str | None}
+        if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
+            raise Unreadable(path, "it is damaged or was changed (its checksum does not match)")
+        if content.keys() != types.keys() or not all(isinstance(content[key], kind) for key, kind in types.items()):
+            raise Unreadable(path, "not the record of a run")
+        if not all(isinstance(word, str) for word in content["overrides"]):
+            raise Unreadable(path, "not the record of a run: its overrides are no texts")
+        return cls(**{**content, "overrides": tuple(content["overrides"])})
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the run in a folder: its record, None of an older version's, and what there is to tell.
+
+    `notes` are sentences on files that the rest stands in for.
+    """
+
+    record: Record | None = None
+    notes: tuple[str, ...] = ()
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of plain data: of its canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. Raises Unreadable."""
+    return Record.parse(read_text(path), path)
+
+
+def record_in(checkpoint: Mapping, path: Path) -> Record | None:
+    """The record in a checkpoint; None in one of an older version. Raises Unreadable."""
+    text = checkpoint["about"].get("record")
+    record = None if text is None else Record.parse(text, path)
+    if record is not None and record.id != checkpoint["about"]["wandb_id"]:
+        raise Unreadable(path, "its record is that of another run")
+    return record
+
+
+def known_run(folder: Path, checkpoints: Mapping[Path, Mapping]) -> Known:
+    """What a folder and the given ones of its checkpoints say of their run, compared with one another.
+
+    Raises a ValueError, with the file and both values, if a checkpoint is of another run, or config.yaml was changed.
+    """
+    own, notes = None, []
+    file, config = folder / RECORD, folder / CONFIG
+    if is_there(file):
+        try:
+            own = read_record(file)
+        except Unreadable as error:
+            notes.append(str(error))
+    ids = {file: own.id} if own else {folder / SUMMARY: _summary_id(folder)}
+    ids |= {path: checkpoint["about"]["wandb_id"] for path, checkpoint in checkpoints.items()}
+    expected = next(filter(None, ids.values()), None)
+    for path, id in ids.items():
+        if id and id != expected:
+            raise SettingError(f"{path} is of another run, {id}, than the folder, {expected}. Put the run's own back.")
+    records = {path: record_in(checkpoint, path) for path, checkpoint in checkpoints.items()}
+    source, record = next(((path, found) for path, found in {file: own, **records}.items() if found), (file, None))
+    if record is None:
+        if notes:
+            raise Unreadable(file, f"{notes[0].partition(': ')[2]}, and no checkpoint stands in for it")
+        return Known(None)
+    if not is_there(config):
+        return Known(record, tuple(notes))
+    try:
+        notes += _compare(read_yaml_mapping(config), record, config, source)
+    except Unreadable as error:
+        notes.append(str(error))
+    stand_in = f"{source.name} stands in for it."
+    return Known(record, tuple(f"{note}; {stand_in}" for note in notes))
+
+
+def _summary_id(folder: Path) -> str | None:
+    try:
+        id = read_json_object(folder / SUMMARY).get("wandb_id")
+    except Unreadable:
+        return None
+    return id if isinstance(id, str) else None
+
+
+def _compare(config: dict, record: Record, path: Path, source: Path) -> list[str]:
+    """What config.yaml lacks of the record. Raises a SettingError where it says something else."""
+    config = plain(config, path)
+    if record.before is not None and digest(config) == record.before:
+        return []
+    missing = []
+    for key, here, there in differences(config, record.settings):
+        if here is MISSING:
+            missing.append(key)
+            continue
+        there = "nothing" if there is MISSING else shortened(shown(there))
+        raise SettingError(
+            f"{path} was changed after the run: {key}={shortened(shown(here))} here, {there} in {source.name}. Undo "
+            f"the change, or remove {path.name}, for which {source.name} stands in. Settings are changed by overrides."
+        )
+    return [f"{path}: it lacks {missing[0]} and {len(missing) - 1} more settings"] if missing else []
+
+
+def plain(settings: Mapping, path: str | Path) -> dict:
+    """Settings as JSON keeps them. Raises Unreadable for what a configuration cannot hold, as a date."""
+    try:
+        return json.loads(json.dumps(settings))
+    except (TypeError, ValueError):
+        raise Unreadable(path, "it holds values that are no settings") from None
+
+
+def differences(a: Mapping, b: Mapping, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """Every setting that differs, by its dotted key, with the values of both; MISSING where one lacks it."""
+    for key in dict.fromkeys([*a, *b]):
+        one, other = a.get(key, MISSING), b.get(key, MISSING)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from differences(one, other, f"{prefix}{key}.")
+        elif one != other or isinstance(one, bool) != isinstance(other, bool):
+            yield f"{prefix}{key}", one, other

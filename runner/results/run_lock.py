@@ -1,0 +1,146 @@
+"""A folder that one process works on: locked by the operating system, which frees it when the process dies.
+
+The lock is a POSIX record lock on the file `.lock` in the folder. It is not inherited by forked processes, such as
+those of a data loader, and it holds over machines that share the folder by NFS. A process loses such a lock as soon as
+it closes any descriptor of the file, so that within a process every folder is opened once and counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.files.atomic import open_unlinked
+from runner.files.readers import is_there
+
+FILE = ".lock"
+TRY_SECONDS, PAUSE_SECONDS = 0.1, 0.02  # `is_held` of another process has the lock for a moment
+
+_held: dict[str, _Lock] = {}  # by the folder's real path
+_guard = threading.RLock()
+
+
+class Taken(ValueError):
+    """Another process works on the folder."""
+
+
+@dataclass
+class _Lock:
+    """A descriptor of the lock's file, how often this process holds it, and whether the file was made for it."""
+
+    descriptor: int
+    is_new: bool
+    count: int = 1
+
+    def sign(self) -> None:
+        """Write who holds the lock, for the message that others get; the file then stays."""
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self.is_new = False
+
+    def release(self, file: Path) -> None:
+        """Free the lock; a file that was made for it and not signed goes too."""
+        if self.is_new:
+            file.unlink(missing_ok=True)  # before the lock is free; see `_locked`
+        os.close(self.descriptor)
+
+
+@contextmanager
+def hold(folder: Path, *, wait_seconds: float = 0, signed: bool = True) -> Iterator[None]:
+    """Have the folder, which must exist, for this process; within it as often as need be.
+
+    Unless `signed` no byte of the folder is changed; see `sign`. Raises Taken if another process has it and still does
+    after `wait_seconds`, and OSError if it cannot be written or its file system has no locks.
+    """
+    key = os.path.realpath(folder)
+    with _guard:
+        if key in _held:
+            _held[key].count += 1
+        else:
+            _held[key] = _locked(Path(folder), wait_seconds)
+            if signed:
+                _held[key].sign()
+    try:
+        yield
+    finally:
+        with _guard:
+            if key in _held:  # a forked child, which has nothing, may leave the block too
+                _held[key].count -= 1
+                if _held[key].count == 0:
+                    _held.pop(key).release(Path(key, FILE))
+
+
+def sign(folder: Path) -> None:
+    """Write into the folder's lock that this process holds it; nothing where another does, as of a sweep's job."""
+    with _guard:
+        lock = _held.get(os.path.realpath(folder))
+        if lock is not None:
+            lock.sign()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process, this one or another, has the folder; takes nothing and writes nothing."""
+    with _guard:
+        if os.path.realpath(folder) in _held:
+            return True
+        try:
+            descriptor = os.open(Path(folder) / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # none, or a link, which no run makes
+            return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # what cannot be locked nobody holds
+            return False
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _locked(folder: Path, wait_seconds: float) -> _Lock:
+    end = time.monotonic() + max(wait_seconds, TRY_SECONDS)
+    while True:
+        is_new = not is_there(folder / FILE)
+        descriptor = open_unlinked(folder / FILE, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            if time.monotonic() > end:
+                raise Taken(f"{folder}: another process works on it ({holder}).") from None
+            time.sleep(PAUSE_SECONDS)
+        except OSError:
+            os.close(descriptor)
+            raise
+        else:
+            if _is_file(descriptor, folder / FILE):
+                return _Lock(descriptor, is_new)
+            os.close(descriptor)  # of a file that its process has removed since
+
+
+def _is_file(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _forget() -> None:
+    """In a forked child, to which the parent's locks do not belong."""
+    global _guard
+    _guard = threading.RLock()
+    for lock in _held.values():
+        os.close(lock.descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

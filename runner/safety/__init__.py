@@ -1,1 +1,0 @@
-"""What a configuration or a command line may do: import, name, reveal."""
