@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
@@ -117,6 +119,37 @@ def make_scenes() -> Callable[..., None]:
                 Image.fromarray(mask.astype(np.uint8)).save(folder / "annotations" / split / f"{index:02}.png")
 
     return call
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`make_run("agc.clip=0.01", "seed=1", accuracy=0.9)` writes a run of 3 epochs into the sweep `tmp_path/sweep`."""
+
+    def make(*overrides: str, accuracy: float | None = 0.9, test: float | None = None, **summary: object) -> Path:
+        folder = tmp_path / "sweep" / (",".join(overrides).replace("/", "_") or "run")
+        folder.mkdir(parents=True)
+        seed = next((word.removeprefix("seed=") for word in overrides if word.startswith("seed=")), "0")
+        (folder / "config.yaml").write_text(yaml.safe_dump({"seed": int(seed), "train": {"epochs": 3}}))
+        content = {
+            "status": "completed",
+            "metrics": {"accuracy": accuracy if test is None else test, "loss": 0.3} if accuracy else {},
+            "best": {"accuracy": accuracy, "loss": 0.25, "epoch": 3} if accuracy else {},
+            "throughput": {"images_per_second": 812.4, "seconds": 30.5},
+            "data": {"test": 359, "validation": 143, "validation_source": "train"},
+            "error": None,
+            "overrides": list(overrides),
+            **summary,
+        }
+        (folder / "summary.json").write_text(json.dumps(content))
+        rows = [
+            {"step": epoch, "epoch": epoch, "split": split, "loss": 1 / epoch, "accuracy": 1 - 0.5 / epoch}
+            for epoch in (1, 2, 3)
+            for split in ("train", "validation")
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 TIMED_OUT = ("Timed out waiting", "timed out", "Timeout(ms)")  # gloo, the store, NCCL
+GONE = ("Connection closed", "Connection reset", "Broken pipe")
 
 
 def is_distributed() -> bool:
@@ -54,6 +55,11 @@ def joined(device: torch.device, *, timeout: float = 1800.0) -> Iterator[None]:
 def is_timeout(reason: str) -> bool:
     """Whether an error's text is that of a wait for another rank that was given up."""
     return any(words in reason for words in TIMED_OUT)
+
+
+def is_gone(reason: str) -> bool:
+    """Whether an error's text is that of a wait for another rank that has died."""
+    return any(words in reason for words in GONE)
 
 
 def summed(tensor: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES
 from runner.training.precision import choose_device
 
-ECHOES = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # of another rank's death
+ECHOES = ("gloo", "NCCL", *collectives.GONE)  # of another rank's death
 FOLDER = "folder"  # the file in which the first rank says where the run lies
 
 

@@ -19,7 +19,15 @@ from runner.config.validation import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.loader_faults import loader_fault
 from runner.data.shares import Share
-from runner.distributed.collectives import from_first, is_distributed, is_timeout, num_ranks, rank, wait_for_all
+from runner.distributed.collectives import (
+    from_first,
+    is_distributed,
+    is_gone,
+    is_timeout,
+    num_ranks,
+    rank,
+    wait_for_all,
+)
 from runner.experiment.check import Checked, check
 from runner.experiment.entry import Entry, enter
 from runner.experiment.methods import conf_folders_of
@@ -232,6 +240,8 @@ def _told(error: Exception) -> str | None:
     """The message of an error that says it all, without a traceback."""
     if is_distributed() and is_timeout(str(error)):
         return "train.rank_timeout: another rank did not answer for so long."
+    if is_distributed() and isinstance(error, RuntimeError) and is_gone(str(error)):
+        return "Another rank has died, or cannot be reached any more."
     if isinstance(error, RuntimeError) and not isinstance(error, DataFault):  # torch's word of a loader process
         error = loader_fault(error) or error
     return str(error) if isinstance(error, (DataFault, CannotWrite)) else None

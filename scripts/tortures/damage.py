@@ -128,6 +128,7 @@ def _make_report(a: Attack, words: tuple[str, ...], into: str, victim: Path, is_
 
 def _is_told(text: str, victim: Path) -> bool:
     """Whether the damage is told: by the name of the file or folder, or of the probe whose file it is."""
+    text = text.replace("\\", "")  # Markdown escapes what it would read as its own
     return victim.name in text or (victim.parent.name == "probes" and victim.stem in text)
 
 

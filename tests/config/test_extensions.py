@@ -19,7 +19,7 @@ from runner.config.text import SettingError
 from runner.config.validation import CONF
 from runner.training.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ALLOWED = "paths.allowed_packages=[gradient_centralization]"
 CHOSEN = "regularization=gradient_centralization"
 NODE = "# @package _global_\ngradient_centralization:\n  _target_: gradient_centralization.GradientCentralization\n"

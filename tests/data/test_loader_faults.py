@@ -112,3 +112,10 @@ def test_a_full_disk_is_not_taken_for_full_shared_memory():
     assert experiment._told(CannotWrite.told("last.pt", error)) == text
     assert experiment._told(error) is None
     assert "shared memory is full" in experiment._told(RuntimeError(FULL))
+
+
+def test_the_death_of_another_rank_is_told_in_a_line(monkeypatch):
+    error = RuntimeError("[pair.cc:545] Read error [127.0.0.1]:18562: Connection reset by peer.")
+    assert experiment._told(error) is None  # a process alone has no peer
+    monkeypatch.setattr(experiment, "is_distributed", lambda: True)
+    assert experiment._told(error) == "Another rank has died, or cannot be reached any more."

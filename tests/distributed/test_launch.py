@@ -223,6 +223,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_a_resume_goes_on(tmp_path, victi
     assert process.returncode == 1, out
     assert f"rank {victim}" in out
     assert "Signal 9" in out
+    assert "Traceback" not in out
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert f"rank {victim}" in summary["error"]

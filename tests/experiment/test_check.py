@@ -75,7 +75,7 @@ def test_more_processes_than_gpus_are_refused_with_both_numbers(composed, monkey
     if local is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     config = composed("train.global_batch_size=24", f"train.num_devices={number}", "train.precision=fp32")
-    monkeypatch.setattr(checked.build, "build_data", _reached)
+    monkeypatch.setattr(checked.builders, "build_data", _reached)
     if refused:
         with pytest.raises(ValueError, match=rf"train.num_devices={number}: torch sees 2 GPUs here. Choose at most 2"):
             checked.check(config)
