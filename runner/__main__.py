@@ -15,11 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.config.arguments import hydra_words
-from runner.config.diagnose import explain, refuse
+from runner.config.diagnose import diagnose, exit_config_error
 from runner.config.extensions import add_search_path, search_folders
 from runner.config.hydra_loader import checked
 from runner.config.overrides import as_typed, prepare_overrides
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 from runner.config.text import SettingError
 from runner.config.validation import CONF
 from runner.distributed.environment import with_num_devices
@@ -78,7 +78,7 @@ def _main() -> None:
 
             status = run_job(launch.run, config, overrides, command, planned, retry_failed=sweep.retry_failed)
         except SettingError as error:
-            refuse(error)
+            exit_config_error(error)
         except CannotWrite as error:
             _fail(error)
         if status == "interrupted":
@@ -96,20 +96,20 @@ def _main() -> None:
             except CallbackFailed as carrier:
                 raise carrier.error from None
     except SettingError as error:
-        refuse(error)
+        exit_config_error(error)
     except KeyboardInterrupt:
         interrupted = True
     except CannotWrite as error:
         _fail(error)
     except Exception as error:
         if sweep.jobs:  # its launcher failed; what came of the jobs is in their folders
-            RunConsole().message(without_secrets(traceback.format_exc().rstrip()), "error")
+            RunConsole().message(redact(traceback.format_exc().rstrip()), "error")
             broken = True
         elif statuses or not isinstance(error, WRONG):
             raise
         else:
             overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
-            refuse(explain(overrides, error, search_folders(overrides), sweeping="-m" in sys.argv))
+            exit_config_error(diagnose(overrides, error, search_folders(overrides), sweeping="-m" in sys.argv))
     was_stopped = stop_watching(at_once=interrupted or broken)
     if sweep.jobs:
         raise SystemExit(sweep.end(interrupted=interrupted or was_stopped, broken=broken))

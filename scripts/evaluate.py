@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.diagnose import explain
+from runner.config.diagnose import diagnose
 from runner.config.extensions import add_search_path, search_folders
 from runner.config.grammar import all_parsed
 from runner.config.hydra_loader import checked
@@ -53,7 +53,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
         with checked(words, typed=overrides), initialize_config_dir(str(CONF), version_base="1.3"):
             config = validate(without_replaced(compose("config", overrides=words), words))
     except HydraException as error:
-        raise explain(words, error, search_folders(words)) from None
+        raise diagnose(words, error, search_folders(words)) from None
 
     import torch
 

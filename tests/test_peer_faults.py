@@ -33,9 +33,9 @@ from runner.methods.stochastic_depth import StochasticDepthMethod
 from runner.models import nf_resnet26, nf_resnet50
 from runner.optim.optimizers import parameter_groups, sgd
 from runner.training import loop, validation
+from runner.training.accumulator import MetricAccumulator
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 from runner.training.evaluation import Evaluation
-from runner.training.sums import Sums
 
 
 class Calls(TorchDispatchMode):
@@ -468,7 +468,7 @@ def test_timm_train_last_is_never_missing(small, tmp_path, monkeypatch):
 
 def test_timm_train_nothing_is_read_from_a_gpu_within_a_step(small, monkeypatch):
     """On a device that is not a CPU, here by its name alone, metrics are read when they are logged."""
-    train_epoch, read = loop.Trainer._train_epoch, Sums.read
+    train_epoch, read = loop.Trainer._train_epoch, MetricAccumulator.read
     reads, calls = [], Calls()
 
     def counted(sums):
@@ -481,10 +481,10 @@ def test_timm_train_nothing_is_read_from_a_gpu_within_a_step(small, monkeypatch)
             device=SimpleNamespace(type="cuda"), autocast=own.autocast, scaler=own.scaler
         )
         trainer.take_step.precision = trainer.precision
-        monkeypatch.setattr(Sums, "read", counted)
+        monkeypatch.setattr(MetricAccumulator, "read", counted)
         with calls:
             train_epoch(trainer, interruption)
-        monkeypatch.setattr(Sums, "read", read)
+        monkeypatch.setattr(MetricAccumulator, "read", read)
         trainer.precision = trainer.take_step.precision = own
 
     monkeypatch.setattr(loop.Trainer, "_train_epoch", on_another_device)

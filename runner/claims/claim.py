@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from runner.config.limits import did_you_mean
-from runner.config.text import SettingError, canonical, same_value, shown
+from runner.config.text import SettingError, canonical, same_value, to_override
 from runner.results.measures import check_measure
 
 TRANSFORMS = ("log10", "log2")
@@ -181,7 +181,7 @@ def _check_numbers(text: str, place: str, key: str, axes: Mapping[str, Sequence[
 
 
 def _wrong(text: str, key: str, value: object, why: str) -> SettingError:
-    return SettingError(f'claim "{text}": {key}={shown(value)}: {why}')
+    return SettingError(f'claim "{text}": {key}={to_override(value)}: {why}')
 
 
 def _text(text: str, key: str, value: object) -> str:
@@ -241,7 +241,7 @@ def _selectors(text: str, key: str, value: object) -> tuple[Selector, ...]:
         values = {name: chosen if isinstance(chosen, list) else [chosen] for name, chosen in selector.items()}
         if empty := [name for name, chosen in values.items() if not chosen]:
             raise _wrong(text, f"{key}.{empty[0]}", [], "it must be a value or a list of values.")
-        selectors.append({str(name): tuple(map(shown, chosen)) for name, chosen in values.items()})
+        selectors.append({str(name): tuple(map(to_override, chosen)) for name, chosen in values.items()})
     if not selectors:
         raise _wrong(text, key, value, "it must be a mapping from swept keys to values, or a list of such.")
     return tuple(selectors)

@@ -35,14 +35,14 @@ class Cell:
 class Contrast:
     """The value of each seed, a logarithm if the claim compares a ratio, and how it came about.
 
-    `left_out` are the seeds that not every cell has, `chosen` what `best_over` took in words, `stood_in` how many
+    `left_out` are the seeds that not every cell has, `chosen` what `best_over` took in words, `imputed` how many
     diverged runs counted as `when_diverged`.
     """
 
     values: dict[int, float]
     left_out: tuple[int, ...]
     chosen: tuple[str, ...]
-    stood_in: int
+    imputed: int
 
 
 def contrast(claim: Claim, runs: Sequence[Run]) -> Contrast:
@@ -63,11 +63,11 @@ def contrast(claim: Claim, runs: Sequence[Run]) -> Contrast:
         values = {seed: claim.factor * (values[seed] - others[seed]) for seed in values}
     else:
         values = {seed: claim.factor * value for seed, value in values.items()}
-    if study.stood_in and not study.measured:
+    if study.imputed and not study.measured:
         raise Undecidable("Every run that is compared diverged, so that nothing was measured.")
     if wrong := [seed for seed, value in values.items() if math.isnan(value)]:
         raise Undecidable(f"The values of seed {wrong[0]} are infinite, and what is made of them is no number.")
-    return Contrast(values, tuple(sorted(left_out)), tuple(study.chosen), len(study.stood_in))
+    return Contrast(values, tuple(sorted(left_out)), tuple(study.chosen), len(study.imputed))
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
@@ -140,7 +140,7 @@ class _Study:
     claim: Claim
     seeds: Sequence[int]
     chosen: list[str] = field(default_factory=list)
-    stood_in: set[str] = field(default_factory=set)
+    imputed: set[str] = field(default_factory=set)
     measured: set[str] = field(default_factory=set)
 
     def side(self, cells: Sequence[Cell]) -> dict[int, float]:
@@ -230,7 +230,7 @@ class _Study:
         if not math.isnan(value):
             self.measured.add(str(run.folder))
         elif run.status == "diverged" and claim.when_diverged is not None:
-            self.stood_in.add(str(run.folder))
+            self.imputed.add(str(run.folder))
             value = claim.when_diverged
         if math.isnan(value):
             hint = ": it diverged, and the claim has no when_diverged" if run.status == "diverged" else ""

@@ -77,9 +77,9 @@ class VerdictTexts:
         if found.chosen:
             more = f" and {len(found.chosen) - MOST_CHOSEN} more" if len(found.chosen) > MOST_CHOSEN else ""
             clauses.append(f"chosen were {', '.join(found.chosen[:MOST_CHOSEN])}{more}")
-        if found.stood_in:
+        if found.imputed:
             worth = f"{claim.when_diverged * scale(claim.measure):g}{_spaced(unit(claim.measure))}"
-            clauses.append(f"{_counted(found.stood_in, 'diverged run')} counted as {worth}")
+            clauses.append(f"{_counted(found.imputed, 'diverged run')} counted as {worth}")
         if found.left_out:
             numbers = ", ".join(map(str, found.left_out))
             clauses.append(f"left out: seed{'s' * (len(found.left_out) > 1)} {numbers}, which not every arm has")

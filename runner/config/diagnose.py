@@ -20,7 +20,7 @@ from yaml import MarkedYAMLError
 
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
 from runner.config.limits import did_you_mean
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 from runner.config.text import SettingError, one_line
 from runner.config.typed import A_LIST, A_MAPPING, no_value
 from runner.config.validation import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
@@ -31,7 +31,7 @@ SECONDS_TO_TELL = 20
 EXPERIMENT, CASE = "experiment", "case"  # the groups whose options are whole runs, and what a study varies in them
 
 
-def explain(
+def diagnose(
     overrides: Sequence[str],
     error: Exception,
     conf_folders: Sequence[Path] = (CONF,),
@@ -180,7 +180,7 @@ def _paths(prefix: str, node: Node) -> dict[str, object]:
     return paths
 
 
-def refuse(error: SettingError) -> NoReturn:
+def exit_config_error(error: SettingError) -> NoReturn:
     """Show what is wrong with the settings and end the program with exit code 2."""
     from rich.console import Console
 
@@ -189,5 +189,5 @@ def refuse(error: SettingError) -> NoReturn:
         raise SystemExit(WRONG_SETTING)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     console.print("Wrong setting.", style="bold red", end=" ")
-    console.print(one_line(without_secrets(str(error)), sys.argv[1:]))
+    console.print(one_line(redact(str(error)), sys.argv[1:]))
     raise SystemExit(WRONG_SETTING)

@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.extensions import import_class
 from runner.config.secrets import check_no_secret_words, check_no_secrets
 from runner.config.targets import TARGET, check_defined, check_target, package_of
-from runner.config.text import SettingError, shown
+from runner.config.text import SettingError, to_override
 from runner.config.trust import METHODS, PACKAGES, Allowed, refuse_resolvers
 from runner.config.validation import CONF
 
@@ -146,7 +146,7 @@ def check_file(loaded: ConfigResult, option: str) -> None:
         refuse_resolvers({key: value for key, value in settings.items() if key != "hydra"}, file)
     for key, value in _settings(settings.get("hydra", {}) if isinstance(settings, dict) else {}):
         if not (_is_harmless(key, value) or own_settings().get(key, ...) == value):
-            setting = f"hydra{key and '.'}{key}={' '.join(shown(value).split())}"
+            setting = f"hydra{key and '.'}{key}={' '.join(to_override(value).split())}"
             raise SettingError(
                 f"{file}: it sets {setting}. A file from elsewhere may not; if you trust it, type it yourself."
             )
@@ -174,7 +174,7 @@ def check_folders(hydra: DictConfig) -> None:
     for key, value in _settings({key: settings[key] for key in FOLDERS}):
         if key in OWN_FOLDERS and value != own_settings()[key]:
             raise SettingError(
-                f"hydra.{key}={shown(value)}: leave it as it is. Runs lie in OUTPUTS/runs/NAME, jobs in "
+                f"hydra.{key}={to_override(value)}: leave it as it is. Runs lie in OUTPUTS/runs/NAME, jobs in "
                 "OUTPUTS/sweeps/NAME: set paths.outputs, name or sweep.name."
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from runner.config.ranges import LARGEST, Duration, Each, FilePath, OneOf, OrWord, Range, Text
-from runner.config.text import shown
+from runner.config.text import to_override
 
 POSITIVE = Range(above=0, at_most=LARGEST)
 NOT_NEGATIVE = Range(at_least=0, at_most=LARGEST)
@@ -186,7 +186,7 @@ def check(node: str, **settings: object) -> None:
             continue
         if limit is not None and value not in limit:
             hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
-            spoken = shown(value) if isinstance(limit, Each) else value
+            spoken = to_override(value) if isinstance(limit, Each) else value
             raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={spoken}: {limit}.{hint}".rstrip())
 
 

@@ -24,7 +24,7 @@ def secret_values() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def without_secrets(text: str) -> str:
+def redact(text: str) -> str:
     """`text` with the name of its variable, as `<WANDB_API_KEY>`, in the place of every secret value."""
     for name, value in secret_values().items():
         for form in _forms(value):
@@ -43,7 +43,7 @@ def check_no_secret_words(words: Iterable[str]) -> None:
     """Raise a SettingError if one of the command line's words holds the value of a secret."""
     for word in words:
         key, equals, value = word.partition("=")
-        check_no_secrets(value if equals else word, without_secrets(key) if equals else "the command line")
+        check_no_secrets(value if equals else word, redact(key) if equals else "the command line")
 
 
 def _check(settings: object, place: str, values: Mapping[str, str]) -> None:

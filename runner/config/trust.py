@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.grammar import all_parsed, options_of, parsed
-from runner.config.text import SettingError, override_key, shortened, shown
+from runner.config.text import SettingError, override_key, shortened, to_override
 from runner.config.validation import CONF
 from runner.files.readers import read_yaml_mapping
 
@@ -69,7 +69,7 @@ class Allowed:
         """
         wanted = list(packages) if isinstance(packages, Iterable) and not isinstance(packages, str) else [packages]
         missing = [name for name in wanted if name is not None and name not in self.packages]
-        words = [f"{PACKAGES}={shown([*self.packages, *missing])}"] if missing else []
+        words = [f"{PACKAGES}={to_override([*self.packages, *missing])}"] if missing else []
         if methods is not None and (self.methods is None or Path(str(methods)).resolve() != self.methods):
             words.append(f"{METHODS}={methods}")
         if words:
@@ -79,7 +79,7 @@ class Allowed:
 def words_again(paths: Any) -> list[str]:
     """The words that must be typed once more to go on with a run that has these `paths`."""
     words = [f"{METHODS}={paths.methods}"] if paths.methods else []
-    return [*words, *([f"{PACKAGES}={shown(list(paths.allowed_packages))}"] if paths.allowed_packages else [])]
+    return [*words, *([f"{PACKAGES}={to_override(list(paths.allowed_packages))}"] if paths.allowed_packages else [])]
 
 
 def as_words(content: object, source: str) -> list[str]:
@@ -102,7 +102,7 @@ def check_words(words: Sequence[str], source: str) -> None:
                 f"{source}: it holds {word}. A file may not set what is Hydra's; type it yourself if you trust it."
             )
         if key in (METHODS, PACKAGES, "paths"):
-            allowing.append(f"{key}={shown(override.value())}")  # without the quotes of add_search_path
+            allowing.append(f"{key}={to_override(override.value())}")  # without the quotes of add_search_path
     if allowing:
         raise SettingError(_must_be_typed(sorted(allowing, reverse=True), source))
 
@@ -121,7 +121,7 @@ def places_again(config: Mapping) -> list[str]:
     """The words that must be typed once more for things to go where they went in a run with these settings."""
     defaults = read_yaml_mapping(CONF / "config.yaml")
     now = {key: _value(config, key) for key in PLACES}
-    return [f"{key}={shown(value)}" for key, value in now.items() if value != _value(defaults, key)]
+    return [f"{key}={to_override(value)}" for key, value in now.items() if value != _value(defaults, key)]
 
 
 def refuse_resolvers(value: object, source: object) -> None:
@@ -157,7 +157,7 @@ def _value(config: Any, key: str) -> object:
 
 
 def _quoted(value: object) -> str:
-    text = shown(value)
+    text = to_override(value)
     if isinstance(value, str) and not re.fullmatch(r"[\w./@%+-]+", text):
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return text

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from runner.config.limits import did_you_mean
-from runner.config.text import SettingError, shown
+from runner.config.text import SettingError, to_override
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"
@@ -74,7 +74,7 @@ def check_study(study: Mapping[str, Any]) -> None:
     """Raise a SettingError for a part of a study, plain data, that has another form than its report reads."""
 
     def refuse(key: str, value: object, form: str) -> None:
-        raise SettingError(f"sweep.{key}={shown(value)}: it must be {form}.")
+        raise SettingError(f"sweep.{key}={to_override(value)}: it must be {form}.")
 
     if not isinstance(study["axes"], Mapping):
         refuse("axes", study["axes"], 'a mapping of keys to values as -m takes them, as in {norm: "agc,none"}')
@@ -115,7 +115,7 @@ def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
             _check_list(value, *get_args(kind))
         typed[key] = value
     except (ValidationError, ConfigTypeError, ConfigKeyError, OverflowError):
-        raise SettingError(f"{place}{key}={shown(value)}: it must be {_type_name(kind)}.") from None
+        raise SettingError(f"{place}{key}={to_override(value)}: it must be {_type_name(kind)}.") from None
 
 
 def _check_list(value: Any, kind: type) -> None:
@@ -146,9 +146,9 @@ def check_entries(key: str, value: Any, default: Any) -> None:
         fits = all(type(entry) in kinds for entry in values)
         kind = "a list of names, as in [a,b]; quote a name of digits: ['1']"
         if str not in kinds:
-            kind = "a list of the kind of its default, " + shown(default)
+            kind = "a list of the kind of its default, " + to_override(default)
     if not fits:
-        raise SettingError(f"{key}={shown(value)}: it must be {kind}.")
+        raise SettingError(f"{key}={to_override(value)}: it must be {kind}.")
 
 
 def _type_name(kind: Any) -> str:

@@ -24,7 +24,7 @@ from runner.config.ranges import FilePath
 from runner.config.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.config.secrets import check_no_secrets
 from runner.config.targets import METHOD_PACKAGE, check_target, targets_in
-from runner.config.text import SettingError, shown
+from runner.config.text import SettingError, to_override
 from runner.config.typed import assign, check_entries, check_study, resolved, typed_node
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -135,7 +135,9 @@ def _typed_probe(name: str, node: Any) -> DictConfig:
     typed = typed_node(f"probe.{name}", PROBE_TYPES[name], node)
     exponents = list(typed.get("exponents", (0, 1)))
     if len(exponents) != 2 or not exponents[0] < exponents[1]:
-        raise SettingError(f"probe.{name}.exponents={shown(exponents)}: it must be two numbers, the smaller one first.")
+        raise SettingError(
+            f"probe.{name}.exponents={to_override(exponents)}: it must be two numbers, the smaller one first."
+        )
     layers = [typed[key] for key in ("layer", "layers") if typed.get(key) is not None]
     if "layers" in typed and layers:
         layers = layers[0] if isinstance(layers[0], ListConfig) else [None]
@@ -144,7 +146,7 @@ def _typed_probe(name: str, node: Any) -> DictConfig:
         kind = (
             "a list of depths from 0.0 to 1.0, indices or names" if key == "layers" else "a depth, an index or a name"
         )
-        raise SettingError(f"probe.{name}.{key}={shown(typed[key])}: it must be {kind}.")
+        raise SettingError(f"probe.{name}.{key}={to_override(typed[key])}: it must be {kind}.")
     return typed
 
 
@@ -157,7 +159,7 @@ def _method_defaults(name: str, node: Any, conf_folders: Sequence[Path]) -> dict
     if name in METHOD_GROUPS:
         raise SettingError(f"{name}: the first line of an option's YAML file must be # @package _global_.")
     if file is None:
-        value = shown(node) if not isinstance(node, DictConfig) else "..."
+        value = to_override(node) if not isinstance(node, DictConfig) else "..."
         raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())
     defaults = OmegaConf.load(file).get(name)
     if not isinstance(defaults, DictConfig) or "_target_" not in defaults:
@@ -165,7 +167,7 @@ def _method_defaults(name: str, node: Any, conf_folders: Sequence[Path]) -> dict
     if isinstance(node, DictConfig) and "_target_" not in node:
         key, value = next(iter(node.items()), ("...", "..."))
         raise SettingError(
-            f"{name}.{key}={shown(value)}: {name} is not part of this run; add {file.parent.name}={name}."
+            f"{name}.{key}={to_override(value)}: {name} is not part of this run; add {file.parent.name}={name}."
         )
     return {str(key): value for key, value in OmegaConf.to_container(defaults).items()}
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from runner.data.dataset import IGNORE_INDEX, Data, EvaluationBatches, Label, TrainBatches
 from runner.data.seeds import mixed_seed
-from runner.data.shares import Share
+from runner.data.shards import Shard
 
 
 class Normalization:
@@ -43,13 +43,13 @@ class _Tensors:
         batch_size: int,
         device: torch.device,
         channels_last: bool,
-        share: Share,
+        shard: Shard,
     ) -> None:
         self.images = images
         self.targets = targets
         self.num_classes = data.num_classes
         self.batch_size = batch_size
-        self.share = share
+        self.shard = shard
         self.channels_last = channels_last
         self.normalized = Normalization(
             data, of_bytes=images.dtype == torch.uint8, device=device, channels_last=channels_last
@@ -79,7 +79,7 @@ class TensorTrainBatches(_Tensors, TrainBatches):
         flips = (torch.rand(size, generator=generator) < 0.5).to(device) & self.flip
         places = torch.arange(size, device=device)
         for batch in range(start, len(self)):
-            place = self.share.of_batch(places[batch * self.batch_size :][: self.batch_size])
+            place = self.shard.of_batch(places[batch * self.batch_size :][: self.batch_size])
             indices = order[place]
             images, targets = self.normalized(self.images[indices]), self.targets[indices]
             if self.crop_padding or self.flip:
@@ -94,7 +94,7 @@ class TensorEvaluationBatches(_Tensors, EvaluationBatches):
     """Batches of a split as it lies in memory."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | Sequence[Label]]]:
-        for start in self.share.of_batches(range(0, len(self.targets), self.batch_size)):
+        for start in self.shard.of_batches(range(0, len(self.targets), self.batch_size)):
             place = slice(start, start + self.batch_size)
             targets = self.targets[place].long()
             labels = targets if targets.ndim == 1 else [(mask, tuple(mask.shape)) for mask in targets]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from runner.data.shares import WHOLE, Share
+from runner.data.shards import WHOLE, Shard
 
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
 IGNORE_INDEX = 255  # a mask's value where no class is given, and at its padding
@@ -93,18 +93,18 @@ class Data(ABC):
 
     @abstractmethod
     def train_batches(
-        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
+        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> TrainBatches:
-        """Batches of the training split, of each the samples of `share`; `batch_size` is that of all ranks together.
+        """Batches of the training split, of each the samples of `shard`; `batch_size` is that of all ranks together.
 
         Raises ValueError if the split has fewer images than a batch.
         """
 
     @abstractmethod
     def evaluation_batches(
-        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
+        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> EvaluationBatches:
-        """The batches of `share` of a split, one of `SPLITS`, at most `batch_size` samples each."""
+        """The batches of `shard` of a split, one of `SPLITS`, at most `batch_size` samples each."""
 
     def unseen_classes(self) -> dict[str, list[str]]:
         """Of each split the classes without an image that could be read so far, where images have one class."""

@@ -38,7 +38,7 @@ from runner.data.file_loader import (
 from runner.data.first_look import named, unseen_classes
 from runner.data.loader_faults import batches_of
 from runner.data.seeds import mixed_seed
-from runner.data.shares import WHOLE, Share
+from runner.data.shards import WHOLE, Shard
 
 TIMEOUT_SECONDS = 300.0  # without a batch
 
@@ -66,7 +66,7 @@ class FileData(Data):
         return {name: unseen_classes(getattr(self, name), self.class_names, self.unreadable) for name in SPLITS}
 
     def train_batches(
-        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
+        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> FileTrainBatches:
         check_batch_size(batch_size, self)
         return FileTrainBatches(
@@ -80,11 +80,11 @@ class FileData(Data):
             num_workers=self.num_workers,
             max_unreadable=self.max_unreadable,
             timeout_seconds=self.timeout_seconds,
-            share=share,
+            shard=shard,
         )
 
     def evaluation_batches(
-        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
+        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> FileEvaluationBatches:
         return FileEvaluationBatches(
             self,
@@ -96,7 +96,7 @@ class FileData(Data):
             num_workers=self.num_workers,
             max_unreadable=self.max_unreadable,
             timeout_seconds=self.timeout_seconds,
-            share=share,
+            shard=shard,
         )
 
 
@@ -115,10 +115,10 @@ class _Files:
         num_workers: int | None = 0,
         max_unreadable: int = 0,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        share: Share = WHOLE,
+        shard: Shard = WHOLE,
     ) -> None:
         self.samples = samples
-        self.share = share
+        self.shard = shard
         self.num_classes = data.num_classes
         self.batch_size = batch_size
         self.device = device
@@ -184,7 +184,7 @@ class FileTrainBatches(_Files, TrainBatches):
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         order = torch.randperm(len(self.samples), generator=generator)
         batches = (order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self)))
-        parts = [self.share.of_batch(batch) for batch in batches]
+        parts = [self.shard.of_batch(batch) for batch in batches]
         self._plan.batches = _entries(self.samples, parts, self.seed, epoch)
         filled = (
             self._filled(batch, part, epoch) for batch, part in zip(self.loaded(self._loader), parts, strict=True)
@@ -229,7 +229,7 @@ class FileEvaluationBatches(_Files, EvaluationBatches):
     """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | Sequence[Label]]]:
-        starts = self.share.of_batches(range(0, len(self.samples), self.batch_size))
+        starts = self.shard.of_batches(range(0, len(self.samples), self.batch_size))
         parts = [self.samples[start : start + self.batch_size] for start in starts]
         loader = self.loader([[(sample, 0) for sample in part] for part in parts], persistent=False)
         any_readable = False

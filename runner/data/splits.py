@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.data.batches import TensorEvaluationBatches, TensorTrainBatches
 from runner.data.dataset import Data, check_batch_size
 from runner.data.duplicates import duplicate_images
-from runner.data.shares import WHOLE, Share
+from runner.data.shards import WHOLE, Shard
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class TensorData(Data):
     flip: bool = False
 
     def train_batches(
-        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
+        self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> TensorTrainBatches:
         check_batch_size(batch_size, self)
         split = self.train.on(device)
@@ -61,11 +61,11 @@ class TensorData(Data):
             batch_size=batch_size,
             device=device,
             channels_last=channels_last,
-            share=share,
+            shard=shard,
         )
 
     def evaluation_batches(
-        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, share: Share = WHOLE
+        self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> TensorEvaluationBatches:
         chosen: Split = getattr(self, split).on(device)
         return TensorEvaluationBatches(
@@ -75,7 +75,7 @@ class TensorData(Data):
             batch_size=batch_size,
             device=device,
             channels_last=channels_last,
-            share=share,
+            shard=shard,
         )
 
 

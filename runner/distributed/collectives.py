@@ -31,13 +31,13 @@ def rank() -> int:
     return distributed.get_rank() if is_distributed() else 0
 
 
-def num_ranks() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if is_distributed() else 1
 
 
 @contextmanager
-def joined(device: torch.device, *, timeout: float = 1800.0) -> Iterator[None]:
+def process_group(device: torch.device, *, timeout: float = 1800.0) -> Iterator[None]:
     """Join the processes that torch's launcher started, as its environment variables tell.
 
     `timeout` is how many seconds one waits for another, which evaluates or writes a checkpoint meanwhile.
@@ -62,7 +62,7 @@ def is_gone(reason: str) -> bool:
     return any(words in reason for words in GONE)
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of every rank's tensor on each of them."""
     if not is_distributed():
         return tensor
@@ -71,7 +71,7 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
-def smallest(tensor: Tensor) -> Tensor:
+def all_reduce_min(tensor: Tensor) -> Tensor:
     """The smallest of every rank's values, entry by entry, on each of them."""
     if not is_distributed():
         return tensor
@@ -80,7 +80,7 @@ def smallest(tensor: Tensor) -> Tensor:
     return least
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The first rank's value on each of them."""
     if not is_distributed():
         return value
@@ -89,27 +89,27 @@ def from_first(value: T) -> T:
     return values[0]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """Every rank's value, in order, on each of them."""
     if not is_distributed():
         return [value]
-    values: list[T] = [None] * num_ranks()
+    values: list[T] = [None] * world_size()
     distributed.all_gather_object(values, value, group=_on_cpu())
     return values
 
 
 def any_rank(wish: bool) -> bool:
     """Whether any rank has a wish; all of them wait for the answer."""
-    return bool(summed(torch.tensor(float(wish)))) if is_distributed() else wish
+    return bool(all_reduce_sum(torch.tensor(float(wish)))) if is_distributed() else wish
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when every rank has come here."""
     if is_distributed():
         distributed.all_reduce(torch.zeros(1))  # on the CPU, so that no GPU is waited for
 
 
-def over_ranks(model: nn.Module, device: torch.device, *, unused_parameters: bool = False) -> nn.Module:
+def wrap_ddp(model: nn.Module, device: torch.device, *, unused_parameters: bool = False) -> nn.Module:
     """The model wrapped so that its gradients become the means over the ranks; itself with a single process.
 
     All ranks start from the first one's parameters and buffers. `unused_parameters` says that there are steps in which
@@ -139,7 +139,7 @@ def mean_of_buffers(model: nn.Module) -> dict[str, Tensor]:
     if not is_distributed() or not buffers:
         return {}
     flat = torch.cat([buffer.detach().double().flatten() for buffer in buffers.values()])
-    parts = (summed(flat) / num_ranks()).split([buffer.numel() for buffer in buffers.values()])
+    parts = (all_reduce_sum(flat) / world_size()).split([buffer.numel() for buffer in buffers.values()])
     return {
         name: part.view_as(buffer).to(buffer.dtype) for (name, buffer), part in zip(buffers.items(), parts, strict=True)
     }
@@ -153,7 +153,7 @@ def bring_buffers_together(model: nn.Module) -> None:
             buffer.copy_(means[name])
 
 
-class Agreement:
+class AsyncAnyRank:
     """What any rank wishes, told to all of them, so that they act on it after the same step.
 
     Each rank calls it after every step. With several ranks the answer is that to the wishes of the step before: so

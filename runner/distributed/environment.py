@@ -10,14 +10,14 @@ from runner.config.text import SettingError
 KEY = "train.num_devices"
 
 
-def num_ranks() -> int:
+def world_size() -> int:
     """How many processes torchrun started, on all machines; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ and "RANK" in os.environ else 1
 
 
 def is_first() -> bool:
     """Whether this process speaks for all."""
-    return num_ranks() == 1 or os.environ["RANK"] == "0"
+    return world_size() == 1 or os.environ["RANK"] == "0"
 
 
 def with_num_devices(arguments: Sequence[str]) -> list[str]:
@@ -25,7 +25,7 @@ def with_num_devices(arguments: Sequence[str]) -> list[str]:
 
     Raises SettingError if they say another number, and for a sweep, whose jobs start their processes themselves.
     """
-    number = num_ranks()
+    number = world_size()
     if number == 1:
         return list(arguments)
     if any(word in ("-m", "--multirun") for word in arguments):

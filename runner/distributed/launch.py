@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 from runner.config.text import SettingError
 from runner.config.trust import places_again, words_again
 from runner.config.validation import validate
@@ -45,8 +45,8 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
 
     If one of them dies the others are ended, and the run has failed with the error of the first that died.
     """
-    if environment.num_ranks() > 1:
-        with collectives.joined(_own_device(config.train.device), timeout=config.train.rank_timeout):
+    if environment.world_size() > 1:
+        with collectives.process_group(_own_device(config.train.device), timeout=config.train.rank_timeout):
             return experiment.run(config, overrides, command, job)
     if config.train.num_devices == 1:
         return experiment.run(config, overrides, command, job)
@@ -93,7 +93,7 @@ def _rank(
     if os.getppid() != launcher:  # it died while this process started
         os._exit(EXIT_CODES["interrupted"])
     timeout = config.train.rank_timeout
-    with raised(), collectives.joined(_own_device(config.train.device), timeout=timeout):
+    with raised(), collectives.process_group(_own_device(config.train.device), timeout=timeout):
         try:
             outcome = experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
         except SettingError as error:
@@ -130,7 +130,7 @@ def _failed(error: ChildFailedError, watch: RankWatch, config: DictConfig) -> st
         limit = f"train.rank_timeout={config.train.rank_timeout:g}"
         text = f"{limit}: {watch.hung or f'rank {number} waited so long for another, which did not answer'}"
     console = RunConsole()
-    console.message(without_secrets(text), "error")
+    console.message(redact(text), "error")
     folder = _folder(watch.folder)
     if folder is not None:
         folder.write_failure(text, f"{text}\n{trace}", {"metrics": {}, "best": {}, **folder.read_summary()})

@@ -77,7 +77,7 @@ def build_optimizer(node: DictConfig, model: nn.Module, *, global_batch_size: in
     return builder(optimizers.parameter_groups(model, **decay), **settings)
 
 
-def build_schedule(node: DictConfig, *, total_steps: int, steps_per_epoch: int) -> schedules.Share:
+def build_schedule(node: DictConfig, *, total_steps: int, steps_per_epoch: int) -> schedules.LRLambda:
     """The learning rate's share of `optimizer.lr` by step."""
     settings = OmegaConf.to_container(node)
     for key in ("patience", "max_doublings"):  # those of `build_plateau_rule`

@@ -28,17 +28,17 @@ from runner.training.checkpoint import Latest
 
 @dataclass
 class Entry:
-    """A run's folder, held for this process until `held` is closed, and its newest checkpoint if it goes on from one.
+    """A run's folder, held for this process until `lock` is closed, and its newest checkpoint if it goes on from one.
 
-    `done` is the status of a run that has nothing left to do, and is not to be run again.
+    `finished_status` is the status of a run that has nothing left to do, and is not to be run again.
     """
 
     folder: RunFolder
     latest: Latest | None = None
     known: Known = field(default_factory=Known)
     notes: tuple[str, ...] = ()  # on what is odd in the folder, and no reason to refuse it
-    done: str | None = None
-    held: ExitStack = field(default_factory=ExitStack, repr=False)
+    finished_status: str | None = None
+    lock: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
     def checkpoint(self) -> dict | None:
@@ -127,7 +127,7 @@ def _latest(
     try:
         folder.check()
         if again and status == "diverged":
-            entry.done = status
+            entry.finished_status = status
             return entry
         entry.latest, entry.known = latest_checkpoint(
             folder, settings, model, methods, device=device, overrides=overrides
@@ -139,9 +139,9 @@ def _latest(
             entry.notes = (*entry.notes, *_rows_missing(folder, entry.latest.checkpoint["progress"]))
     except ValueError as error:
         if again and isinstance(error, NothingLeft) and status in RESULTS:
-            entry.done = status
+            entry.finished_status = status
             return entry
-        entry.held.close()
+        entry.lock.close()
         raise SettingError(f"{source}: {error}") from None
     return entry
 
@@ -156,7 +156,7 @@ def _rows_missing(folder: RunFolder, progress: Mapping) -> list[str]:
 
 def _held(entry: Entry, source: str) -> Entry:
     try:
-        entry.held.enter_context(hold(entry.folder.path, signed=False))
+        entry.lock.enter_context(hold(entry.folder.path, signed=False))
     except Taken as error:
         raise SettingError(f"{source}: {error} Wait for it, or name another folder.") from None
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.text import SettingError, shown
+from runner.config.text import SettingError, to_override
 from runner.config.trust import PLACES, Allowed, refuse_resolvers
 from runner.config.validation import CONF, validate, with_defaults
 from runner.experiment import builders
@@ -68,7 +68,7 @@ def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> DictConfig:
     settings = json.loads(json.dumps(settings))
     for key, default in OmegaConf.load(CONF / "config.yaml").items():
         if isinstance(default, DictConfig) and not isinstance(settings.get(key, {}), Mapping):
-            raise SettingError(f"{folder}: {key}={shown(settings[key])}: it must be a group of settings.")
+            raise SettingError(f"{folder}: {key}={to_override(settings[key])}: it must be a group of settings.")
     for node, _, name in (key.partition(".") for key in PLACES):
         settings.get(node, {}).pop(name, None)
     try:

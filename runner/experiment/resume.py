@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from runner.config.ranges import seconds_of
-from runner.config.text import SettingError, override_key, shortened, shown
+from runner.config.text import SettingError, override_key, shortened, to_override
 from runner.files.atomic import CannotWrite, is_disk_fault
 from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.methods.method import Method
@@ -62,7 +62,7 @@ def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
         return RunFolder.create(parent, name)
     except OSError as error:
         if is_disk_fault(error):
-            raise CannotWrite.told(parent / name, error) from None
+            raise CannotWrite.from_os_error(parent / name, error) from None
         raise SettingError(f"paths.outputs={outputs}: no folder can be made there ({error}).") from None
 
 
@@ -143,8 +143,8 @@ def check_settings(before: Mapping, now: Mapping, methods: Iterable[str]) -> Non
     for key, (earlier, value) in kept.items():
         if earlier != value:
             raise ValueError(
-                f"{key}={shown(value)}: the run so far has {key}={shown(earlier)}, which a resumed run keeps. Leave "
-                "out the override, or start a run of its own."
+                f"{key}={to_override(value)}: the run so far has {key}={to_override(earlier)}, which a resumed run keeps. "
+                "Leave out the override, or start a run of its own."
             )
 
 
@@ -187,7 +187,7 @@ def check_unasked(before: Mapping, now: Mapping, asked: Iterable[str]) -> None:
         above = {key[:place] for place, letter in enumerate(f"{key}.") if letter == "."}
         if MISSING in (value, earlier) or above & (asked | PLACE_AND_WATCH):
             continue
-        so_far, now_set = (f"{key}={shortened(shown(each))}" for each in (earlier, value))
+        so_far, now_set = (f"{key}={shortened(to_override(each))}" for each in (earlier, value))
         raise ValueError(
             f"{now_set}: the run so far has {so_far}, and no override changes it. Add {so_far} to go on as before, or "
             f"{now_set}."
@@ -228,8 +228,8 @@ def check_average(checkpoint: Mapping, ema: float | None) -> None:
     if ("ema" in checkpoint) != (ema is not None):
         so_far = "an average of the weights" if ema is None else "no average of the weights"
         raise ValueError(
-            f"train.ema={shown(ema)}: the run so far has {so_far}, and a resumed run goes on alike. Leave out the "
-            "override, or start a run of its own."
+            f"train.ema={to_override(ema)}: the run so far has {so_far}, and a resumed run goes on alike. Leave out "
+            "the override, or start a run of its own."
         )
 
 
@@ -241,7 +241,7 @@ def check_left(progress: Mapping, train: Mapping, *, completed: bool) -> None:
     """
     if completed:
         _check_not_stopped(progress, train)
-    times = 2 ** progress.get("doublings", 0)  # by a schedule that prolongs the run
+    times = 2 ** progress.get("doublings", 0)  # by a schedule that should_extend the run
     place, end = (progress["epoch"], progress["batch"]), (times * train["epochs"], 0)
     step, max_steps = progress["step"], train["max_steps"] or math.inf
     if place < end and step < max_steps:

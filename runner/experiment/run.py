@@ -12,27 +12,27 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.overrides import method_group
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 from runner.config.text import SettingError, visible
 from runner.config.trust import places_again, resolved, words_again
 from runner.config.validation import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.loader_faults import loader_fault
-from runner.data.shares import Share
+from runner.data.shards import Shard
 from runner.distributed.collectives import (
-    from_first,
+    barrier,
+    broadcast_object,
     is_distributed,
     is_gone,
     is_timeout,
-    num_ranks,
     rank,
-    wait_for_all,
+    world_size,
 )
 from runner.experiment.check import Checked, check
 from runner.experiment.entry import Entry, enter
 from runner.experiment.methods import conf_folders_of
 from runner.experiment.setup import prepare
-from runner.experiment.summary import closing_rows, flat, idle, opening_rows, sizes
+from runner.experiment.summary import closing_rows, dataset_info, is_noop, opening_rows, wandb_summary
 from runner.files.atomic import CannotWrite, write_atomically
 from runner.results.job import Job
 from runner.results.run_folder import RunFolder
@@ -66,18 +66,18 @@ def run(
     """
     checked = check(config)
     if rank() > 0:
-        return _follow(config, checked)
+        return _run_worker(config, checked)
     entry = _entered(config, checked, overrides, job)
-    with entry.held:
+    with entry.lock:
         if announce is not None:
             announce(str(entry.folder.path))
-        if entry.done is not None:
-            RunConsole().message(f"{entry.folder.path}: {entry.done} before; nothing is left to do.")
-            return entry.done
-        return _lead(config, checked, entry, overrides, command, job)
+        if entry.finished_status is not None:
+            RunConsole().message(f"{entry.folder.path}: {entry.finished_status} before; nothing is left to do.")
+            return entry.finished_status
+        return _run_rank0(config, checked, entry, overrides, command, job)
 
 
-def _lead(
+def _run_rank0(
     config: DictConfig, checked: Checked, entry: Entry, overrides: list[str], command: list[str], job: Job | None
 ) -> str:
     """The run in the only process, or in the first of several, which alone writes."""
@@ -133,7 +133,7 @@ def _lead(
                 summary |= {"status": "diverged", "error": str(reason)}
             except (Interrupted, KeyboardInterrupt):
                 summary["status"] = "interrupted"
-                rows.append(_way_on(config, folder))
+                rows.append(_resume_hint(config, folder))
             if trainer is not None:
                 if trainer.prober is not None:
                     trainer.prober.finish(folder.metrics, step=trainer.progress.step)
@@ -142,14 +142,14 @@ def _lead(
                 summary["throughput"] = _throughput(trainer, time.perf_counter() - started)
         except Exception as error:  # the boundary of a run: recorded, shown, and told to the caller by the status
             failure = error
-            summary["error"] = without_secrets(_told(error) or f"{type(error).__name__}: {error}")
-            trace = without_secrets(traceback.format_exc())
+            summary["error"] = redact(_told(error) or f"{type(error).__name__}: {error}")
+            trace = redact(traceback.format_exc())
             tracker.message(summary["error"] if _told(error) else trace.rstrip(), "error")
             with contextlib.suppress(CannotWrite):  # as on a full disk, of which the message above speaks
                 write_atomically(folder.error, visible(trace, keep="\n\t"))
             if isinstance(error, CannotWrite):
-                rows.append(_way_on(config, folder))
-        summary["data"] = sizes(checked.data)
+                rows.append(_resume_hint(config, folder))
+        summary["data"] = dataset_info(checked.data)
         summary["rows"] = metrics.rows
         try:
             folder.write_summary(summary)
@@ -157,16 +157,18 @@ def _lead(
             summary["status"] = "failed"
             tracker.message(str(error), "error")
         tracker.finish(
-            summary["status"], [*closing_rows(summary, checked.data, folder.path), *rows], summary=flat(summary)
+            summary["status"],
+            [*closing_rows(summary, checked.data, folder.path), *rows],
+            summary=wandb_summary(summary),
         )
     if failure is not None and is_distributed():
         raise failure  # for the launcher to end the other ranks
     return summary["status"]
 
 
-def _follow(config: DictConfig, checked: Checked) -> str:
+def _run_worker(config: DictConfig, checked: Checked) -> str:
     """The run in one of the other processes: it trains and evaluates along, and writes nothing."""
-    path, done, refusal = from_first(None)
+    path, done, refusal = broadcast_object(None)
     if refusal is not None:
         raise SettingError(refusal)
     if done is not None:
@@ -182,7 +184,7 @@ def _follow(config: DictConfig, checked: Checked) -> str:
         return "interrupted"
 
 
-def _way_on(config: DictConfig, folder: RunFolder) -> tuple[str, str]:
+def _resume_hint(config: DictConfig, folder: RunFolder) -> tuple[str, str]:
     """The row with the command that goes on with the run from its last checkpoint."""
     again = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
     return "go on with", f"python -m runner {shlex.join(again)}"
@@ -207,14 +209,14 @@ def _entered(config: DictConfig, checked: Checked, overrides: list[str], job: Jo
     try:
         entry = _entry(config, checked, overrides, job)
     except SettingError as error:
-        from_first((None, None, str(error)))
+        broadcast_object((None, None, str(error)))
         raise
-    from_first((entry.folder.path, entry.done, None))
+    broadcast_object((entry.folder.path, entry.finished_status, None))
     return entry
 
 
 def _entry(config: DictConfig, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
-    acting = [name for name in checked.chosen if not idle(name, checked.built.counts)]
+    acting = [name for name in checked.chosen if not is_noop(name, checked.built.counts)]
     name = config.name or "-".join([config.dataset.name, config.model.name, *acting])
     built = checked.built
     settings, device = OmegaConf.to_container(config), checked.precision.device
@@ -255,10 +257,10 @@ def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
         batch_size=checked.data.evaluation_batch_size,
         device=precision.device,
         channels_last=trainer.validation_batches.channels_last,
-        share=Share(rank(), num_ranks()),
+        shard=Shard(rank(), world_size()),
     )
     last = evaluate(trainer.evaluated_model, batches, precision, task)
-    wait_for_all()  # the first rank writes best.pt
+    barrier()  # the first rank writes best.pt
     restore_model(load_checkpoint(trainer.plan.best, precision.device), trainer.model, trainer.methods)
     best = evaluate(trainer.model, batches, precision, task)
     tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **best.metrics})
@@ -300,5 +302,5 @@ def _wandb_run(
         tags=[*settings.tags, config.model.name, config.dataset.name, *methods],
         config={**OmegaConf.to_container(config), "methods": methods, **chosen, **override_columns(overrides)},
         job_type="sweep" if sweep else "run",
-        report=lambda text: console.message(without_secrets(text), "warning"),
+        report=lambda text: console.message(redact(text), "warning"),
     )

@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from runner.data.seeds import mixed_seed
-from runner.data.shares import Share
-from runner.distributed.collectives import num_ranks, over_ranks, rank
+from runner.data.shards import Shard
+from runner.distributed.collectives import rank, world_size, wrap_ddp
 from runner.experiment import builders
 from runner.experiment.check import Checked
 from runner.results.record import Record
@@ -57,7 +57,7 @@ def prepare(
     optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
     ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
     unused = any(method.leaves_unused for method in methods.values())
-    forward_model = over_ranks(model, device, unused_parameters=unused)
+    forward_model = wrap_ddp(model, device, unused_parameters=unused)
     if train.compile:
         # the gates of stochastic depth part a model into its blocks, which share their code: a graph a shape and draw
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
@@ -65,9 +65,9 @@ def prepare(
     if rank() > 0:  # else all ranks would drop the same units
         torch.manual_seed(mixed_seed(config.seed, rank()))
 
-    share = Share(rank(), num_ranks(), train.accumulation_steps)
+    shard = Shard(rank(), world_size(), train.accumulation_steps)
     placing = {"device": device, "channels_last": channels_last}
-    batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, share=share, **placing)
+    batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, shard=shard, **placing)
     steps_per_epoch = len(batches)
     plan = Plan(
         epochs=train.epochs,
@@ -86,7 +86,7 @@ def prepare(
             "std": data.std.tolist(),
             "optimizer": config.optimizer.name,
         },
-        share_of=lambda total_steps: builders.build_schedule(
+        lr_lambda_for=lambda total_steps: builders.build_schedule(
             config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         ),
         plateau=builders.build_plateau_rule(config.schedule),
@@ -109,7 +109,7 @@ def prepare(
         optimizer,
         methods,
         batches,
-        data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, share=share, **placing),
+        data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, shard=shard, **placing),
         task=checked.task,
         plan=plan,
         precision=precision,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from runner.config.text import shown
+from runner.config.text import to_override
 from runner.config.validation import method_nodes
 from runner.data.dataset import Data
 from runner.data.first_look import unseen_text
@@ -37,12 +37,14 @@ def opening_rows(
     for name, method in methods.items():
         if name == "batchnorm" and "sync_batchnorm" in methods:
             continue  # they are not left as they are
-        if idle(name, counts):
+        if is_noop(name, counts):
             rows.append((name, "no batch norm in the model"))
             continue
         node = method_nodes(config).get(name, {})
         settings = [
-            f"{key}={shown(value)}" for key, value in node.items() if key != "_target_" and value not in (None, [], {})
+            f"{key}={to_override(value)}"
+            for key, value in node.items()
+            if key != "_target_" and value not in (None, [], {})
         ]
         changed = [f"{counts[name]} {method.counted}"] if counts[name] else []
         rows.append((name, "; ".join([*changed, *([", ".join(settings)] if settings else [])])))
@@ -74,7 +76,7 @@ def opening_rows(
     return rows
 
 
-def idle(name: str, counts: Mapping[str, int]) -> bool:
+def is_noop(name: str, counts: Mapping[str, int]) -> bool:
     """Whether the method is `batchnorm`, which leaves a model's batch norms as they are, and the model has none."""
     return name == "batchnorm" and not counts[name]
 
@@ -103,7 +105,7 @@ def closing_rows(summary: Mapping, data: Data, folder: Path) -> Rows:
     return [*rows, ("folder", str(folder))]
 
 
-def sizes(data: Data) -> dict:
+def dataset_info(data: Data) -> dict:
     """The data set as summary.json has it."""
     return {
         "name": data.name,
@@ -119,7 +121,7 @@ def sizes(data: Data) -> dict:
     }
 
 
-def flat(summary: Mapping) -> dict:
+def wandb_summary(summary: Mapping) -> dict:
     """What W&B's table of runs shows of a summary: numbers and words with one name each."""
     return {
         **{f"test/{key}": value for key, value in summary["metrics"].items() if value is not None},

@@ -19,7 +19,7 @@ class CannotWrite(OSError):
     """There is no room for a file, or no right to write it. The message names it and says it all."""
 
     @classmethod
-    def told(cls, path: str | os.PathLike[str], error: OSError) -> CannotWrite:
+    def from_os_error(cls, path: str | os.PathLike[str], error: OSError) -> CannotWrite:
         """That `path` cannot be written, for the reason that the system gave."""
         return error if isinstance(error, cls) else cls(f"{path} cannot be written ({error.strerror or error}).")
 
@@ -45,7 +45,7 @@ def write_atomically(
     try:
         _write_atomically(Path(path), content, previous)
     except OSError as error:
-        raise CannotWrite.told(path, error) from error
+        raise CannotWrite.from_os_error(path, error) from error
 
 
 def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], previous: Path | None) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-Share = Callable[[int], float]
+LRLambda = Callable[[int], float]
 
 
-def cosine(total_steps: int, warmup_steps: int = 0, *, final_lr_share: float = 0.0) -> Share:
+def cosine(total_steps: int, warmup_steps: int = 0, *, final_lr_share: float = 0.0) -> LRLambda:
     """From 1 after the warm-up to `final_lr_share` at `total_steps` along half a cosine (arXiv 1608.03983)."""
 
     def share(step: int) -> float:
@@ -26,7 +26,7 @@ def cosine(total_steps: int, warmup_steps: int = 0, *, final_lr_share: float = 0
     return _warmed_up(share, warmup_steps)
 
 
-def poly(total_steps: int, warmup_steps: int = 0, *, power: float = 0.9, final_lr_share: float = 0.0) -> Share:
+def poly(total_steps: int, warmup_steps: int = 0, *, power: float = 0.9, final_lr_share: float = 0.0) -> LRLambda:
     """From 1 after the warm-up to `final_lr_share` at `total_steps` as (1 - progress)^power (arXiv 1606.00915)."""
 
     def share(step: int) -> float:
@@ -44,7 +44,7 @@ def onecycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
     anneal: str = "cos",
-) -> Share:
+) -> LRLambda:
     """One cycle (Smith & Topin 2017, arXiv 1708.07120) in the form of torch's `OneCycleLR`, without its momentum's.
 
     From 1 / div_factor up to 1 over `pct_start` of the steps, then down to 1 / (div_factor * final_div_factor) at the
@@ -70,7 +70,7 @@ def onecycle(
 
 def multistep(
     total_steps: int, warmup_steps: int = 0, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
-) -> Share:
+) -> LRLambda:
     """gamma to the power of the number of milestones passed, each a share of `total_steps`."""
     steps = [round(milestone * total_steps) for milestone in milestones]
     return _warmed_up(lambda step: gamma ** sum(step >= milestone for milestone in steps), warmup_steps)
@@ -78,7 +78,7 @@ def multistep(
 
 def plateau(
     total_steps: int, warmup_steps: int = 0, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
-) -> Share:
+) -> LRLambda:
     """`multistep` over the steps that are planned now; made anew each time `PlateauRule` doubles them.
 
     The rule doubles before the first milestone's step, so the share at that step is 1 before and after.
@@ -113,12 +113,12 @@ class PlateauRule:
         return epochs_done == milestone_epoch and improving and doublings < self.max_doublings
 
 
-def constant(total_steps: int, warmup_steps: int = 0) -> Share:
+def constant(total_steps: int, warmup_steps: int = 0) -> LRLambda:
     """Always 1 after the warm-up."""
     return _warmed_up(lambda _: 1.0, warmup_steps)
 
 
-SCHEDULES: dict[str, Callable[..., Share]] = {
+SCHEDULES: dict[str, Callable[..., LRLambda]] = {
     "cosine": cosine,
     "multistep": multistep,
     "poly": poly,
@@ -133,12 +133,12 @@ def _progress(step: int, total_steps: int, warmup_steps: int) -> float:
     return min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
 
 
-def _warmed_up(share: Share, warmup_steps: int, *, top: float = 1.0) -> Share:
+def _warmed_up(share: LRLambda, warmup_steps: int, *, top: float = 1.0) -> LRLambda:
     """top * (step + 1) / warmup_steps in the warm-up: the first step moves already, the last has the rate at `top`."""
     return lambda step: top * (step + 1) / warmup_steps if step < warmup_steps else share(step)
 
 
-def make_schedule(optimizer: Optimizer, share: Share, *, step: int = 0) -> LambdaLR:
+def make_schedule(optimizer: Optimizer, share: LRLambda, *, step: int = 0) -> LambdaLR:
     """torch's scheduler for `share`, standing at optimizer step `step`; the optimizer's rate is set at once."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group.get("initial_lr", group["lr"])

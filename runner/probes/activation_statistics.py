@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from runner.probes.gradients import listed
 from runner.probes.layers import layers_by_depth, pick
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -94,7 +94,7 @@ def _measure(model: nn.Module, batches: Sequence[Batch], layers: Sequence[int | 
             f"Choose from {', '.join(by_depth)}."
         )
     moments: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
-    with untouched(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         use_batch_statistics(model)
         for name in names:
             by_depth[name].register_forward_hook(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.probes.gradients import at_least_float32, listed
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -36,7 +36,7 @@ def class_gradients(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> M
     """
     gradients: list[Tensor] = []
     counts: list[Tensor] = []
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         for images, targets in listed(batches):
             with torch.no_grad():

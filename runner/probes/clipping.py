@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.probes.gradients import listed, loss_and_gradients
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -49,12 +49,12 @@ def clipping(
     """
     batches = listed(batches)
     ratios: dict[str, list[Tensor]] = defaultdict(list)
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         left_out = _left_out(model, exclude)
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         for batch in batches:
-            with untouched(model):
+            with preserve_state(model):
                 _, gradients = loss_and_gradients(model, batch, loss)
             for name, gradient in gradients.items():
                 if name not in left_out:

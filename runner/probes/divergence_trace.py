@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from runner.probes.activation_statistics import channel_moments
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
 from runner.probes.layers import layers_by_depth
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -60,7 +60,7 @@ def divergence_trace(
         moments.append(of_channels)
         return math.isfinite(value)
 
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         going = record(0.0)
         for step, batch in enumerate(islice(cycle(batches), steps)):
@@ -106,7 +106,7 @@ def _measure(
         if module not in found:
             found[module] = channel_moments(out)
 
-    with untouched(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         for layer in layers.values():
             layer.register_forward_hook(note)
         value = batch_loss(model, batch, loss).item()

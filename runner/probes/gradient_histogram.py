@@ -13,8 +13,8 @@ from torch import nn
 
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import pick
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -59,7 +59,7 @@ def gradient_histogram(
         raise ValueError(
             f"layer={name}: a {type(module).__name__} has no weight. Choose a convolution or linear layer."
         )
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         weight.requires_grad_(True)
         gradients = [torch.autograd.grad(batch_loss(model, batch, loss), weight)[0] for batch in batches]

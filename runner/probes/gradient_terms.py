@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import CONVOLUTIONS, pick
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -54,7 +54,7 @@ def gradient_terms(
         if not isinstance(module, CONVOLUTIONS):
             raise ValueError(f"layer={name}: a {type(module).__name__} is not a convolution. Choose one.")
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in chosen}
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         model.requires_grad_(True)
         watched = {name: _watch(module) for name, module in chosen.items()}

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
-from runner.probes.untouched import untouched
+from runner.probes.preserve_state import preserve_state
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHORTCUTS = ("downsample", "shortcut")
@@ -42,7 +42,7 @@ def layers_by_depth(model: nn.Module, images: Tensor, *, shortcuts: bool = False
     def note_run(module: nn.Module, *_: object) -> None:
         order.setdefault(names[module], module)
 
-    with untouched(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         model.eval()
         for module in names:
             module.register_forward_pre_hook(note_run)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -53,13 +53,13 @@ def loss_landscape(
     step_sizes = np.logspace(*exponents, num_steps)
     old = np.empty(len(batches))
     new = np.empty((len(batches), num_steps))
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         for row, batch in enumerate(batches):
-            with untouched(model):
+            with preserve_state(model):
                 old[row], gradients = loss_and_gradients(model, batch, loss)
             for column, step_size in enumerate(step_sizes):
-                with untouched(model), torch.no_grad():  # each step starts from the same parameters and buffers
+                with preserve_state(model), torch.no_grad():  # each step starts from the same parameters and buffers
                     for name, gradient in gradients.items():
                         model.get_parameter(name).sub_(gradient, alpha=float(step_size))
                     new[row, column] = batch_loss(model, batch, loss).item()

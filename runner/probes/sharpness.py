@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.probes.gradients import batch_loss, listed, trained_parameters
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 Product = Callable[[list[Tensor]], list[Tensor]]
@@ -54,7 +54,7 @@ def sharpness(
             "Give a tolerance above 0 and 2 iterations or more."
         )
     batches = listed(batches)
-    with untouched(model):
+    with preserve_state(model):
         if mode == "train":
             use_batch_statistics(model)
         else:
@@ -64,7 +64,7 @@ def sharpness(
         def product(vector: list[Tensor]) -> list[Tensor]:
             total = [torch.zeros_like(parameter) for parameter in parameters]
             for batch in batches:
-                with untouched(model):  # norms that train with running estimates give the same function each time
+                with preserve_state(model):  # norms that train with running estimates give the same function each time
                     gradients = _hessian_vector_product(batch_loss(model, batch, loss), parameters, vector)
                 torch._foreach_add_(total, gradients, alpha=1 / len(batches))
             return total

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from runner.probes.activation_statistics import channel_moments
 from runner.probes.gradients import listed
 from runner.probes.layers import SHORTCUTS
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 
@@ -51,7 +51,7 @@ def signal_propagation(
 
     ValueError for a model without residual blocks, and for a gain where there are none to set.
     """
-    with untouched(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         use_batch_statistics(model)
         if skipinit_gain is not None:
             _set_gains(model, skipinit_gain)

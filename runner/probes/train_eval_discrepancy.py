@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.probes.gradients import at_least_float32, listed
+from runner.probes.preserve_state import preserve_state
 from runner.probes.probe import Batch, Loss
-from runner.probes.untouched import untouched
 from runner.results.measurement import Measurement
 
 
@@ -40,10 +40,10 @@ def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Los
     batches = listed(batches)
     rows = defaultdict(list)
     distances: list[dict[str, float]] = []
-    with untouched(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         model.eval()
         for images, targets in batches:
-            with untouched(model), torch.no_grad():
+            with preserve_state(model), torch.no_grad():
                 by_layer = _measure_distances(model)
                 for module in model.modules():
                     if isinstance(module, _BatchNorm):
@@ -67,7 +67,7 @@ def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Los
 
 
 def _measure_distances(model: nn.Module) -> dict[str, list[float]]:
-    """Have each batch norm note its distance whenever it runs; to be called inside `untouched`."""
+    """Have each batch norm note its distance whenever it runs; to be called inside `preserve_state`."""
     found: dict[str, list[float]] = {}
 
     def noting(name: str, running_mean: Tensor, running_std: Tensor) -> Callable[..., None]:

@@ -141,7 +141,7 @@ class Report:
             aside = [Paragraph(told, is_note=True) for told in _put_aside(self.into)]
             (self.into / "figures").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CannotWrite.told(self.into / "figures", error) from None
+            raise CannotWrite.from_os_error(self.into / "figures", error) from None
         before = _figures_of(markdown)
         document = Document(self.title, (*aside, *self.blocks()))
         write_results_csv(self.runs, table, self.sweep.measures)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from runner.config.text import canonical, shown
+from runner.config.text import canonical, to_override
 from runner.results.measures import measure
 from runner.results.runs import APART, Run, Sweep
 from runner.results.statistics import t_interval
@@ -183,7 +183,7 @@ def _value(run: Run, key: str) -> str:
             return ABSENT
         node = node[part]
     # an option of a group stands in its node with its name
-    return shown(node.get("name", ABSENT) if isinstance(node, dict) else node)
+    return to_override(node.get("name", ABSENT) if isinstance(node, dict) else node)
 
 
 def _in_order(texts: Sequence[str]) -> list[str]:

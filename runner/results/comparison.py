@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
-from runner.config.text import shown
+from runner.config.text import to_override
 from runner.files.readers import is_there
 from runner.results.runs import Run, read_run, section
 from runner.tracking.console import SCORES
@@ -133,7 +133,7 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = shown(value)
+            flat[f"{prefix}{key}"] = to_override(value)
     return flat
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runner.config.text import SettingError, shortened, shown
+from runner.config.text import SettingError, shortened, to_override
 from runner.files.readers import Unreadable, is_there, parse_json, read_json_object, read_text, read_yaml_mapping
 
 RECORD, CONFIG, SUMMARY = "record.json", "config.yaml", "summary.json"
@@ -136,10 +136,10 @@ def _compare(config: dict, record: Record, path: Path, source: Path) -> list[str
         if here is MISSING:
             missing.append(key)
             continue
-        there = "nothing" if there is MISSING else shortened(shown(there))
+        there = "nothing" if there is MISSING else shortened(to_override(there))
         raise SettingError(
-            f"{path} was changed after the run: {key}={shortened(shown(here))} here, {there} in {source.name}. Undo "
-            f"the change, or remove {path.name}, for which {source.name} stands in. Settings are changed by overrides."
+            f"{path} was changed after the run: {key}={shortened(to_override(here))} here, {there} in {source.name}. "
+            f"Undo the change, or remove {path.name}, for which {source.name} stands in. Settings are changed by overrides."
         )
     return [f"{path}: it lacks {missing[0]} and {len(missing) - 1} more settings"] if missing else []
 

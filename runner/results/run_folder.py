@@ -10,7 +10,7 @@ import yaml
 
 from runner.config.diagnose import chosen_options
 from runner.config.grammar import all_parsed, quoted
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 from runner.config.text import SettingError, override_key, visible
 from runner.config.trust import as_words, check_words, without_places
 from runner.config.validation import METHOD_GROUPS
@@ -58,8 +58,8 @@ class RunFolder:
 
     def write_failure(self, reason: str, trace: str, summary: Mapping[str, object]) -> None:
         """`error.txt` and the summary of a run that failed and could not write its own; secrets are masked."""
-        write_atomically(self.error, visible(f"{without_secrets(trace)}\n", keep="\n\t"))
-        self.write_summary({**summary, "status": "failed", "error": without_secrets(reason)})
+        write_atomically(self.error, visible(f"{redact(trace)}\n", keep="\n\t"))
+        self.write_summary({**summary, "status": "failed", "error": redact(reason)})
 
     def read_summary(self) -> dict:
         """What `summary.json` says; empty where there is none that can be read."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from runner.config.text import canonical, shortened, shown
+from runner.config.text import canonical, shortened, to_override
 from runner.files.readers import Unreadable, is_there, read_json_object, read_yaml, read_yaml_mapping
 from runner.results.record import CONFIG, RECORD, known_run, read_record
 from runner.results.run_lock import is_held
@@ -157,7 +157,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         for key, kind in (("axes", dict), ("names", dict), ("jobs", dict), ("measures", list), ("claims", list)):
             if not isinstance(record.get(key) or kind(), kind):
                 form = {dict: "a mapping", list: "a list"}[kind]
-                raise Unreadable(path, f"{key}={shortened(shown(record[key]))}: it must be {form}")
+                raise Unreadable(path, f"{key}={shortened(to_override(record[key]))}: it must be {form}")
         names = record.get("names") or {}
         if not all(isinstance(called or {}, dict) for called in names.values()):
             raise Unreadable(path, "names: each axis must have a mapping of values to names")
@@ -169,7 +169,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         axes={str(key): _texts(values) for key, values in (record.get("axes") or {}).items()},
         measures=[str(name) for name in record.get("measures") or []],
         names={
-            str(key): {shown(value): str(name) for value, name in (called or {}).items()}
+            str(key): {to_override(value): str(name) for value, name in (called or {}).items()}
             for key, called in names.items()
         },
         claims=list(record.get("claims") or []),
@@ -265,7 +265,7 @@ def _number(section: dict, key: str) -> float | None:
 
 def _texts(values: object) -> list[str]:
     """Values as the command line takes them."""
-    return [shown(value) for value in (values if isinstance(values, list) else [values])]
+    return [to_override(value) for value in (values if isinstance(values, list) else [values])]
 
 
 def _is_run(folder: Path) -> bool:

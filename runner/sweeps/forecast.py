@@ -93,7 +93,7 @@ class Forecast:
 
 
 def total_steps(config: DictConfig | Mapping, training_images: int) -> int:
-    """The optimizer steps of a whole run, unless its schedule prolongs it or it ends early."""
+    """The optimizer steps of a whole run, unless its schedule should_extend it or it ends early."""
     train = config["train"]
     return steps_of(train["epochs"], training_images // train["global_batch_size"], train["max_steps"])
 

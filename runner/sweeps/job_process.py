@@ -85,7 +85,7 @@ def _output(path: Path) -> IO[bytes]:
     try:
         return os.fdopen(open_unlinked(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
     except OSError as error:
-        raise CannotWrite.told(path, error) from None
+        raise CannotWrite.from_os_error(path, error) from None
 
 
 def _run(process: subprocess.Popen, content: str, stop: Path) -> int:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 from runner.config.text import SettingError
 from runner.files.atomic import CannotWrite, is_disk_fault
 from runner.results.job import Job
@@ -52,20 +52,20 @@ def run_job(
 
 def cannot_begin(job: Job, error: OSError) -> str:
     """Show that a job's folder cannot be made, as where a file has its name; returns the status "failed"."""
-    RunConsole().message(str(CannotWrite.told(job.path, error)), "error")
+    RunConsole().message(str(CannotWrite.from_os_error(job.path, error)), "error")
     return FAILED
 
 
 def cannot_use(folder: Path, error: OSError) -> SettingError | CannotWrite:
     """What to raise where a folder for runs cannot be made: the disk may be full, or the path wrong."""
-    told = CannotWrite.told(folder, error)
+    told = CannotWrite.from_os_error(folder, error)
     return told if is_disk_fault(error) else SettingError(f"paths.outputs: {told}")
 
 
 def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:
     """Write the error.txt and summary.json of a job that could not write its own, and show what happened."""
     if show:
-        RunConsole().message(without_secrets(trace), "error")
+        RunConsole().message(redact(trace), "error")
     with suppress(OSError):  # of a full disk; shown
         spoken = [word for word in overrides if not word.startswith("sweep.")]
         RunFolder(job.path).write_failure(reason, trace, {"overrides": spoken})

@@ -53,7 +53,7 @@ class PlannedSweep:
         try:
             self._report()
         except OSError as error:
-            RunConsole().message(str(CannotWrite.told(self.folder, error)), "error")
+            RunConsole().message(str(CannotWrite.from_os_error(self.folder, error)), "error")
             broken = True
         left = [state for state in states if state.status not in (*RESULTS, RUNNING)]
         interrupted = interrupted or any(state.status == INTERRUPTED and state.summary for state in left)

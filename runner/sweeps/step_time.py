@@ -15,10 +15,10 @@ from torch import Tensor
 from runner.data.dataset import SEGMENTATION
 from runner.experiment import builders
 from runner.experiment.check import Checked
+from runner.training.accumulator import MetricAccumulator
 from runner.training.divergence import FirstNonFinite
 from runner.training.ema import Ema
 from runner.training.step import OptimizerStep
-from runner.training.sums import Sums
 
 ENOUGH_SECONDS = 2.0  # of timed steps
 FIRST_IMAGES = 8  # of the step that shows how many images there is time for
@@ -56,7 +56,7 @@ def measure_step(config: DictConfig, checked: Checked) -> StepTime:
         built.methods,
         task=checked.task,
         precision=checked.precision,
-        sums=Sums(checked.task, device),
+        sums=MetricAccumulator(checked.task, device),
         non_finite=FirstNonFinite(device),
         num_classes=data.num_classes,
         ema=None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup),

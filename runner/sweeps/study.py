@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config.diagnose import EXPERIMENT, chosen_options
 from runner.config.extensions import search_folders
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
-from runner.config.text import SettingError, same_value, shown
+from runner.config.text import SettingError, same_value, to_override
 from runner.config.trust import check_words
 from runner.files.atomic import write_atomically
 from runner.files.readers import Unreadable, is_there, read_yaml_mapping
@@ -73,7 +73,7 @@ def _axes(group: str, name: str, folders: Sequence[Path]) -> dict[str, str]:
         wrong = {f".{key}": values for key, values in axes.items() if parsed(f"{key}={values}") is None}
     for key, values in wrong.items():
         form = 'write values as -m takes them, as in {norm: "agc,none"}'
-        raise SettingError(f"{file}: {SWEEP}.axes{key}={shown(values)}: {form}.")
+        raise SettingError(f"{file}: {SWEEP}.axes{key}={to_override(values)}: {form}.")
     if group == EXPERIMENT:
         for sweep in chosen_options([f"{EXPERIMENT}={name}"], folders).get(SWEEP, ()):
             axes = {**_axes(SWEEP, sweep, folders), **axes}
@@ -96,7 +96,7 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
     axes = dict(values)
     for key, swept in study.pop("axes").items():  # an axis that the command line cut short may still be spoken of
         [override] = all_parsed([f"{key}={swept}"])
-        axes[key] = list(dict.fromkeys([*axes.get(key, ()), *map(shown, _each(override))]))
+        axes[key] = list(dict.fromkeys([*axes.get(key, ()), *map(to_override, _each(override))]))
     for number, claim in enumerate(study["claims"], start=1):
         try:
             parse_claim(claim, number)
@@ -201,7 +201,7 @@ def _selected(selector: Mapping[str, Any], *axes: Mapping[str, Sequence[str]]) -
 
 
 def _is_among(value: object, values: Sequence[str]) -> bool:
-    return any(same_value(shown(value), each) for each in values)
+    return any(same_value(to_override(value), each) for each in values)
 
 
 def _values(jobs: Sequence[Sequence[str]]) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.diagnose import CASE, EXPERIMENT, explain
+from runner.config.diagnose import CASE, EXPERIMENT, diagnose
 from runner.config.extensions import search_folders
 from runner.config.grammar import is_swept, parsed
 from runner.config.option_types import OPTION_TYPES
@@ -142,7 +142,7 @@ def planned_jobs(
             config = settings_of(composed, composed.hydra, words)
             typed = tuple(as_typed(composed.hydra.overrides.task))
         except (HydraException, OmegaConfBaseException, SettingError) as error:
-            raise explain(words, error, conf_folders(hydra), sweep=list(sweep)) from None
+            raise diagnose(words, error, conf_folders(hydra), sweep=list(sweep)) from None
         checked.append((typed, config))
     known = [  # only now: the check of a job is that of the folder's name too
         *(Path(str(name)).name for name in read_jobs(folder)),
@@ -242,7 +242,7 @@ def _make_way(file: Path) -> None:
         if file.is_symlink() or (is_there(file) and not file.is_file()):
             file.unlink()
     except OSError as error:
-        raise CannotWrite.told(file, error) from None
+        raise CannotWrite.from_os_error(file, error) from None
 
 
 def _task_words(config: DictConfig) -> list[str]:

@@ -44,7 +44,7 @@ class MetricsLog:
             with os.fdopen(open_unlinked(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
                 file.write(line.encode())
         except OSError as error:
-            raise CannotWrite.told(self.path, error) from error
+            raise CannotWrite.from_os_error(self.path, error) from error
         self.rows += 1
 
     def cut_back(self, step: int) -> None:

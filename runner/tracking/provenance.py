@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
-from runner.config.secrets import without_secrets
+from runner.config.secrets import redact
 
 PACKAGES = ("torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "rich", "scikit-learn")
 GIT_TIMEOUT_SECONDS = 5
@@ -24,7 +24,7 @@ def provenance(command: Sequence[str]) -> dict:
     host's and the user's names are recorded, as they may be private.
     """
     return {
-        "command": shlex.join(map(without_secrets, command)),
+        "command": shlex.join(map(redact, command)),
         "git": _git_state(Path(__file__).resolve().parents[1]),
         "versions": _versions(),
         "hardware": _hardware(),

@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, checkpoint: dict, *, previous: Path | None = Non
     except RuntimeError as error:  # torch tells a full disk by an error of its own, raised over the first
         if not isinstance(error.__context__, OSError):
             raise
-        raise CannotWrite.told(path, error.__context__) from error
+        raise CannotWrite.from_os_error(path, error.__context__) from error
 
 
 def load_checkpoint(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.config import limits
+from runner.training.accumulator import Snapshot
 from runner.training.plan import Progress
-from runner.training.sums import Totals
 
 LARGEST_COUNT = 2**53
 MOST_DOUBLINGS = 32
@@ -133,7 +133,7 @@ def _check_sums(sums: dict, logged: dict, num_classes: int) -> None:
     _require(shapes == [torch.Size([]), *[torch.Size([2])] * len(methods)], "its sums have other shapes")
     fits = counts.dtype == torch.int64 and counts.shape in ((2,), (1 + num_classes**2,))
     _require(fits, "sums.counts are no counts of a task")
-    _check_fields(logged, Totals(), "logged")
+    _check_fields(logged, Snapshot(), "logged")
     pairs, before = logged.get("methods", {}), logged.get("counts", ())
     are_pairs = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs.values())
     _require(are_pairs and all(isinstance(name, str) for name in pairs), "logged holds no sums")
@@ -161,7 +161,7 @@ def _check_storage(value: Tensor, name: str) -> None:
     )
 
 
-def _check_fields(values: Mapping, default: Progress | Totals, place: str) -> None:
+def _check_fields(values: Mapping, default: Progress | Snapshot, place: str) -> None:
     """The values must be fields of the default's class and of their types; counts are not negative."""
     known = {field.name: getattr(default, field.name) for field in fields(default)}
     for name, value in values.items():

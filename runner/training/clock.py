@@ -21,7 +21,7 @@ class Clock:
         self._began = self._saved - progress.seconds
         self.time_is_up = self.plan.out_of_time(progress.seconds)
 
-    def wishes(self) -> tuple[bool, bool]:
+    def poll(self) -> tuple[bool, bool]:
         """Whether the run's time is up, and whether a checkpoint is due."""
         if rank() > 0:
             return False, False

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from runner.distributed.collectives import smallest
+from runner.distributed.collectives import all_reduce_min
 
 QUANTITIES = ("training loss", "gradient")
 SMALLEST_SCALE = 1.0  # of the loss in fp16: a gradient that overflows without being enlarged has diverged
@@ -65,5 +65,5 @@ class FirstNonFinite:
 
     def read(self) -> tuple[int, str] | None:
         """The first such step and the quantity, on any rank; here the host waits for the device, once."""
-        first, quantity = min(zip(smallest(self._steps).tolist(), QUANTITIES, strict=True))
+        first, quantity = min(zip(all_reduce_min(self._steps).tolist(), QUANTITIES, strict=True))
         return None if math.isinf(first) else (int(first), quantity)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from runner.data.dataset import DataFault, EvaluationBatches
-from runner.distributed.collectives import summed
+from runner.distributed.collectives import all_reduce_sum
 from runner.layers.standardized_conv import cached_standardized_weights
 from runner.training.precision import Precision
 from runner.training.tasks import Task
@@ -45,8 +45,8 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision,
                 sums[1] += number
     finally:
         model.train(was_training)
-    loss, number = summed(sums).tolist()
-    totals = summed(counts).tolist()
+    loss, number = all_reduce_sum(sums).tolist()
+    totals = all_reduce_sum(counts).tolist()
     if number == 0:
         raise DataFault("An evaluation had no image: nothing is measured.")
     scores = task.scores(totals)

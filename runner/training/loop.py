@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
-from runner.distributed.collectives import Agreement, is_distributed
+from runner.distributed.collectives import AsyncAnyRank, is_distributed
 from runner.distributed.signals import Asked, Interruption
 from runner.methods.method import Method
 from runner.optim.schedules import make_schedule
 from runner.tracking.tracker import Tracker
+from runner.training.accumulator import MetricAccumulator, Snapshot
 from runner.training.clock import Clock, StepTimer
 from runner.training.divergence import Diverged, FirstNonFinite
 from runner.training.ema import Ema
-from runner.training.kept import KeptCheckpoints
 from runner.training.plan import Interrupted, Plan, Progress
 from runner.training.precision import Precision
 from runner.training.probing import Prober
 from runner.training.state import State
 from runner.training.step import OptimizerStep
-from runner.training.sums import Sums, Totals
 from runner.training.tasks import Task
+from runner.training.top_k import TopKCheckpoints
 from runner.training.validation import Validation
 
 
@@ -63,7 +63,7 @@ class Trainer:
         self.plan = plan
         self.precision = precision
         self.tracker = tracker
-        self.sums = Sums(task, precision.device)
+        self.sums = MetricAccumulator(task, precision.device)
         may_skip = plan.on_divergence == "skip"  # each wrong step is looked at, and counted, by itself
         self.non_finite = FirstNonFinite(precision.device, max_overflows=0 if may_skip else plan.max_divergences)
         self.take_step = OptimizerStep(
@@ -80,7 +80,7 @@ class Trainer:
             ema=ema,
             may_skip=may_skip,
         )
-        self.kept = KeptCheckpoints(plan, task.score)
+        self.kept = TopKCheckpoints(plan, task.score)
         self.logged = self.sums.read()  # the sums at the last row that was logged
         self.progress = Progress(probes_left=list(prober.probes) if prober is not None and prober.is_due(0) else [])
         self.state = State(model, optimizer, methods, precision, self.sums, ema, plan)
@@ -138,7 +138,7 @@ class Trainer:
         return self._is_done() or self.why_ended() is not None
 
     def _train_epoch(self, interruption: Interruption) -> None:
-        progress, plan, agreed = self.progress, self.plan, Agreement()
+        progress, plan, agreed = self.progress, self.plan, AsyncAnyRank()
         self.model.train()
         # a CPU computes at once, so that reading costs nothing; a GPU, or other ranks, would be waited for
         at_once = self.precision.device.type == "cpu" and not is_distributed()
@@ -152,7 +152,7 @@ class Trainer:
             progress.batch += 1
             progress.step += 1
             progress.trained_images += self.train_batches.batch_size
-            interrupted, time_is_up, minutes_over = agreed((interruption.requested, *self.clock.wishes()))
+            interrupted, time_is_up, minutes_over = agreed((interruption.requested, *self.clock.poll()))
             self.clock.time_is_up |= time_is_up
             all_batches = progress.batch == len(self.train_batches)
             ended = all_batches or progress.step == self.total_steps or self.clock.time_is_up
@@ -201,7 +201,7 @@ class Trainer:
         self.tracker.message(f"{what}: the step was skipped", "warning")
         self.non_finite.clear()
 
-    def _report(self, window: Totals) -> None:
+    def _report(self, window: Snapshot) -> None:
         """Show, and at times log, the means over the last steps; raise Diverged if a step was not finite."""
         progress, plan = self.progress, self.plan
         found = self.non_finite.read()
@@ -240,7 +240,7 @@ class Trainer:
         if validation:
             self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
             weights = self.state.of_model(self.evaluated_model)
-            is_best = self.kept.take({**weights, **place, "metrics": validation}, progress)
+            is_best = self.kept.update({**weights, **place, "metrics": validation}, progress)
             self._prolong()
         if self.prober is not None and progress.batch == 0 and self.prober.ends_epoch(progress.epoch):
             self._probe(all_of_them=True)
@@ -264,7 +264,7 @@ class Trainer:
     def _prolong(self) -> None:
         """Double the number of epochs where the plan says so."""
         progress = self.progress
-        if self.plan.prolongs(progress, len(self.train_batches)):
+        if self.plan.should_extend(progress, len(self.train_batches)):
             progress.doublings += 1
             self._start_schedule()
             self.tracker.message(
@@ -292,7 +292,7 @@ class Trainer:
         """The learning rate of the step that comes next, in a training as long as it is now."""
         self.epochs = self.plan.epochs_of(self.progress)
         self.total_steps = self.plan.total_steps(self.progress, len(self.train_batches))
-        self._share = self.plan.share_of(self.total_steps)
+        self._share = self.plan.lr_lambda_for(self.total_steps)
         factor = self.plan.lr_factor(self.progress)
         self.schedule = make_schedule(self.optimizer, lambda step: factor * self._share(step), step=self.progress.step)
         self.lr = self._lr_of(max(self.progress.step, 1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.config.ranges import seconds_of
-from runner.optim.schedules import PlateauRule, Share
+from runner.optim.schedules import LRLambda, PlateauRule
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Progress:
 class Plan:
     """What the loop is to do, and where its checkpoints go. `max_steps` ends it before `epochs` are done.
 
-    `share_of` gives the schedule of a training of so many steps.
+    `lr_lambda_for` gives the schedule of a training of so many steps.
     """
 
     epochs: int
@@ -65,7 +65,7 @@ class Plan:
     last: Path
     best: Path
     about: dict  # what a reader of a checkpoint needs to know besides, as plain values
-    share_of: Callable[[int], Share]
+    lr_lambda_for: Callable[[int], LRLambda]
     plateau: PlateauRule | None = None
     max_time: str | None = None
     early_stopping_epochs: int | None = None
@@ -93,7 +93,7 @@ class Plan:
         """Whether a training of so many seconds has had its time."""
         return self.max_time is not None and seconds >= seconds_of(self.max_time)
 
-    def prolongs(self, progress: Progress, steps_per_epoch: int) -> bool:
+    def should_extend(self, progress: Progress, steps_per_epoch: int) -> bool:
         """Whether the number of epochs is doubled now: the schedule wants it while the validation score still rises."""
         epochs = self.epochs_of(progress)
         if (

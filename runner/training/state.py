@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.data.seeds import mixed_seed
-from runner.distributed.collectives import gathered, is_distributed, mean_of_buffers, num_ranks, rank, wait_for_all
+from runner.distributed.collectives import all_gather_object, barrier, is_distributed, mean_of_buffers, rank, world_size
 from runner.methods.method import Method
+from runner.training.accumulator import MetricAccumulator, Snapshot
 from runner.training.checkpoint import (
     PREVIOUS,
     load_latest,
@@ -23,7 +24,6 @@ from runner.training.checkpoint import (
 from runner.training.ema import Ema
 from runner.training.plan import Plan, Progress
 from runner.training.precision import Precision
-from runner.training.sums import Sums, Totals
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class State:
     optimizer: Optimizer
     methods: Mapping[str, Method]
     precision: Precision
-    sums: Sums
+    sums: MetricAccumulator
     ema: Ema | None
     plan: Plan
 
@@ -46,7 +46,7 @@ class State:
             "about": self.plan.about,
         }
 
-    def save(self, progress: Progress, logged: Totals) -> None:
+    def save(self, progress: Progress, logged: Snapshot) -> None:
         """Write last.pt; the one that was there becomes previous.pt. To be called on all ranks together."""
         checkpoint = {
             **self.of_model(self.model),
@@ -59,18 +59,18 @@ class State:
             "progress": asdict(progress),
         }
         if is_distributed():
-            checkpoint["ranks"] = gathered(self._own())
+            checkpoint["ranks"] = all_gather_object(self._own())
         if rank() == 0:
             save_checkpoint(self.plan.last, checkpoint, previous=self.plan.last.with_name(PREVIOUS))
-        wait_for_all()
+        barrier()
 
-    def load_last(self) -> tuple[Progress, Totals]:
+    def load_last(self) -> tuple[Progress, Snapshot]:
         """Take up the last checkpoint again. There must be one."""
         latest = load_latest(self.plan.last, self.precision.device)
         assert latest is not None
         return self.restore(latest.checkpoint)
 
-    def restore(self, checkpoint: Mapping) -> tuple[Progress, Totals]:
+    def restore(self, checkpoint: Mapping) -> tuple[Progress, Snapshot]:
         """Take up a last.pt. Learning rate, momentum and the like are this run's own settings, not the checkpoint's."""
         restore_model(checkpoint, self.model, self.methods)
         settings = self.optimizer.state_dict()["param_groups"]
@@ -83,13 +83,13 @@ class State:
             self.ema.load_state_dict(checkpoint["ema"], self.model)
         progress = Progress(**checkpoint["progress"])
         own = checkpoint.get("ranks", [{"random": checkpoint["random"], "buffers": {}, "ema_buffers": {}}])
-        if len(own) == num_ranks():
+        if len(own) == world_size():
             self._restore_own(own[rank()])
         elif rank() > 0:  # more ranks than before, or fewer: each draws something else, and starts from the means
             torch.manual_seed(mixed_seed(int(checkpoint["random"]["cpu"].sum()), progress.step, rank()))
         else:
             restore_random_state(checkpoint["random"], self.precision.device)
-        return progress, Totals(**checkpoint["logged"])
+        return progress, Snapshot(**checkpoint["logged"])
 
     def _own(self) -> dict:
         """What a rank has that the others have not: its generators, and running statistics of its own batches."""

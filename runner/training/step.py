@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from runner.distributed.collectives import summed
+from runner.distributed.collectives import all_reduce_sum
 from runner.methods.method import Method
+from runner.training.accumulator import MetricAccumulator
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.ema import Ema
 from runner.training.precision import Precision
-from runner.training.sums import Sums
 from runner.training.tasks import Task
 
 
@@ -36,7 +36,7 @@ class OptimizerStep:
         *,
         task: Task,
         precision: Precision,
-        sums: Sums,
+        sums: MetricAccumulator,
         non_finite: FirstNonFinite,
         num_classes: int,
         parts: int = 1,
@@ -68,10 +68,10 @@ class OptimizerStep:
         scaler = self.precision.scaler
         scaler.unscale_(self.optimizer)
         on_cpu = self.precision.device.type == "cpu"
-        norm, finite_if_all = gradient_norm(self.model.parameters(), may_wait=on_cpu)
+        norm, max_abs_grad = gradient_norm(self.model.parameters(), may_wait=on_cpu)
         scale = scaler.scale(torch.ones((), device=loss.device)) if scaler.is_enabled() else None
-        wrong = self.non_finite.look(number, loss, finite_if_all, scale)
-        if self.may_skip and summed(wrong.double()).any():
+        wrong = self.non_finite.look(number, loss, max_abs_grad, scale)
+        if self.may_skip and all_reduce_sum(wrong.double()).any():
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             self.optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runner.data.dataset import CLASSIFICATION, IGNORE_INDEX, SEGMENTATION, Data, Label
-from runner.distributed.collectives import num_ranks, summed
+from runner.distributed.collectives import all_reduce_sum, world_size
 from runner.training.confusion import (
     add,
     at_label_size,
@@ -100,8 +100,8 @@ class Segmentation:
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """By labelled pixels, so that the cross-entropy of a batch is the same in one part and in several."""
-        labelled = summed((whole != IGNORE_INDEX).sum())
-        return num_ranks() * (part != IGNORE_INDEX).sum() / labelled.clamp(min=1)
+        labelled = all_reduce_sum((whole != IGNORE_INDEX).sum())
+        return world_size() * (part != IGNORE_INDEX).sum() / labelled.clamp(min=1)
 
     def new_counts(self, device: torch.device) -> Tensor:
         return new_confusion(self.num_classes, device)

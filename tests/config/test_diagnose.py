@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.config.diagnose import explain
+from runner.config.diagnose import diagnose
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from runner.config.diagnose import explain
     ],
 )
 def test_the_override_at_fault_is_named_with_a_remedy(overrides, message):
-    assert message in str(explain(overrides, Exception("Hydra's words")))
+    assert message in str(diagnose(overrides, Exception("Hydra's words")))
 
 
 @pytest.mark.parametrize(
@@ -44,20 +44,20 @@ def test_the_override_at_fault_is_named_with_a_remedy(overrides, message):
     ],
 )
 def test_in_a_sweep_several_values_are_no_fault(overrides, message):
-    assert message in str(explain(overrides, Exception("Hydra's words"), sweeping=True))
+    assert message in str(diagnose(overrides, Exception("Hydra's words"), sweeping=True))
 
 
 def test_a_setting_that_not_every_job_of_a_sweep_has():
     job, sweep = ["norm=batchnorm", "agc.clip=0.1"], ["norm=agc,batchnorm", "agc.clip=0.1,0.2"]
-    refusal = str(explain(job, Exception("Hydra's words"), sweep=sweep))
+    refusal = str(diagnose(job, Exception("Hydra's words"), sweep=sweep))
     assert refusal.startswith("agc.clip=0.1: not every job of norm=agc,batchnorm has agc. Make a sweep of the options ")
     elsewhere = ["norm=none,batchnorm", "agc.clip=0.1,0.2"]
-    assert "add norm=agc" in str(explain(job, Exception("Hydra's words"), sweep=elsewhere))
+    assert "add norm=agc" in str(diagnose(job, Exception("Hydra's words"), sweep=elsewhere))
 
 
 def test_an_entry_of_a_mapping_is_no_fault():
-    assert str(explain(["norm=agc", "++agc.groups.layer4=0.1"], Exception("Hydra's words"))) == "Hydra's words"
+    assert str(diagnose(["norm=agc", "++agc.groups.layer4=0.1"], Exception("Hydra's words"))) == "Hydra's words"
 
 
 def test_without_a_known_fault_the_first_line_of_the_cause_is_given():
-    assert str(explain(["seed=1"], Exception("first line\nsecond"))) == "first line"
+    assert str(diagnose(["seed=1"], Exception("first line\nsecond"))) == "first line"

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 
 from runner import load_run
 from runner.config.hydra_loader import CheckedLoader, checked
-from runner.config.secrets import check_no_secrets, secret_values, without_secrets
+from runner.config.secrets import check_no_secrets, redact, secret_values
 from runner.config.targets import check_defined
 from runner.config.text import SettingError
 from runner.config.trust import Allowed, check_words, words_again
@@ -682,8 +682,8 @@ def test_which_values_are_secret(monkeypatch, tmp_path):
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert list(secret_values()) == ["API_KEY", "My_Password", "MY_TOKEN"]
-    assert without_secrets("12345678-and-more, 12345678, correct horse") == "<API_KEY>, <MY_TOKEN>, <My_Password>"
-    assert without_secrets("correct%20horse short /home/somebody") == "<My_Password> short /home/somebody"
+    assert redact("12345678-and-more, 12345678, correct horse") == "<API_KEY>, <MY_TOKEN>, <My_Password>"
+    assert redact("correct%20horse short /home/somebody") == "<My_Password> short /home/somebody"
     for settings in ({"a": {"b": [1, 12345678]}}, {"a": {"b": "x12345678x"}}):
         with pytest.raises(SettingError, match=r"^a\.b: it holds the value of the environment variable MY_TOKEN"):
             check_no_secrets(settings)

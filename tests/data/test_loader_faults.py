@@ -109,7 +109,7 @@ def test_a_signal_while_it_waits():
 def test_a_full_disk_is_not_taken_for_full_shared_memory():
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     text = "last.pt cannot be written (No space left on device)."
-    assert experiment._told(CannotWrite.told("last.pt", error)) == text
+    assert experiment._told(CannotWrite.from_os_error("last.pt", error)) == text
     assert experiment._told(error) is None
     assert "shared memory is full" in experiment._told(RuntimeError(FULL))
 

@@ -108,7 +108,7 @@ def count_on_a_rank(rank, folder):
         logits, targets = random_batch(0)
         confusion.add(counts, logits.chunk(2)[rank], targets.chunk(2)[rank])
         own = counts.clone()
-        sums = [collectives.summed(counts) for _ in range(2)]
+        sums = [collectives.all_reduce_sum(counts) for _ in range(2)]
         torch.save({"sums": sums, "own": own, "after": counts}, folder / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -124,4 +124,4 @@ def test_two_processes_count_what_one_does(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert all(torch.equal(total, whole) for total in found["sums"])
         assert torch.equal(found["after"], found["own"])
-    assert collectives.summed(whole) is whole
+    assert collectives.all_reduce_sum(whole) is whole

@@ -10,6 +10,7 @@ import torch
 from runner.data.batches import TensorTrainBatches
 from runner.tracking.metrics_log import MetricsLog
 from runner.training import clock as clock_module
+from runner.training.accumulator import MetricAccumulator
 from runner.training.checkpoint import load_checkpoint
 from runner.training.clock import Clock
 from runner.training.divergence import FirstNonFinite, gradient_norm
@@ -18,7 +19,6 @@ from runner.training.loop import Trainer
 from runner.training.precision import Precision
 from runner.training.state import State
 from runner.training.step import OptimizerStep
-from runner.training.sums import Sums
 from runner.training.tasks import Classification
 
 
@@ -181,7 +181,7 @@ def test_a_step_skipped_under_loss_scaling():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     precision = Precision("fp32", torch.device("cpu"))
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    non_finite, sums = FirstNonFinite(precision.device), Sums(Classification(), precision.device)
+    non_finite, sums = FirstNonFinite(precision.device), MetricAccumulator(Classification(), precision.device)
     take_step = OptimizerStep(
         model,
         model,
@@ -280,10 +280,10 @@ def test_early_stopping(small, tmp_path, scored):
 
 
 def test_the_time_of_a_run(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(Clock, "wishes", lambda self: (False, False))
+    monkeypatch.setattr(Clock, "poll", lambda self: (False, False))
     assert small("train.epochs=4", "train.max_time=1h", "name=whole").code == 0
     steps = iter([False] * 5 + [True])
-    monkeypatch.setattr(Clock, "wishes", lambda self: (next(steps), False))
+    monkeypatch.setattr(Clock, "poll", lambda self: (next(steps), False))
     outcome = small("train.epochs=4", "train.max_time=1h", "name=run")
     assert "train.max_time=1h is over: training has ended after 6 steps" in outcome.out
     assert summary(tmp_path)["status"] == "completed"

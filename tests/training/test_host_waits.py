@@ -18,10 +18,10 @@ from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment import builders
 from runner.methods import ghost_batchnorm, norm_replacement, weight_standardization
 from runner.training import ema
+from runner.training.accumulator import MetricAccumulator
 from runner.training.divergence import FirstNonFinite
 from runner.training.precision import Precision
 from runner.training.step import OptimizerStep
-from runner.training.sums import Sums
 from runner.training.tasks import Segmentation, task_of
 
 DEVICE = torch.device("lazy", 0)
@@ -108,7 +108,7 @@ def step_of(config, data, scaled, monkeypatch):
         built.methods,
         task=task,
         precision=precision,
-        sums=Sums(task, DEVICE),
+        sums=MetricAccumulator(task, DEVICE),
         non_finite=FirstNonFinite(DEVICE),
         num_classes=data.num_classes,
         parts=train.accumulation_steps,
@@ -150,7 +150,7 @@ def test_a_step_of_a_normalizer_free_network_reads_nothing_from_its_device(take_
 def test_loss_and_counts_of_segmentation_read_nothing_from_their_device(fake_tensors):
     task = Segmentation(5, dice_weight=0.5)
     with fake_tensors, Waits():
-        sums = Sums(task, DEVICE)
+        sums = MetricAccumulator(task, DEVICE)
         logits = torch.zeros(4, 5, 6, 6, device=DEVICE, requires_grad=True)
         masks = torch.zeros(4, 6, 6, dtype=torch.int64, device=DEVICE)
         loss = task.loss(logits, masks, label_smoothing=0.1) * task.share(masks[:2], masks)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from runner.distributed.collectives import num_ranks, rank, summed
+from runner.distributed.collectives import all_reduce_sum, rank, world_size
 from runner.training.tasks import Task
 
 
 @dataclass(frozen=True)
-class Totals:
-    """One reading of `Sums`; `methods` are of each metric its sum and the number of steps in it."""
+class Snapshot:
+    """One reading of `MetricAccumulator`; `methods` are of each metric its sum and the number of steps in it."""
 
     images: int = 0
     steps: int = 0
@@ -23,14 +23,14 @@ class Totals:
     counts: tuple[int, ...] = ()
     methods: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def since(self, before: Totals) -> Totals:
+    def since(self, before: Snapshot) -> Snapshot:
         """What came between the reading `before` and this one."""
         counts = before.counts or (0,) * len(self.counts)
         methods = {
             name: (total - before.methods.get(name, (0, 0))[0], steps - before.methods.get(name, (0, 0))[1])
             for name, (total, steps) in self.methods.items()
         }
-        return Totals(
+        return Snapshot(
             self.images - before.images,
             self.steps - before.steps,
             self.loss - before.loss,
@@ -39,7 +39,7 @@ class Totals:
         )
 
 
-class Sums:
+class MetricAccumulator:
     """Sums over the images and steps of an epoch; adding to them never makes the host wait for the device.
 
     Each rank adds what it sees; what is read, and kept in a checkpoint, is of all ranks together.
@@ -75,16 +75,16 @@ class Sums:
             added = torch.stack([torch.where(finite > 0, value, 0.0), finite])
             self.methods[name] = self.methods.get(name, 0) + added
 
-    def read(self) -> Totals:
+    def read(self) -> Snapshot:
         """The sums as numbers: here the host waits for the device, once. To be called on all ranks together."""
         parts = [self.loss.view(1), self.counts.double(), *self.methods.values()]
-        loss, *values = summed(torch.cat(parts)).tolist()  # counts below 2^53 are exact
+        loss, *values = all_reduce_sum(torch.cat(parts)).tolist()  # counts below 2^53 are exact
         counts, values = values[: len(self.counts)], values[len(self.counts) :]
         pairs = zip(values[::2], values[1::2], strict=True)
         methods = dict(zip(self.methods, pairs, strict=True))
-        return Totals(self.images * num_ranks(), self.steps, loss, tuple(map(int, counts)), methods)
+        return Snapshot(self.images * world_size(), self.steps, loss, tuple(map(int, counts)), methods)
 
-    def means(self, totals: Totals) -> dict[str, float]:
+    def means(self, totals: Snapshot) -> dict[str, float]:
         """Loss per image, scores, and the methods' metrics per step; a metric is NaN if it was finite in no step.
 
         Empty without an image: every step was skipped.
@@ -100,16 +100,16 @@ class Sums:
     def state_dict(self) -> dict:
         """For a checkpoint in the middle of an epoch. To be called on all ranks together."""
         return {
-            "images": self.images * num_ranks(),
+            "images": self.images * world_size(),
             "steps": self.steps,
-            "loss": summed(self.loss),
-            "counts": summed(self.counts),
-            "methods": {name: summed(value) for name, value in self.methods.items()},
+            "loss": all_reduce_sum(self.loss),
+            "counts": all_reduce_sum(self.counts),
+            "methods": {name: all_reduce_sum(value) for name, value in self.methods.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Take up what `state_dict` gave, be it of more ranks or of fewer: the first one takes it all."""
-        self.images, self.steps = state["images"] // num_ranks(), state["steps"]
+        self.images, self.steps = state["images"] // world_size(), state["steps"]
         share = 1 if rank() == 0 else 0
         self.loss, self.counts = share * state["loss"].to(self.device), share * state["counts"].to(self.device)
         self.methods = {name: share * value.to(self.device) for name, value in state["methods"].items()}

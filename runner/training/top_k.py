@@ -12,7 +12,7 @@ from runner.training.checkpoint_content import check_best
 from runner.training.plan import Plan, Progress
 
 
-class KeptCheckpoints:
+class TopKCheckpoints:
     """Keeps the weights of the `plan.keep_best` epochs with the highest score, of equal ones with the lowest loss.
 
     The best lie in best.pt; with more than one wanted, each of them lies in epoch-<number>.pt too. Which they are
@@ -23,7 +23,7 @@ class KeptCheckpoints:
         self.plan = plan
         self.score = score
 
-    def take(self, checkpoint: dict, progress: Progress) -> bool:
+    def update(self, checkpoint: dict, progress: Progress) -> bool:
         """Keep an epoch's checkpoint, with its `metrics` and `epoch`, if it is good enough; whether it is the best."""
         metrics = {**checkpoint["metrics"], "epoch": checkpoint["epoch"]}
         earlier = [entry for entry in progress.kept if entry["epoch"] != metrics["epoch"]]

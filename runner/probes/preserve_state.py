@@ -14,7 +14,7 @@ IDENTITIES_IN_EVALUATION = ("StochasticDepth", "DropPath")  # by class name: tor
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Whatever is done to `model` inside, at the end it is bit for bit what it was.
 
     Put back are the values of parameters and buffers, gradients (inside there are none at first, so that a backward
@@ -62,7 +62,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def use_batch_statistics(model: nn.Module) -> None:
     """Put `model` into training mode, where norms use the batch's statistics, but without dropout and stochastic depth.
 
-    So that a measurement sees every layer and does not hang on chance. To be called inside `untouched`.
+    So that a measurement sees every layer and does not hang on chance. To be called inside `preserve_state`.
     """
     model.train()
     for module in model.modules():

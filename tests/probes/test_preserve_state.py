@@ -28,10 +28,10 @@ from runner.probes.divergence_trace import divergence_trace
 from runner.probes.gradient_histogram import gradient_histogram
 from runner.probes.gradient_terms import gradient_terms
 from runner.probes.loss_landscape import loss_landscape
+from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.sharpness import sharpness
 from runner.probes.signal_propagation import signal_propagation
 from runner.probes.train_eval_discrepancy import train_eval_discrepancy
-from runner.probes.untouched import untouched, use_batch_statistics
 from runner.results.measurement import Measurement
 
 PROBES: dict[str, Callable[..., Measurement]] = {
@@ -214,7 +214,7 @@ def mutations() -> dict[str, Callable[[nn.Module, torch.Generator], Any]]:
 def test_whatever_is_done_inside_is_undone(mutation, raises):
     model, generator = in_use("converted")
     before = dict(trace(model, generator))
-    with contextlib.suppress(KeyboardInterrupt), untouched(model):
+    with contextlib.suppress(KeyboardInterrupt), preserve_state(model):
         mutations()[mutation](model, generator)
         changed = differences(before, dict(trace(model, generator)))
         if raises:
@@ -227,7 +227,7 @@ def test_a_hook_made_before_can_still_be_removed():
     model, _ = in_use("converted")
     calls = []
     handle = model[0].register_forward_hook(lambda *_: calls.append("run"))
-    with untouched(model):
+    with preserve_state(model):
         model(batches()[0][0])
     handle.remove()
     model(batches()[0][0])
@@ -238,7 +238,7 @@ def test_a_backward_that_waits_still_works():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     value = model(torch.ones(1, 3)).sum()
-    with untouched(model):
+    with preserve_state(model):
         model(torch.ones(2, 3)).sum().backward()
     value.backward()
     torch.testing.assert_close(model[0].weight.grad, model[1].weight.detach().sum(0)[:, None].expand(4, 3))
@@ -246,7 +246,7 @@ def test_a_backward_that_waits_still_works():
 
 def test_gradients_are_recorded_inside_no_grad():
     model = nn.Linear(2, 2)
-    with torch.no_grad(), untouched(model):
+    with torch.no_grad(), preserve_state(model):
         assert model(torch.ones(1, 2)).requires_grad
 
 
@@ -255,7 +255,7 @@ def test_batch_statistics_without_chance():
     model.append(TorchvisionStochasticDepth(0.9, "row"))
     model.eval()
     images = batches()[0][0]
-    with untouched(model):
+    with preserve_state(model):
         use_batch_statistics(model)
         assert model[1].training
         assert all(torch.equal(model(images), model(images)) for _ in range(9))

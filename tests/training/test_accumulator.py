@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from runner.training.sums import Sums, Totals
+from runner.training.accumulator import MetricAccumulator, Snapshot
 from runner.training.tasks import Classification, Segmentation
 
 CPU = torch.device("cpu")
 
 
 def new_sums():
-    return Sums(Classification(), CPU)
+    return MetricAccumulator(Classification(), CPU)
 
 
 def one_step(sums, loss, **metrics):
@@ -60,7 +60,7 @@ def test_the_state_goes_on():
         one_step(each, 3.0, share=math.inf)
     assert sums.read() == other.read()
     sums.clear()
-    assert sums.read() == Totals(counts=(0, 0))
+    assert sums.read() == Snapshot(counts=(0, 0))
 
 
 def test_soft_targets_count_for_their_most_probable_class():
@@ -72,7 +72,7 @@ def test_soft_targets_count_for_their_most_probable_class():
 
 
 def test_of_masks_the_window_and_the_whole_are_scored_by_their_pixels():
-    sums = Sums(Segmentation(2), CPU)
+    sums = MetricAccumulator(Segmentation(2), CPU)
     right, wrong = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]])
     mask = torch.tensor([[[0, 1]]])
     sums.add(torch.tensor(1.0), right, mask)
