@@ -143,8 +143,8 @@ def check_settings(before: Mapping, now: Mapping, methods: Iterable[str]) -> Non
     for key, (earlier, value) in kept.items():
         if earlier != value:
             raise ValueError(
-                f"{key}={to_override(value)}: the run so far has {key}={to_override(earlier)}, which a resumed run keeps. "
-                "Leave out the override, or start a run of its own."
+                f"{key}={to_override(value)}: the run so far has {key}={to_override(earlier)}, which a resumed run "
+                "keeps. Leave out the override, or start a run of its own."
             )
 
 

@@ -139,7 +139,8 @@ def _compare(config: dict, record: Record, path: Path, source: Path) -> list[str
         there = "nothing" if there is MISSING else shortened(to_override(there))
         raise SettingError(
             f"{path} was changed after the run: {key}={shortened(to_override(here))} here, {there} in {source.name}. "
-            f"Undo the change, or remove {path.name}, for which {source.name} stands in. Settings are changed by overrides."
+            f"Undo the change, or remove {path.name}, for which {source.name} stands in. Settings are "
+            "changed by overrides."
         )
     return [f"{path}: it lacks {missing[0]} and {len(missing) - 1} more settings"] if missing else []
 

@@ -58,7 +58,7 @@ def test_who_does_not_look_in_time_is_interrupted():
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_a_step_has_the_time_that_steps_take():
