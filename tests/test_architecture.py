@@ -1,4 +1,4 @@
-"""The house of DESIGN section 4: which way imports point, how large a module is, what needs no torch."""
+"""The layout of the package: which way imports point, how large a module is, what needs no torch."""
 
 import ast
 import subprocess

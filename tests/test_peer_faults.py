@@ -1,4 +1,4 @@
-"""What other implementations get wrong, and this one must not: a group of tests for each row of FACTS section 7."""
+"""Faults of other implementations that this one must not have, a group of tests for each of them."""
 
 import errno
 import json

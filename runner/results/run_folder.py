@@ -22,7 +22,7 @@ CHECKPOINTS = ("last", "previous", "best")  # in the order in which one stands i
 
 
 class RunFolder:
-    """The files of one run, as DESIGN and README list them."""
+    """The files of one run, as the README lists them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

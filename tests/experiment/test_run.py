@@ -1,4 +1,4 @@
-"""What a run leaves (DESIGN section 3), which checkpoint is the best, and every method for a step on its own."""
+"""What a run leaves in its folder, which checkpoint is the best, and every method for a step on its own."""
 
 import contextlib
 import io
