@@ -7,7 +7,7 @@ some signs without quotes. So flags go to the front, and a value with other char
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.config.grammar import parsed, quoted
@@ -20,6 +20,9 @@ MAY_TAKE_A_VALUE = ("--info", "-i")
 STRUCTURE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[\[\]{},():])""")  # quoted texts, brackets, commas
 NEEDS_QUOTES = re.compile(r"[^A-Za-z0-9_/\-\\+.$%*@?|:\s]")
 LAST = "last.pt"
+# settings that are texts, which the grammar would read as numbers: paths.outputs=2024_01_31 as 20240131
+TEXTS = ("name", "dataset.root", "model.pretrained", "sweep.name", "train.max_time")
+TEXTS += ("paths.outputs", "paths.methods", "wandb.project", "wandb.entity", "wandb.group", "wandb.tags")
 
 
 def hydra_words(arguments: Sequence[str]) -> list[str]:
@@ -44,6 +47,9 @@ def hydra_words(arguments: Sequence[str]) -> list[str]:
 def with_quotes(word: str) -> str:
     """An override with quotes around those of its values that the grammar would not take; `~/` is the home folder."""
     key, equals, value = word.partition("=")
+    if equals and key in TEXTS:
+        value = _element_by_element(value, _is_number_spelt_otherwise)
+        word = f"{key}={value}"
     if not equals or parsed(word) is not None:
         return word
     if value == "~" or value.startswith("~/"):
@@ -54,14 +60,21 @@ def with_quotes(word: str) -> str:
     return next((f"{key}={candidate}" for candidate in candidates if parsed(f"{key}={candidate}")), word)
 
 
-def _element_by_element(value: str) -> str:
+def _element_by_element(value: str, needs_quotes: Callable[[str], object] = NEEDS_QUOTES.search) -> str:
     parts, depth = STRUCTURE.split(value), 0
     for number, part in enumerate(parts):
         depth += {"{": 1, "}": -1}.get(part, 0)
         text = part.strip()
-        if number % 2 == 0 and NEEDS_QUOTES.search(text) and "${" not in text:
+        if number % 2 == 0 and needs_quotes(text) and "${" not in text:
             parts[number] = part.replace(text, quoted(text))
     return "".join(parts)
+
+
+def _is_number_spelt_otherwise(text: str) -> bool:
+    """Whether the grammar takes a text for a number and would write it in another way, as 1_000 or 1.50."""
+    override = parsed(f"x={text}")
+    value = override.value() if override is not None else None
+    return isinstance(value, int | float) and not isinstance(value, bool) and str(value) != text
 
 
 def _with_run_folder(word: str, arguments: Sequence[str]) -> str:

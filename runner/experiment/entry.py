@@ -14,7 +14,7 @@ from torch import nn
 from runner.config.text import SettingError
 from runner.config.trust import without_places
 from runner.experiment.resume import NothingLeft, latest_checkpoint, new_folder
-from runner.files.atomic import remove_temporary
+from runner.files.atomic import CannotWrite, make_folder, remove_temporary
 from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.methods.method import Method
 from runner.results.job import Job
@@ -67,17 +67,20 @@ class Entry:
         return [word for word in record.overrides if word not in kept and word.partition("=")[0] not in typed]
 
     def clear(self) -> None:
-        """Take away what an attempt that died has left: halves of files, and the word of how it ended."""
+        """Take away what an attempt that died has left: halves of files, and how it ended. Raises CannotWrite."""
         folder = self.folder
         sign(folder.path)
-        folder.checkpoints.mkdir(exist_ok=True)
-        for path in (folder.path, folder.checkpoints, folder.probes):
-            remove_temporary(path)
-        folder.error.unlink(missing_ok=True)
-        folder.summary.unlink(missing_ok=True)
-        if self.latest and self.latest.damaged:  # else it would become the generation before the next one
-            last = folder.checkpoint("last")
-            last.replace(last.with_suffix(".damaged"))
+        make_folder(folder.checkpoints)
+        try:
+            for path in (folder.path, folder.checkpoints, folder.probes):
+                remove_temporary(path)
+            folder.error.unlink(missing_ok=True)
+            folder.summary.unlink(missing_ok=True)
+            if self.latest and self.latest.damaged:  # else it would become the generation before the next one
+                last = folder.checkpoint("last")
+                last.replace(last.with_suffix(".damaged"))
+        except OSError as error:
+            raise CannotWrite.from_os_error(folder.path, error) from None
 
 
 def enter(
@@ -101,7 +104,7 @@ def enter(
         found = _held(Entry(RunFolder(Path(resume))), f"resume={resume}")
         return _latest(found, settings, model, methods, device, source=f"resume={resume}", overrides=overrides)
     if job is not None:  # whoever runs a sweep holds its jobs' folders
-        job.path.mkdir(parents=True, exist_ok=True)
+        make_folder(job.path)
         found = Entry(RunFolder(job.path))
         return _latest(found, settings, model, methods, device, source=str(job.path), again=True)
     if settings["train"]["auto_resume"] and (runs / name).is_dir():

@@ -101,6 +101,14 @@ def open_unlinked(path: str | os.PathLike[str], flags: int) -> int:
     return descriptor
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there. Raises CannotWrite."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite.from_os_error(path, error) from None
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Make `parent/name`, or `parent/name-2`, `-3`, ... where the name is taken: nothing is overwritten.
 

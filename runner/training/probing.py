@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from runner.data.dataset import TrainBatches
 from runner.distributed.collectives import is_distributed, rank
 from runner.figures import draw
-from runner.files.atomic import write_atomically
+from runner.files.atomic import make_folder, write_atomically
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
@@ -107,7 +107,7 @@ class Prober:
     def _keep(self, name: str, found: Measurement, *, step: int, file: str) -> None:
         if rank() > 0:
             return
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         found.save(self.folder / f"{file}.npz")
         picture = self.folder / f"{file}.png"
         figure = draw(name, found)

@@ -90,3 +90,13 @@ def test_resume_that_names_no_run_is_refused_with_a_remedy(tmp_path, monkeypatch
             hydra_words([word])
         assert message in str(refusal.value)
     assert hydra_words(["resume=null"]) == ["resume=null"]
+
+
+def test_a_text_that_looks_like_a_number_stays_as_it_was_typed():
+    words = ["name=1_000", "paths.outputs=2024_01_31", "dataset.root=1.50,2_0", "wandb.tags=[1e3,a]", "sweep.name=12"]
+    values = ["1_000", "2024_01_31", ["1.50", "2_0"], ["1e3", "a"], 12]  # 12 is written in one way alone
+    for word, value in zip(hydra_words(words), values, strict=True):
+        override = parsed(word)
+        found = [str(each) for each in override.value().list] if override.is_sweep_override() else override.value()
+        assert found == value, word
+    assert hydra_words(["seed=1_000", "name=null", "name=true"]) == ["seed=1_000", "name=null", "name=true"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.files.atomic import finite, new_folder, write_atomically
+from runner.files.atomic import CannotWrite, finite, make_folder, new_folder, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -65,3 +65,11 @@ def test_where_no_folder_can_be_made_its_parents_do_not_stay(tmp_path, monkeypat
 
 def test_a_name_that_is_taken_gets_a_number(tmp_path):
     assert [new_folder(tmp_path / "runs", "run").name for _ in range(3)] == ["run", "run-2", "run-3"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_by_its_name(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite, match="file/b cannot be written"):
+        make_folder(tmp_path / "file" / "b")
