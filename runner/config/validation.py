@@ -125,6 +125,9 @@ def with_defaults(config: DictConfig) -> DictConfig:
     for name in method_nodes(config):
         for file in (CONF / group / f"{name}.yaml" for group in METHOD_GROUPS):
             defaults[name] = OmegaConf.load(file)[name] if file.is_file() else defaults.get(name, {})
+        target = f"{name}._target_"
+        if defaults[name] and str(OmegaConf.select(config, target)).startswith(f"{METHOD_PACKAGE}."):
+            OmegaConf.update(config, target, defaults[name]["_target_"])  # our classes may have had other names
     return OmegaConf.merge(defaults, config)
 
 

@@ -14,7 +14,7 @@ from runner.config.targets import check_defined
 from runner.config.text import SettingError
 from runner.config.validation import CONF, METHOD_GROUPS, method_nodes, methods_folder
 from runner.methods.method import Method
-from runner.methods.sync_batchnorm import SyncBatchNorm
+from runner.methods.sync_batchnorm import SyncBatchNormMethod
 
 NOTHING_TO_CHANGE = "nothing to change"  # how runner.layers.surgery begins the one message that has no remedy
 CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers
@@ -38,7 +38,7 @@ def build_methods(config: DictConfig) -> dict[str, Method]:
         except ValueError as error:
             raise SettingError(_with_key(name, error, conf_folders_of(config))) from None
     if config.train.sync_batchnorm:
-        methods["sync_batchnorm"] = SyncBatchNorm()
+        methods["sync_batchnorm"] = SyncBatchNormMethod()
     return dict(sorted(methods.items(), key=lambda item: (item[1].order, item[0])))
 
 

@@ -9,6 +9,8 @@ a checkpoint these stay as they are:
 - the settings of methods, but for those in `MAY_CHANGE`, which act on training from here on and on nothing else. A
   drop rate of stochastic depth is not among them: evaluation scales the branches by it.
 
+The name of a class (`_target_`) is no setting: another version may call the same class otherwise.
+
 All else may change: train.epochs, learning rate, schedule, precision, device, ... The class of the optimizer may not.
 """
 
@@ -138,7 +140,7 @@ def check_settings(before: Mapping, now: Mapping, methods: Iterable[str]) -> Non
     for node in ("model", "dataset", *methods):
         settings = _node(before, node)
         for key, value in now.get(node, {}).items():
-            if key in settings and key not in MAY_CHANGE.get(node, ()):
+            if key in settings and key not in ("_target_", *MAY_CHANGE.get(node, ())):
                 kept[f"{node}.{key}"] = (settings[key], value)
     for key, (earlier, value) in kept.items():
         if earlier != value:
@@ -185,7 +187,7 @@ def check_unasked(before: Mapping, now: Mapping, asked: Iterable[str]) -> None:
         return
     for key, value, earlier in differences(now, before):
         above = {key[:place] for place, letter in enumerate(f"{key}.") if letter == "."}
-        if MISSING in (value, earlier) or above & (asked | PLACE_AND_WATCH):
+        if MISSING in (value, earlier) or above & (asked | PLACE_AND_WATCH) or key.endswith("._target_"):
             continue
         so_far, now_set = (f"{key}={shortened(to_override(each))}" for each in (earlier, value))
         raise ValueError(

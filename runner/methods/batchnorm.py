@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from runner.methods.method import Method
 
 
-class BatchNorm(Method):
+class BatchNormMethod(Method):
     """Changes nothing; its count is that of the model's batch norms, which may be 0."""
 
     counted = "batch norms, left as they are"

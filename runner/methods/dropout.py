@@ -64,14 +64,14 @@ def apply_dropout(model: nn.Module, *, rate: float = 0.2) -> int:
     return int(changed)
 
 
-class Dropout(Method):
+class DropoutMethod(Method):
     """Dropout before the classifier; see `apply_dropout`. Drawn from torch's global generator.
 
     >>> import torch
     >>> from torch import nn
-    >>> from runner.methods.dropout import Dropout
+    >>> from runner.methods.dropout import DropoutMethod
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    >>> Dropout(rate=0.2).apply(model, torch.zeros(2, 1, 8, 8))
+    >>> DropoutMethod(rate=0.2).apply(model, torch.zeros(2, 1, 8, 8))
     1
     """
 

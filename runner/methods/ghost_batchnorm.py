@@ -215,7 +215,7 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
     return changed
 
 
-class GhostBatchNorm(Method):
+class GhostBatchNormMethod(Method):
     """Ghost batch norm in place of batch norm; see `apply_ghost_batchnorm`."""
 
     order = 20

@@ -55,7 +55,7 @@ def has_group_norms(model: nn.Module, num_groups: int) -> bool:
     return {module.num_groups for module in model.modules() if isinstance(module, nn.GroupNorm)} == {num_groups}
 
 
-class GroupNorm(Method):
+class GroupNormMethod(Method):
     """Group norm in place of batch norm; see `apply_group_norm`."""
 
     order = 10

@@ -115,7 +115,7 @@ def apply_instance_norm(model: nn.Module) -> int:
     )
 
 
-class InstanceNorm(Method):
+class InstanceNormMethod(Method):
     """Instance norm in place of batch norm; see `apply_instance_norm`."""
 
     order = 10

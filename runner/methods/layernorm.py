@@ -39,7 +39,7 @@ def apply_layer_norm(model: nn.Module) -> int:
     )
 
 
-class LayerNorm(Method):
+class LayerNormMethod(Method):
     """Layer norm in place of batch norm; see `apply_layer_norm`."""
 
     order = 10

@@ -50,7 +50,7 @@ def _synchronized(norm: nn.modules.batchnorm._BatchNorm) -> layer.SyncBatchNorm:
     return layer.SyncBatchNorm(*settings, device="meta")  # it takes the tensors of `norm`
 
 
-class SyncBatchNorm(Method):
+class SyncBatchNormMethod(Method):
     """Batch norm over all devices; see `apply_sync_batchnorm`."""
 
     order = 20

@@ -2,12 +2,17 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
+import yaml
 from torch import nn
 
+from runner import load_run
 from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment.resume import MAY_CHANGE, check_fit, check_left, check_methods, check_settings
+from runner.results.record import read_record
+from runner.training.checkpoint import load_checkpoint, save_checkpoint
 
 RESUME = "resume=outputs/runs/run"
 
@@ -52,6 +57,27 @@ def test_a_method_cannot_leave_a_run(refused):
 def test_a_method_that_was_given_settings_cannot_leave_either(refused):
     first = ["regularization=mixup", "mixup.alpha=0.4"]
     refused(first, ["train.epochs=2", "regularization=[]"], "mixup is part of the run")
+
+
+def test_a_run_whose_classes_had_other_names_goes_on(small, tmp_path):
+    """Records of older versions name runner.methods.groupnorm.GroupNorm, and so on."""
+    assert small("norm=groupnorm", "regularization=dropout", "train.epochs=1", "name=run").code == 0
+    run = tmp_path / "outputs/runs/run"
+    record = read_record(run / "record.json")
+    for node, target in {"groupnorm": "groupnorm.GroupNorm", "dropout": "dropout.Dropout"}.items():
+        assert record.settings[node]["_target_"] == f"runner.methods.{target}Method"
+        record.settings[node]["_target_"] = f"runner.methods.{target}"
+    record = replace(record, before=None)
+    (run / "record.json").write_text(record.text)
+    (run / "config.yaml").write_text(yaml.safe_dump(record.settings))
+    for path in (run / "checkpoints").glob("*.pt"):
+        checkpoint = load_checkpoint(path)
+        save_checkpoint(path, {**checkpoint, "about": {**checkpoint["about"], "record": record.text}})
+    model, config = load_run(run)
+    assert any(isinstance(module, nn.GroupNorm) for module in model.modules())
+    assert config.groupnorm._target_ == "runner.methods.groupnorm.GroupNormMethod"
+    outcome = small(RESUME, "train.epochs=2")
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize(

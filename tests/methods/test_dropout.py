@@ -15,7 +15,7 @@ from runner.methods import (
     apply_weight_standardization,
     fold_weight_standardization,
 )
-from runner.methods.dropout import Dropout
+from runner.methods.dropout import DropoutMethod
 from runner.models import nf_resnet26
 
 
@@ -177,6 +177,6 @@ def test_a_classifier_that_cannot_be_told_is_refused():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_rate_out_of_range_is_refused(rate):
-    for call in (lambda: apply_dropout(linear_head(), rate=rate), lambda: Dropout(rate=rate)):
+    for call in (lambda: apply_dropout(linear_head(), rate=rate), lambda: DropoutMethod(rate=rate)):
         with pytest.raises(ValueError, match=r"dropout\.rate=.*\[0, 1\)"):
             call()

@@ -9,10 +9,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.methods.ghost_batchnorm import (
-    GhostBatchNorm,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
+    GhostBatchNormMethod,
     apply_ghost_batchnorm,
     ghost_batch_sizes,
 )
@@ -392,7 +392,7 @@ def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match=r"ghost_batchnorm\.ghost_batch_size=0"):
         apply_ghost_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), ghost_batch_size=0)
     with pytest.raises(ValueError, match=r"ghost_batchnorm\.running_stats=scald.*Did you mean scaled"):
-        GhostBatchNorm(running_stats="scald")
+        GhostBatchNormMethod(running_stats="scald")
     with pytest.raises(ValueError, match=r"ghost_batchnorm\.ghost_batch_size=0"):
         GhostBatchNorm2d(3, ghost_batch_size=0)
     with pytest.raises(ValueError, match="expected 4D input"):
@@ -401,7 +401,7 @@ def test_wrong_settings_are_named():
 
 def test_the_method_applies_its_settings():
     model = nn.Sequential(nn.BatchNorm2d(3))
-    method = GhostBatchNorm(ghost_batch_size=8, running_stats="sequential")
+    method = GhostBatchNormMethod(ghost_batch_size=8, running_stats="sequential")
     assert method.order == 20
     assert method.apply(model, torch.randn(2, 3, 4, 4)) == 1
     assert (model[0].ghost_batch_size, model[0].running_stats) == (8, "sequential")

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from runner.methods.ghost_batchnorm import GhostBatchNorm2d
-from runner.methods.groupnorm import GroupNorm, apply_group_norm
+from runner.methods.groupnorm import GroupNormMethod, apply_group_norm
 from runner.methods.weight_standardization import apply_weight_standardization
 
 
@@ -193,8 +193,8 @@ def test_on_a_gpu_autocast_keeps_the_dtype_and_computes_in_float32(num_groups):
 
 def test_the_method_applies_its_settings():
     model = nn.Sequential(nn.BatchNorm2d(8))
-    assert GroupNorm.order == 10
-    assert GroupNorm(num_groups=4).apply(model, torch.randn(2, 8, 4, 4)) == 1
+    assert GroupNormMethod.order == 10
+    assert GroupNormMethod(num_groups=4).apply(model, torch.randn(2, 8, 4, 4)) == 1
     assert model[0].num_groups == 4
     with pytest.raises(ValueError, match=r"groupnorm\.num_groups=0"):
-        GroupNorm(num_groups=0)
+        GroupNormMethod(num_groups=0)

@@ -15,8 +15,8 @@ from runner.methods.ghost_batchnorm import (
     GhostBatchNorm3d,
     apply_ghost_batchnorm,
 )
-from runner.methods.instancenorm import InstanceNorm, apply_instance_norm
-from runner.methods.layernorm import LayerNorm, apply_layer_norm
+from runner.methods.instancenorm import InstanceNormMethod, apply_instance_norm
+from runner.methods.layernorm import LayerNormMethod, apply_layer_norm
 from runner.methods.weight_standardization import apply_weight_standardization
 
 BATCH_CHANNEL_NORMS = [
@@ -164,7 +164,7 @@ def test_what_cannot_be_replaced_is_refused_before_anything_changes(apply, model
     assert [type(module) for module in model.modules()] == before
 
 
-@pytest.mark.parametrize(("method", "kind"), [(InstanceNorm, nn.InstanceNorm2d), (LayerNorm, nn.GroupNorm)])
+@pytest.mark.parametrize(("method", "kind"), [(InstanceNormMethod, nn.InstanceNorm2d), (LayerNormMethod, nn.GroupNorm)])
 def test_the_method_applies_it(method, kind):
     model = nn.Sequential(nn.BatchNorm2d(8))
     assert method.order == 10

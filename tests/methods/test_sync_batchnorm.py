@@ -8,7 +8,7 @@ from torch import nn
 from runner.layers import sync_batch_norm
 from runner.methods.batch_channel_norm import BatchChannelNorm2d
 from runner.methods.ghost_batchnorm import GhostBatchNorm2d
-from runner.methods.sync_batchnorm import SyncBatchNorm, apply_sync_batchnorm
+from runner.methods.sync_batchnorm import SyncBatchNormMethod, apply_sync_batchnorm
 from runner.methods.weight_standardization import apply_weight_standardization
 
 
@@ -124,5 +124,5 @@ def test_what_cannot_be_turned_is_refused_before_anything_changes(model, message
 
 def test_the_method_applies_it():
     model = nn.Sequential(nn.BatchNorm2d(8))
-    assert SyncBatchNorm.order == 20
-    assert SyncBatchNorm().apply(model, torch.randn(2, 8, 4, 4)) == 1
+    assert SyncBatchNormMethod.order == 20
+    assert SyncBatchNormMethod().apply(model, torch.randn(2, 8, 4, 4)) == 1
