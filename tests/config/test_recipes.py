@@ -22,7 +22,7 @@ from runner.experiment import builders
 from runner.experiment import run as experiment
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.models import nfnet
-from runner.training import kept, state
+from runner.training import state, top_k
 
 FOLDER = CONF / "experiment"
 FILES = [file for file in FOLDER.rglob("*.yaml") if "sweep" not in OmegaConf.load(file)]  # the others are studies
@@ -152,7 +152,7 @@ def light(monkeypatch):
     """Two steps take a second or so: narrow NFNets, and checkpoints, of up to 0.8 GB, that stay in memory."""
     monkeypatch.setattr(nfnet, "WIDTHS", (256,) * 4)
     in_memory = {}
-    for module in (state, kept):
+    for module in (state, top_k):
         monkeypatch.setattr(module, "save_checkpoint", lambda path, content, **_: in_memory.update({path: content}))
     monkeypatch.setattr(experiment, "load_checkpoint", lambda path, device="cpu": in_memory[path])
 
