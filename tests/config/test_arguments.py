@@ -97,6 +97,6 @@ def test_a_text_that_looks_like_a_number_stays_as_it_was_typed():
     values = ["1_000", "2024_01_31", ["1.50", "2_0"], ["1e3", "a"], 12]  # 12 is written in one way alone
     for word, value in zip(hydra_words(words), values, strict=True):
         override = parsed(word)
-        found = [str(each) for each in override.value().list] if override.is_sweep_override() else override.value()
+        found = [each.text for each in override.value().list] if override.is_sweep_override() else override.value()
         assert found == value, word
     assert hydra_words(["seed=1_000", "name=null", "name=true"]) == ["seed=1_000", "name=null", "name=true"]
