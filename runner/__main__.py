@@ -23,7 +23,7 @@ from runner.config.secrets import redact
 from runner.config.text import SettingError
 from runner.config.validation import CONF
 from runner.distributed.environment import with_num_devices
-from runner.distributed.signals import raised
+from runner.distributed.signals import raise_on_signal
 from runner.files.atomic import CannotWrite
 from runner.results.run_folder import earlier_overrides
 from runner.sweeps.job_run import run_job
@@ -37,7 +37,7 @@ WRONG = (HydraException, OmegaConfBaseException, YAMLError, ValueError)  # what 
 
 def main() -> None:
     """Run the command line, which SIGTERM ends as Ctrl-C does; ends with an exit code."""
-    with raised():
+    with raise_on_signal():
         _main()
 
 

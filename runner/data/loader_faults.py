@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from runner.data.dataset import DataFault
-from runner.distributed.signals import Asked, is_asked
+from runner.distributed.signals import StopRequested, stop_requested
 
 LOOK_EVERY_SECONDS = 1  # how long the loader waits before it is asked whether to go on
 NO_SHARED_MEMORY = "shared memory is full: raise --shm-size or set dataset.num_workers=0."
@@ -36,8 +36,8 @@ FATAL = ("DataLoader worker", "shared memory", *(os.strerror(number) for number 
 def batches_of(loader: DataLoader, seconds: float) -> Iterator[Any]:
     """The loader's batches. It is asked again and again, so that a signal can end the wait for its processes.
 
-    Raises DataFault if none comes for so many seconds, and if a process dies; Asked if a signal came to a run that
-    waits for nobody else.
+    Raises DataFault if none comes for so many seconds, and if a process dies; StopRequested if a single-process run
+    was asked to stop.
     """
     waits, batches = loader.num_workers > 0, None
     try:
@@ -51,7 +51,7 @@ def batches_of(loader: DataLoader, seconds: float) -> Iterator[Any]:
         if fault is None:
             raise
         raise fault from error
-    except (Asked, KeyboardInterrupt):
+    except (StopRequested, KeyboardInterrupt):
         _end_workers(batches)
         raise
 
@@ -71,8 +71,8 @@ def _next(batches: Iterator[Any], seconds: float) -> Any:
     """The next batch, None at the end."""
     end = time.monotonic() + seconds
     while True:
-        if is_asked():
-            raise Asked
+        if stop_requested():
+            raise StopRequested
         try:
             return next(batches, None)
         except RuntimeError as error:

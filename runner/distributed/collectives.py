@@ -1,13 +1,13 @@
-"""The processes that train one model together: who this one is, and what they tell each other.
+"""Collectives over the ranks that train one model together.
 
-With a single process everything here gives back what it was given, at no cost. `device` tensors travel by the
-device's own back end (NCCL on GPUs), objects and flags by gloo.
+In a single process each function returns its input at no cost. Tensors travel by their device's backend (NCCL on
+GPUs), objects and flags by gloo.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -17,30 +17,30 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
-TIMED_OUT = ("Timed out waiting", "timed out", "Timeout(ms)")  # gloo, the store, NCCL
-GONE = ("Connection closed", "Connection reset", "Broken pipe")
+TIMEOUT_TEXTS = ("Timed out waiting", "timed out", "Timeout(ms)")  # gloo, the store, NCCL
+CONNECTION_LOST_TEXTS = ("Connection closed", "Connection reset", "Broken pipe")
 
 
 def is_distributed() -> bool:
-    """Whether several processes train together."""
+    """Whether there is more than one rank."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def rank() -> int:
-    """The number of this process, 0 for the first or only one, which alone writes."""
+    """The rank of this process. Rank 0, the first or only one, writes all files."""
     return distributed.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of ranks."""
     return distributed.get_world_size() if is_distributed() else 1
 
 
 @contextmanager
 def process_group(device: torch.device, *, timeout: float = 1800.0) -> Iterator[None]:
-    """Join the processes that torch's launcher started, as its environment variables tell.
+    """Join the process group that the launcher's environment variables describe, in this context.
 
-    `timeout` is how many seconds one waits for another, which evaluates or writes a checkpoint meanwhile.
+    A rank waits at most `timeout` seconds for another, which may be evaluating or writing a checkpoint.
     """
     global _timeout
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -52,36 +52,36 @@ def process_group(device: torch.device, *, timeout: float = 1800.0) -> Iterator[
         distributed.destroy_process_group()
 
 
-def is_timeout(reason: str) -> bool:
-    """Whether an error's text is that of a wait for another rank that was given up."""
-    return any(words in reason for words in TIMED_OUT)
+def is_timeout(error: str) -> bool:
+    """Whether an error message says that a collective timed out."""
+    return any(text in error for text in TIMEOUT_TEXTS)
 
 
-def is_gone(reason: str) -> bool:
-    """Whether an error's text is that of a wait for another rank that has died."""
-    return any(words in reason for words in GONE)
+def is_connection_lost(error: str) -> bool:
+    """Whether an error message says that another rank has died."""
+    return any(text in error for text in CONNECTION_LOST_TEXTS)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor on each of them."""
-    if not is_distributed():
-        return tensor
-    total = tensor.clone()
-    distributed.all_reduce(total)
-    return total
+    """The elementwise sum over the ranks, as a new tensor."""
+    return _all_reduce(tensor, distributed.ReduceOp.SUM)
 
 
 def all_reduce_min(tensor: Tensor) -> Tensor:
-    """The smallest of every rank's values, entry by entry, on each of them."""
+    """The elementwise minimum over the ranks, as a new tensor."""
+    return _all_reduce(tensor, distributed.ReduceOp.MIN)
+
+
+def _all_reduce(tensor: Tensor, op: distributed.ReduceOp.RedOpType) -> Tensor:
     if not is_distributed():
         return tensor
-    least = tensor.clone()
-    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
-    return least
+    result = tensor.clone()
+    distributed.all_reduce(result, op=op)
+    return result
 
 
 def broadcast_object(value: T) -> T:
-    """The first rank's value on each of them."""
+    """Rank 0's value."""
     if not is_distributed():
         return value
     values = [value]
@@ -90,100 +90,104 @@ def broadcast_object(value: T) -> T:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """Every rank's value, in order, on each of them."""
+    """The values of all ranks, in order."""
     if not is_distributed():
         return [value]
     values: list[T] = [None] * world_size()
-    distributed.all_gather_object(values, value, group=_on_cpu())
+    distributed.all_gather_object(values, value, group=_cpu_process_group())
     return values
 
 
-def any_rank(wish: bool) -> bool:
-    """Whether any rank has a wish; all of them wait for the answer."""
-    return bool(all_reduce_sum(torch.tensor(float(wish)))) if is_distributed() else wish
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank. Blocks until all ranks have called it."""
+    return bool(all_reduce_sum(torch.tensor(float(flag)))) if is_distributed() else flag
 
 
 def barrier() -> None:
-    """Go on when every rank has come here."""
+    """Block until all ranks have called it."""
     if is_distributed():
-        distributed.all_reduce(torch.zeros(1))  # on the CPU, so that no GPU is waited for
+        distributed.all_reduce(torch.zeros(1))  # on the CPU: does not wait for a GPU
 
 
-def wrap_ddp(model: nn.Module, device: torch.device, *, unused_parameters: bool = False) -> nn.Module:
-    """The model wrapped so that its gradients become the means over the ranks; itself with a single process.
+def wrap_ddp(model: nn.Module, device: torch.device, *, find_unused_parameters: bool = False) -> nn.Module:
+    """The model in DistributedDataParallel, which averages gradients over the ranks; the model itself for one rank.
 
-    All ranks start from the first one's parameters and buffers. `unused_parameters` says that there are steps in which
-    some parameters have no gradient, which the ranks then have to tell each other.
+    Ranks start with rank 0's parameters and buffers. Buffers are averaged before an evaluation, not in each forward
+    pass: see `all_reduce_buffers`. `find_unused_parameters`: True if some parameters may get no gradient in a step.
     """
     if not is_distributed():
         return model
     options = inspect.signature(DistributedDataParallel).parameters
-    # buffers are brought together before evaluation instead, see `bring_buffers_together`
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
         **{sync_buffers: False},
-        find_unused_parameters=unused_parameters,
-        gradient_as_bucket_view=not unused_parameters,
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=not find_unused_parameters,
     )
 
 
-def mean_of_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The model's floating-point buffers (running statistics), each the mean over the ranks; new tensors.
+def floating_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The model's floating-point buffers, its running statistics, by name."""
+    return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
-    Running statistics are linear in the batches' statistics, so that their mean is what every rank would have found
-    with the means over all ranks at each step.
+
+def mean_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The mean over the ranks of each floating-point buffer, as new tensors. Empty for one rank.
+
+    Running statistics are linear in the batch statistics. So their mean equals what a rank would have computed from
+    the mean batch statistics of all ranks in every step.
     """
-    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    buffers = floating_buffers(model)
     if not is_distributed() or not buffers:
         return {}
     flat = torch.cat([buffer.detach().double().flatten() for buffer in buffers.values()])
-    parts = (all_reduce_sum(flat) / world_size()).split([buffer.numel() for buffer in buffers.values()])
+    means = (all_reduce_sum(flat) / world_size()).split([buffer.numel() for buffer in buffers.values()])
     return {
-        name: part.view_as(buffer).to(buffer.dtype) for (name, buffer), part in zip(buffers.items(), parts, strict=True)
+        name: mean.view_as(buffer).to(buffer.dtype) for (name, buffer), mean in zip(buffers.items(), means, strict=True)
     }
 
 
-def bring_buffers_together(model: nn.Module) -> None:
-    """Give every rank's model the mean of the ranks' floating-point buffers; see `mean_of_buffers`."""
-    means = mean_of_buffers(model)
-    for name, buffer in model.named_buffers():
-        if name in means:
-            buffer.copy_(means[name])
+def all_reduce_buffers(model: nn.Module) -> None:
+    """Set each floating-point buffer to its mean over the ranks, in place."""
+    buffers = floating_buffers(model)
+    for name, mean in mean_buffers(model).items():
+        buffers[name].copy_(mean)
 
 
 class AsyncAnyRank:
-    """What any rank wishes, told to all of them, so that they act on it after the same step.
+    """`any_rank` for several flags without blocking, so that all ranks act on a flag after the same step.
 
-    Each rank calls it after every step. With several ranks the answer is that to the wishes of the step before: so
-    that nobody waits for a message, only for a rank that is a whole step behind.
+    Each rank calls `poll` after every step. The result lags one step, so a rank blocks only if another is a full step
+    behind. In a single process the result is immediate.
     """
 
     def __init__(self) -> None:
-        self._sent: tuple[Tensor, distributed.Work] | None = None
+        self._pending: tuple[Tensor, distributed.Work] | None = None
 
-    def __call__(self, wishes: Sequence[bool]) -> list[bool]:
+    def poll(self, *flags: bool) -> list[bool]:
+        """Send this step's flags; return, for each of the previous step's, whether it was true on any rank."""
         if not is_distributed():
-            return list(wishes)
-        before = self._sent
-        flags = torch.tensor(wishes, dtype=torch.int32)
-        self._sent = (flags, distributed.all_reduce(flags, async_op=True))
-        if before is None:
-            return [False] * len(wishes)
-        flags, work = before
+            return list(flags)
+        previous = self._pending
+        sent = torch.tensor(flags, dtype=torch.int32)
+        self._pending = (sent, distributed.all_reduce(sent, async_op=True))
+        if previous is None:
+            return [False] * len(flags)
+        result, work = previous
         work.wait()
-        return (flags > 0).tolist()
+        return (result > 0).tolist()
 
-    def settle(self) -> None:
-        """Wait for what is on its way; to be called before the ranks speak of something else at length."""
-        if self._sent is not None:
-            self._sent[1].wait()
-            self._sent = None
+    def wait(self) -> None:
+        """Finish the pending reduction. Call it before another collective that may take long."""
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
 
 
-def _on_cpu() -> distributed.ProcessGroup | None:
-    """The group for objects, which `all_gather_object` would send by way of the GPU."""
+def _cpu_process_group() -> distributed.ProcessGroup | None:
+    """A gloo group for objects, which `all_gather_object` would send through the GPU."""
     global _cpu_group
     if distributed.get_backend() == "gloo":
         return None
@@ -193,4 +197,4 @@ def _on_cpu() -> distributed.ProcessGroup | None:
 
 
 _cpu_group: distributed.ProcessGroup | None = None
-_timeout: timedelta | None = None  # torch's own
+_timeout: timedelta | None = None  # None: torch's default

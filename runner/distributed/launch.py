@@ -25,8 +25,8 @@ from runner.config.text import SettingError
 from runner.config.trust import places_again, words_again
 from runner.config.validation import validate
 from runner.distributed import collectives, environment
-from runner.distributed.signals import ENDING, raised
-from runner.distributed.watch import RankWatch, beat, meeting_folder
+from runner.distributed.signals import STOP_SIGNALS, raise_on_signal
+from runner.distributed.watch import RankWatch, rendezvous_folder, start_heartbeat
 from runner.experiment import run as experiment
 from runner.experiment.check import check
 from runner.experiment.methods import conf_folders_of
@@ -36,7 +36,7 @@ from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES
 from runner.training.precision import choose_device
 
-ECHOES = ("gloo", "NCCL", *collectives.GONE)  # of another rank's death
+ECHOES = ("gloo", "NCCL", *collectives.CONNECTION_LOST_TEXTS)  # of another rank's death
 FOLDER = "folder"  # the file in which the first rank says where the run lies
 
 
@@ -51,7 +51,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
     if config.train.num_devices == 1:
         return experiment.run(config, overrides, command, job)
     check(config)
-    with meeting_folder() as told:
+    with rendezvous_folder() as told:
         plain = (OmegaConf.to_container(config), overrides, command, job, str(told), os.getpid())
         launched = LaunchConfig(
             min_nodes=1,
@@ -70,7 +70,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
             with watch:
                 outcomes = elastic_launch(launched, _rank)(*plain)
         except ChildFailedError as error:
-            return _killed(told, config) if watch.asked else _failed(error, watch, config)
+            return _killed(told, config) if watch.signalled_at else _failed(error, watch, config)
     status, refusal = outcomes[0]
     if refusal is not None:
         raise SettingError(refusal)
@@ -83,7 +83,7 @@ def _rank(
 ) -> tuple[str | None, str | None]:
     """One rank of a run that the process `launcher` started: its status, or why its settings were refused."""
     number = int(os.environ["RANK"])
-    beat(Path(told), number)
+    start_heartbeat(Path(told), number)
     if number > 0:
         warnings.simplefilter("ignore")
     if settings["train"]["device"] != "cuda" and not torch.cuda.is_available():
@@ -93,7 +93,7 @@ def _rank(
     if os.getppid() != launcher:  # it died while this process started
         os._exit(EXIT_CODES["interrupted"])
     timeout = config.train.rank_timeout
-    with raised(), collectives.process_group(_own_device(config.train.device), timeout=timeout):
+    with raise_on_signal(), collectives.process_group(_own_device(config.train.device), timeout=timeout):
         try:
             outcome = experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
         except SettingError as error:
@@ -113,8 +113,8 @@ def _own_device(name: str) -> torch.device:
 
 def _place(failure: ProcessFailure) -> tuple[int, int]:
     """Which of several failures comes first: those killed, then those with an error of their own, then the echoes."""
-    killed = failure.exitcode < 0 and -failure.exitcode not in ENDING
-    echo = -failure.exitcode in ENDING or any(word in str(failure.message) for word in ECHOES)
+    killed = failure.exitcode < 0 and -failure.exitcode not in STOP_SIGNALS
+    echo = -failure.exitcode in STOP_SIGNALS or any(word in str(failure.message) for word in ECHOES)
     return (0 if killed else 2 if echo else 1), failure.timestamp
 
 

@@ -1,4 +1,4 @@
-"""Taking the signals by which a user or a cluster asks a process to end."""
+"""Handling SIGINT and SIGTERM, by which a user or a cluster asks a process to stop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NoReturn
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130  # the exit code
-AT_ONCE_SECONDS = 0.5
-GRACE_SECONDS = 5.0  # for the loop to come to a point at which it looks
-UNWINDING_SECONDS = 3.0  # for an exception to come out of it
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_INTERRUPTED = 130
+DEBOUNCE_SECONDS = 0.5  # a launcher that dies, or a terminal, may send several signals at once: they count as one
+GRACE_SECONDS = 5.0  # for the loop to poll the flag
+UNWINDING_SECONDS = 3.0  # for an exception to leave the loop
 
 
 @contextmanager
-def taken_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Let `handler` take SIGINT and SIGTERM in this context; outside the main thread it cannot."""
+def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Install `handler` for SIGINT and SIGTERM in this context. No effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in ENDING}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -36,107 +36,107 @@ def taken_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """In this context SIGTERM raises KeyboardInterrupt as SIGINT does; of several that come together the first."""
+def raise_on_signal() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM too in this context; once for several signals that come together."""
     last = -math.inf
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal last
         before, last = last, time.monotonic()
-        if last - before > AT_ONCE_SECONDS:
+        if last - before > DEBOUNCE_SECONDS:
             raise KeyboardInterrupt
 
-    with taken_by(interrupt):
+    with handle_stop_signals(interrupt):
         yield
 
 
-class Asked(Exception):
-    """A signal asked a run to end, where all that it has done so far can be written."""
+class StopRequested(Exception):
+    """A signal asks the run to stop, at a point where a checkpoint can be written."""
 
 
-class Interruption:
-    """A context in which the first SIGINT or SIGTERM sets `requested`, for which the loop looks between its steps.
+class GracefulStop:
+    """Turn SIGINT/SIGTERM into a flag, `requested`, that the loop polls between its steps.
 
-    KeyboardInterrupt is raised instead for a later SIGINT, and where the loop does not look within `GRACE_SECONDS`, or
-    the time that it asked for. A process that is `alone` and not in a step then ends, if need be without another word:
-    it hangs in a call that nothing interrupts. Of several, the one that started them sees to that.
-    One that comes with the first is no second wish: a launcher that dies, or a terminal, may send several together.
+    A second SIGINT raises KeyboardInterrupt. So does the first signal if the loop does not poll before its deadline:
+    `GRACE_SECONDS`, or what `extend_deadline` and `begin_step` set. If the exception does not get through either, as
+    in a call that nothing interrupts, a `single_process` run is killed, except within a step or an extended deadline.
+    Of several ranks the launcher kills the one that hangs.
     """
 
-    def __init__(self, *, alone: bool = True) -> None:
-        self.alone = alone
-        self._taken = ExitStack()
+    def __init__(self, *, single_process: bool = True) -> None:
+        self.single_process = single_process
+        self._contexts = ExitStack()
         self._longest_step = 0.0
         self._reset()
 
     def _reset(self) -> None:
-        self.requested, self._since = False, 0.0
-        self._part = (time.monotonic(), GRACE_SECONDS, True)  # when it began, how long it may take, if it may be killed
+        self.requested, self._requested_at = False, 0.0
+        self._deadline = (time.monotonic(), GRACE_SECONDS, True)  # from when, how long, and if to kill the process then
         self._overdue = False
-        self._over = threading.Event()
+        self._ended = threading.Event()
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> GracefulStop:
         global _innermost
         self._reset()
         self._outer, _innermost = _innermost, self
-        self._taken.enter_context(taken_by(self._handle))
+        self._contexts.enter_context(handle_stop_signals(self._handle))
         if threading.current_thread() is threading.main_thread():
-            self._taken.enter_context(_numbers_to(self._insist))
+            self._contexts.enter_context(_call_on_signal(self._enforce_deadline))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         global _innermost
         _innermost = self._outer
-        self._over.set()
-        self._taken.close()
-        if self.requested and not self.alone and isinstance(error, RuntimeError):
-            raise KeyboardInterrupt from error  # another rank has ended first, and broken off the talk
+        self._ended.set()
+        self._contexts.close()
+        if self.requested and not self.single_process and isinstance(error, RuntimeError):
+            raise KeyboardInterrupt from error  # a collective failed because another rank stopped first
 
-    def begin(self, seconds: float | None = None) -> None:
-        """Tell that the loop has come this far, and may take `seconds`, or the grace, until it looks again."""
-        self._part = (time.monotonic(), GRACE_SECONDS if seconds is None else seconds, seconds is None)
+    def extend_deadline(self, seconds: float | None = None) -> None:
+        """Expect the next poll within `seconds`, by default `GRACE_SECONDS`, from now."""
+        self._deadline = (time.monotonic(), GRACE_SECONDS if seconds is None else seconds, seconds is None)
 
     def begin_step(self) -> None:
-        """Tell that an optimizer step begins, which may take twice as long as the longest of late."""
-        self._part = (time.monotonic(), max(GRACE_SECONDS, 2 * self._longest_step), False)
+        """Expect the next poll within twice the time of the longest recent step."""
+        self._deadline = (time.monotonic(), max(GRACE_SECONDS, 2 * self._longest_step), False)
 
     def end_step(self) -> None:
-        """Tell that the step has ended."""
-        self._longest_step = max(0.9 * self._longest_step, time.monotonic() - self._part[0])
-        self.begin()
+        """Note how long the step took."""
+        self._longest_step = max(0.9 * self._longest_step, time.monotonic() - self._deadline[0])
+        self.extend_deadline()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.requested:
-            self._since, self.requested = now, True
-        elif self._overdue or (number == signal.SIGINT and now - self._since > AT_ONCE_SECONDS):
+            self._requested_at, self.requested = now, True
+        elif self._overdue or (number == signal.SIGINT and now - self._requested_at > DEBOUNCE_SECONDS):
             raise KeyboardInterrupt
 
-    def _insist(self) -> None:
-        """Interrupt the main thread once its time is up; end the process if that is of no use."""
-        came = time.monotonic()
+    def _enforce_deadline(self) -> None:
+        """Interrupt the main thread at the deadline; kill the process if that has no effect."""
+        signalled = time.monotonic()
         while True:
-            began, seconds, may_be_killed = self._part
-            left = max(began, came) + seconds - time.monotonic()
+            begin, seconds, may_kill = self._deadline
+            left = max(begin, signalled) + seconds - time.monotonic()
             if left <= 0:
                 break
-            if self._over.wait(min(left, 0.1)):
+            if self._ended.wait(min(left, 0.1)):
                 return
         self._overdue = True
         signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-        if not self._over.wait(UNWINDING_SECONDS) and self.alone and may_be_killed:
-            _end_now()
+        if not self._ended.wait(UNWINDING_SECONDS) and self.single_process and may_kill:
+            _kill_now()
 
 
 @contextmanager
-def _numbers_to(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` in a thread at the first of the signals, also while the main thread is in a call that knows none."""
+def _call_on_signal(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` in a thread at the first stop signal, even if the main thread is in a call that blocks handlers."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def wait() -> None:
-        while (byte := os.read(reader, 1)) and byte[0] not in ENDING:
-            pass  # another signal, as that of a child's end
+        while (byte := os.read(reader, 1)) and byte[0] not in STOP_SIGNALS:
+            pass  # another signal, such as SIGCHLD
         if byte:
             act()
         os.close(reader)
@@ -150,16 +150,16 @@ def _numbers_to(act: Callable[[], None]) -> Iterator[None]:
         os.close(writer)  # ends the thread
 
 
-def is_asked() -> bool:
-    """Whether a signal came to a run in this process that waits for nobody else: it may end where it stands."""
-    return _innermost is not None and _innermost.alone and _innermost.requested
+def stop_requested() -> bool:
+    """Whether a single-process run was asked to stop: it need not wait for other ranks to agree."""
+    return _innermost is not None and _innermost.single_process and _innermost.requested
 
 
-def _end_now() -> NoReturn:
+def _kill_now() -> NoReturn:
     for process in multiprocessing.active_children():
         process.kill()
     print("Interrupted; what it was at did not end.", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+    os._exit(EXIT_INTERRUPTED)
 
 
-_innermost: Interruption | None = None
+_innermost: GracefulStop | None = None

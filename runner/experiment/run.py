@@ -22,8 +22,8 @@ from runner.data.shards import Shard
 from runner.distributed.collectives import (
     barrier,
     broadcast_object,
+    is_connection_lost,
     is_distributed,
-    is_gone,
     is_timeout,
     rank,
     world_size,
@@ -242,7 +242,7 @@ def _told(error: Exception) -> str | None:
     """The message of an error that says it all, without a traceback."""
     if is_distributed() and is_timeout(str(error)):
         return "train.rank_timeout: another rank did not answer for so long."
-    if is_distributed() and isinstance(error, RuntimeError) and is_gone(str(error)):
+    if is_distributed() and isinstance(error, RuntimeError) and is_connection_lost(str(error)):
         return "Another rank has died, or cannot be reached any more."
     if isinstance(error, RuntimeError) and not isinstance(error, DataFault):  # torch's word of a loader process
         error = loader_fault(error) or error

@@ -57,7 +57,7 @@ def prepare(
     optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
     ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
     unused = any(method.leaves_unused for method in methods.values())
-    forward_model = wrap_ddp(model, device, unused_parameters=unused)
+    forward_model = wrap_ddp(model, device, find_unused_parameters=unused)
     if train.compile:
         # the gates of stochastic depth part a model into its blocks, which share their code: a graph a shape and draw
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

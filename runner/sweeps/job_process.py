@@ -22,7 +22,7 @@ from typing import IO
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.validation import validate
-from runner.distributed.signals import raised, taken_by
+from runner.distributed.signals import handle_stop_signals, raise_on_signal
 from runner.files.atomic import CannotWrite, open_unlinked
 from runner.results.job import Job
 from runner.results.run_lock import Taken, hold
@@ -67,7 +67,7 @@ def run_job_apart(
             stderr=output,
             start_new_session=True,  # a terminal's Ctrl-C comes from here alone
         )
-        with taken_by(_note):
+        with handle_stop_signals(_note):
             code = _run(process, json.dumps(content), stop)
     state = read_state(job.path)
     if code == 0 or state.status in RESULTS:
@@ -120,7 +120,7 @@ def main() -> None:
     job = Job(**{**content["job"], "folder": Path(content["job"]["folder"]), "overrides": tuple(content["overrides"])})
     from runner.distributed.launch import run  # imports torch
 
-    with raised():
+    with raise_on_signal():
         run_job(run, config, content["overrides"], content["command"], job, retry_failed=content["retry_failed"])
 
 

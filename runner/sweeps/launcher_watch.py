@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from runner.distributed.signals import taken_by
+from runner.distributed.signals import handle_stop_signals
 from runner.results.job import Job
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
 from runner.sweeps.job_lines import show_error, show_job
@@ -35,7 +35,7 @@ class LauncherWatch:
     def start(self) -> None:
         """Begin to watch, and to take the signals."""
         self._look(first=True)
-        self._taken.enter_context(taken_by(self._on_signal))
+        self._taken.enter_context(handle_stop_signals(self._on_signal))
         self._thread.start()
 
     def finish(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.config import limits
+from runner.distributed.collectives import floating_buffers
 from runner.training.accumulator import Snapshot
 from runner.training.plan import Progress
 
@@ -89,7 +90,7 @@ def check_optimizer_fit(content: Mapping, parameters: Sequence[Tensor]) -> None:
 
 def check_buffers_fit(content: Mapping, model: nn.Module) -> None:
     """Raise a ValueError unless the buffers that each rank has of its own are the model's."""
-    shapes = {name: buffer.shape for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    shapes = {name: buffer.shape for name, buffer in floating_buffers(model).items()}
     for own in content.get("ranks", ()):
         saved = [*own["buffers"].items(), *own["ema_buffers"].items()]
         _require(

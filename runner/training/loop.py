@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.distributed.collectives import AsyncAnyRank, is_distributed
-from runner.distributed.signals import Asked, Interruption
+from runner.distributed.signals import GracefulStop, StopRequested
 from runner.methods.method import Method
 from runner.optim.schedules import make_schedule
 from runner.tracking.tracker import Tracker
@@ -90,10 +90,10 @@ class Trainer:
         self.clock = Clock(plan, self.progress)
         self.timer = StepTimer()
         self._start_schedule()
-        self.interruption = Interruption(alone=not is_distributed())
+        self.stop = GracefulStop(single_process=not is_distributed())
         parts = plan.accumulation_steps
         self.validate = Validation(
-            model, ema, methods, train_batches, validation_batches, parts, precision, task, self.interruption
+            model, ema, methods, train_batches, validation_batches, parts, precision, task, self.stop
         )
 
     @property
@@ -107,10 +107,10 @@ class Trainer:
         Raises Diverged; and Interrupted, after writing last.pt, when SIGINT or SIGTERM came.
         """
         self.clock.start(self.progress)
-        with self.interruption:
+        with self.stop:
             try:
                 self._train()
-            except Asked:
+            except StopRequested:
                 self._save_last()
                 raise Interrupted from None
 
@@ -121,7 +121,7 @@ class Trainer:
         while self.progress.is_to_evaluate or not self._is_over():
             try:
                 if not self.progress.is_to_evaluate:
-                    self._train_epoch(self.interruption)
+                    self._train_epoch(self.stop)
                 self._finish_epoch()
             except Diverged as reason:
                 self._go_back(reason)
@@ -137,8 +137,8 @@ class Trainer:
     def _is_over(self) -> bool:
         return self._is_done() or self.why_ended() is not None
 
-    def _train_epoch(self, interruption: Interruption) -> None:
-        progress, plan, agreed = self.progress, self.plan, AsyncAnyRank()
+    def _train_epoch(self, stop: GracefulStop) -> None:
+        progress, plan, flags = self.progress, self.plan, AsyncAnyRank()
         self.model.train()
         # a CPU computes at once, so that reading costs nothing; a GPU, or other ranks, would be waited for
         at_once = self.precision.device.type == "cpu" and not is_distributed()
@@ -147,12 +147,12 @@ class Trainer:
             self.logged = self.sums.read()
         self.timer.start()
         for images, targets in self.train_batches.epoch(progress.epoch, progress.batch):
-            interruption.begin_step()
+            stop.begin_step()
             self._step(images, targets)
             progress.batch += 1
             progress.step += 1
             progress.trained_images += self.train_batches.batch_size
-            interrupted, time_is_up, minutes_over = agreed((interruption.requested, *self.clock.poll()))
+            interrupted, time_is_up, minutes_over = flags.poll(stop.requested, *self.clock.poll())
             self.clock.time_is_up |= time_is_up
             all_batches = progress.batch == len(self.train_batches)
             ended = all_batches or progress.step == self.total_steps or self.clock.time_is_up
@@ -164,22 +164,22 @@ class Trainer:
                 self._report(totals.since(self.logged))
                 if progress.step % plan.log_every_steps == 0:
                     self.logged = totals
-            interruption.end_step()
+            stop.end_step()
             progress.is_to_evaluate = ended
             if self.prober is not None and self.prober.is_due(progress.step):
                 self.timer.stop(progress, self.train_batches.batch_size)
-                agreed.settle()
+                flags.wait()
                 self._probe(all_of_them=True)
                 self.timer.start()
             if ended:
                 break
             if saves:
-                agreed.settle()
+                flags.wait()
                 self._save_last()
                 self.timer.start()
             if interrupted:
                 raise Interrupted
-        agreed.settle()
+        flags.wait()
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         """One optimizer step over all micro-batches of a batch."""
@@ -303,8 +303,8 @@ class Trainer:
         return self.optimizer.param_groups[0]["initial_lr"] * factor
 
     def _save_last(self) -> None:
-        self.interruption.begin(math.inf)  # however slow the disk is
+        self.stop.extend_deadline(math.inf)  # however slow the disk is
         self.clock.saved(self.progress)
         self.progress.rows = self.tracker.rows
         self.state.save(self.progress, self.logged)
-        self.interruption.begin()
+        self.stop.extend_deadline()

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.data.seeds import mixed_seed
-from runner.distributed.collectives import all_gather_object, barrier, is_distributed, mean_of_buffers, rank, world_size
+from runner.distributed.collectives import (
+    all_gather_object,
+    barrier,
+    floating_buffers,
+    is_distributed,
+    mean_buffers,
+    rank,
+    world_size,
+)
 from runner.methods.method import Method
 from runner.training.accumulator import MetricAccumulator, Snapshot
 from runner.training.checkpoint import (
@@ -93,17 +101,17 @@ class State:
 
     def _own(self) -> dict:
         """What a rank has that the others have not: its generators, and running statistics of its own batches."""
-        averaged = {} if self.ema is None else _floating_buffers(self.ema.model)
+        averaged = {} if self.ema is None else floating_buffers(self.ema.model)
         return {
             "random": random_state(self.precision.device),
-            "buffers": {name: buffer.cpu() for name, buffer in _floating_buffers(self.model).items()},
+            "buffers": {name: buffer.cpu() for name, buffer in floating_buffers(self.model).items()},
             "ema_buffers": {name: buffer.cpu() for name, buffer in averaged.items()},
         }
 
     def _restore_own(self, own: Mapping) -> None:
         restore_random_state(own["random"], self.precision.device)
         for model, saved in ((self.model, own["buffers"]), (self.ema and self.ema.model, own["ema_buffers"])):
-            buffers = _floating_buffers(model) if saved else {}
+            buffers = floating_buffers(model) if saved else {}
             for name, value in saved.items():
                 buffers[name].copy_(value)
 
@@ -120,11 +128,7 @@ def _match_strides(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _floating_buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-
-
 def _with_means(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model, its running statistics as the means over the ranks."""
-    state, means = model.state_dict(), mean_of_buffers(model)
+    state, means = model.state_dict(), mean_buffers(model)
     return {**state, **{name: value for name, value in means.items() if name in state}}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
-from runner.distributed.collectives import any_rank, bring_buffers_together
-from runner.distributed.signals import Asked, Interruption
+from runner.distributed.collectives import all_reduce_buffers, any_rank
+from runner.distributed.signals import GracefulStop, StopRequested
 from runner.methods.method import Method
 from runner.training.ema import Ema
 from runner.training.evaluation import evaluate
@@ -21,7 +21,7 @@ from runner.training.tasks import Task
 class Validation:
     """Evaluates the average of the weights, or `model` where there is none.
 
-    Raises Asked, on all ranks together and with training as it was, if a signal comes to one of them.
+    Raises StopRequested, on all ranks together and with training as it was, if a signal comes to one of them.
     """
 
     model: nn.Module
@@ -32,7 +32,7 @@ class Validation:
     accumulation_steps: int
     precision: Precision
     task: Task
-    interruption: Interruption
+    stop: GracefulStop
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """The loss and the scores; `epoch` is that of the training images a method may look at before."""
@@ -42,18 +42,18 @@ class Validation:
         with self.precision.autocast():
             for method in self.methods.values():
                 method.before_evaluation(evaluated, lambda: self._train_images(epoch))
-        bring_buffers_together(self.model)
+        all_reduce_buffers(self.model)
         if average is not None:
-            bring_buffers_together(average)
+            all_reduce_buffers(average)
         metrics = evaluate(evaluated, self._until_requested(), self.precision, self.task).metrics
         self.check()
         return metrics
 
     def check(self) -> None:
-        """Raise Asked if a signal came to any rank. To be called on all of them together."""
-        self.interruption.begin()
-        if any_rank(self.interruption.requested):
-            raise Asked
+        """Raise StopRequested if a signal came to any rank. To be called on all of them together."""
+        self.stop.extend_deadline()
+        if any_rank(self.stop.requested):
+            raise StopRequested
 
     def _train_images(self, epoch: int) -> Iterator[Tensor]:
         """The images of the epoch once more, as they lay in the micro-batches but for what `transform_batch` did."""
@@ -64,7 +64,7 @@ class Validation:
     def _until_requested(self) -> Iterator[tuple]:
         """The batches, the rest of them left out once a signal came: the ranks may have a different number."""
         for batch in self.batches:
-            self.interruption.begin()
+            self.stop.extend_deadline()
             yield batch
-            if self.interruption.requested:
+            if self.stop.requested:
                 return

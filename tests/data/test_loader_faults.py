@@ -13,7 +13,7 @@ import torch
 from runner.data.dataset import DataFault
 from runner.data.file_loader import make_loader
 from runner.data.loader_faults import batches_of, loader_fault
-from runner.distributed.signals import Asked, Interruption
+from runner.distributed.signals import GracefulStop, StopRequested
 from runner.experiment import run as experiment
 from runner.files.atomic import CannotWrite
 
@@ -98,9 +98,9 @@ def test_the_error_of_a_bug_stays_itself(monkeypatch):
 
 def test_a_signal_while_it_waits():
     began = time.monotonic()
-    with Interruption():
+    with GracefulStop():
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        with pytest.raises(Asked):
+        with pytest.raises(StopRequested):
             list(batches("sleep"))
     assert time.monotonic() - began < 30
     assert not left_behind()

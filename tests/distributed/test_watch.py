@@ -8,14 +8,14 @@ import time
 import pytest
 
 from runner.distributed import watch as watch_module
-from runner.distributed.watch import RankWatch, beat, meeting_folder
+from runner.distributed.watch import RankWatch, rendezvous_folder, start_heartbeat
 from runner.results.run_lock import hold
 
 
 def work(folder, rank, stops):
     """A rank that beats and answers to no SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    beat(folder, rank)
+    start_heartbeat(folder, rank)
     time.sleep(0.3)
     if stops:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -25,7 +25,7 @@ def work(folder, rank, stops):
 @pytest.fixture
 def ranks(tmp_path, monkeypatch):
     """`ranks(stopped=1)`: two ranks, of which the second is stopped after a moment."""
-    monkeypatch.setattr(watch_module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(watch_module, "HEARTBEAT_SECONDS", 0.1)
     context = multiprocessing.get_context("fork")
     started = []
 
@@ -53,7 +53,7 @@ def test_a_rank_that_does_not_answer_ends_all(ranks, tmp_path):
     with RankWatch(tmp_path, timeout=1.5) as watch:
         assert end(ranks(stopped=1)) == [-signal.SIGKILL] * 2
     assert watch.hung == "rank 1 did not answer for 1.5 seconds"
-    assert watch.asked is None
+    assert watch.signalled_at is None
 
 
 def test_ranks_that_answer_are_left_alone(ranks, tmp_path):
@@ -65,11 +65,11 @@ def test_ranks_that_answer_are_left_alone(ranks, tmp_path):
 
 
 def test_a_second_ctrl_c_kills_also_a_stopped_rank(ranks, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch_module, "AT_ONCE_SECONDS", 0.0)
+    monkeypatch.setattr(watch_module, "DEBOUNCE_SECONDS", 0.0)
     with RankWatch(tmp_path, timeout=60.0) as watch:
         started = ranks(stopped=1)
         os.kill(os.getpid(), signal.SIGINT)
-        assert watch.asked is not None
+        assert watch.signalled_at is not None
         time.sleep(0.2)
         assert all(process.is_alive() for process in started)
         os.kill(os.getpid(), signal.SIGINT)
@@ -92,12 +92,12 @@ def test_folders_of_launchers_that_were_killed_go(tmp_path, monkeypatch):
         (folder / ".lock").touch()
     for folder in (dead, other):
         os.utime(folder, (0, 0))
-    with meeting_folder() as own:
+    with rendezvous_folder() as own:
         os.utime(own, (0, 0))
-        with meeting_folder() as second:
+        with rendezvous_folder() as second:
             assert {path.name for path in tmp_path.iterdir()} == {"runner-young", "else", own.name, second.name}
     with hold(young):
         os.utime(young, (0, 0))
-        with meeting_folder():
+        with rendezvous_folder():
             assert young.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"runner-young", "else"}
