@@ -81,7 +81,7 @@ def members(*packages):
         ("optim", "models methods training tracking results report data experiment config.validation sweeps"),
         ("training", "models results report experiment config.validation sweeps"),
         ("tracking", "models methods training report data experiment config.validation sweeps"),
-        ("probes", "models methods layers training tracking report data experiment config figures sweeps"),
+        ("probes", "models methods training tracking report data experiment config figures sweeps"),
         ("figures", "models methods layers training tracking report data experiment config probes sweeps"),
         ("files", "models methods layers training tracking results report data experiment config.validation sweeps"),
         ("results", "models methods layers training.loop data experiment claims report sweeps"),

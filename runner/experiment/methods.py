@@ -13,6 +13,7 @@ from runner.config.extensions import import_class
 from runner.config.targets import check_defined
 from runner.config.text import SettingError
 from runner.config.validation import CONF, METHOD_GROUPS, method_nodes, methods_folder
+from runner.layers.preserve_state import preserve_state
 from runner.methods.method import Method
 from runner.methods.sync_batchnorm import SyncBatchNormMethod
 
@@ -83,12 +84,9 @@ def apply_methods(
 
 def _features(model: nn.Module, example_input: Tensor) -> tuple[Tensor, ...]:
     """What the head is given; the model is as it was."""
-    was_training = model.training
-    model.backbone.eval()
-    with torch.no_grad():
-        features = model.backbone(example_input)
-    model.backbone.train(was_training)
-    return features
+    with preserve_state(model.backbone), torch.no_grad():
+        model.backbone.eval()
+        return model.backbone(example_input)
 
 
 def conf_folders_of(config: DictConfig) -> list[Path]:

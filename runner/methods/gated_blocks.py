@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from runner.layers.preserve_state import preserve_state
 from runner.layers.stochastic_depth import StochasticDepth
 
 
@@ -88,13 +89,10 @@ class _GatedBlock(_Gated):
 
     @torch.compiler.disable
     def _find_out_shape(self, x: Tensor, *args: object, **kwargs: object) -> torch.Size:
-        """The shape of F(x), without a trace in batch norms, gradients and random states."""
-        was_training = {module: module.training for module in self.modules()}
-        self.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        """The shape of F(x)."""
+        with preserve_state(self), torch.no_grad():
+            self.eval()
             out = super().forward(x, *args, **kwargs)
-        for module, training in was_training.items():
-            module.training = training
         if not isinstance(out, Tensor):
             name, kind = type(self).__name__, type(out).__name__
             raise ValueError(

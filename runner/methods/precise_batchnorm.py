@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
+from runner.layers.preserve_state import preserve_state
 from runner.layers.surgery import nothing_to_change, refuse_modules
 from runner.methods.method import Method
 
@@ -43,21 +43,13 @@ def estimate_batchnorm_statistics(model: nn.Module, batches: Iterable[Tensor]) -
     (tensor([3.]), tensor([5.]))
     """
     moments = {layer: _Moments() for layer in _layers(model)}
-    hooks = [layer.register_forward_pre_hook(moments[layer], with_kwargs=True) for layer in moments]
-    tensors = [*model.parameters(), *model.buffers()]
-    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
-    try:
-        # a compiled model would be compiled anew for the hooks, each time
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            _normalizing_by_batch(model, list(moments)),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            number = sum(1 for _ in map(model, batches))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # a compiled model would be compiled anew for the hooks, each time
+    with preserve_state(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model.eval()
+        for layer in moments:
+            layer.training = True
+            layer.register_forward_pre_hook(moments[layer], with_kwargs=True)
+        number = sum(1 for _ in map(model, batches))
     if number == 0:
         raise ValueError("batches: there is none to estimate the statistics of batch norm from; give one at least")
     measured = {layer: found for layer, found in moments.items() if found.count}
@@ -129,20 +121,3 @@ def _layers(model: nn.Module) -> list[_BatchNorm]:
     if not layers:
         raise nothing_to_change(model, "batch norm with running statistics (nn.BatchNorm1d, 2d, 3d)")
     return layers
-
-
-@contextmanager
-def _normalizing_by_batch(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
-    """Evaluation mode but for `layers`; training flags and their buffers are put back afterwards."""
-    training = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
-    model.eval()
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for buffer, value in buffers:
-            buffer.copy_(value)

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from runner.config.limits import check, did_you_mean
+from runner.layers.execution_order import execution_order
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.standardize import standardize
 from runner.layers.standardized_conv import StandardizedConv
 from runner.layers.surgery import nothing_to_change, replace_modules
-from runner.methods.execution_order import execution_order
 from runner.methods.method import Method
 from runner.methods.norm_replacement import was_trained
 
@@ -219,7 +219,7 @@ def _is_convolution(module: nn.Module) -> bool:
 def _last_executed(
     model: nn.Module, convolutions: list[nn.Module], number: int, example_input: Tensor | None
 ) -> list[nn.Module]:
-    """The last `number` of `convolutions` in order of execution."""
+    """The last `number` of `convolutions`, each in the place of its last run; those that do not run come first."""
     if number == 0:
         return []
     if number >= len(convolutions):
@@ -232,7 +232,8 @@ def _last_executed(
             f"weight_standardization.n_last_layers_ignore={number} needs example_input, a batch on the model's device: "
             f"the order of the layers is that of their execution"
         )
-    return execution_order(model, convolutions, example_input)[-number:]
+    last_run = {layer: index for index, layer in enumerate(execution_order(model, convolutions, example_input))}
+    return sorted(convolutions, key=lambda layer: last_run.get(layer, -1))[-number:]
 
 
 def _inside(model: nn.Module, names: Iterable[str]) -> set[nn.Module]:

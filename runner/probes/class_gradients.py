@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.gradients import at_least_float32, listed
-from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.activation_statistics import channel_moments
 from runner.probes.gradients import batch_loss, listed, loss_and_gradients
 from runner.probes.layers import layers_by_depth
-from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 

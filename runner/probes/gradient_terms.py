@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.gradients import batch_loss, listed
 from runner.probes.layers import CONVOLUTIONS, pick
-from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 

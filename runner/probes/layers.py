@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-import torch
 from torch import Tensor, nn
 
-from runner.probes.preserve_state import preserve_state
+from runner.layers.execution_order import execution_order
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHORTCUTS = ("downsample", "shortcut")
 
 
-def convolutions(model: nn.Module, *, shortcuts: bool = False) -> dict[str, nn.Module]:
-    """The convolutions of `model` by name, in the order of registration.
+def convolutions(model: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions of `model` outside shortcuts by name, in the order of registration.
 
-    Those of shortcuts (inside a module named `downsample` or `shortcut`) do not count as a ResNet's layers, and are
-    left out unless `shortcuts`. ValueError if there is none.
+    A shortcut is a module named `downsample` or `shortcut`: its convolutions do not count as a ResNet's layers.
+    ValueError if there is none.
     """
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, CONVOLUTIONS) and (shortcuts or not set(name.split(".")) & set(SHORTCUTS))
+        if isinstance(module, CONVOLUTIONS) and not set(name.split(".")) & set(SHORTCUTS)
     }
     if not found:
         raise ValueError(
@@ -31,23 +30,10 @@ def convolutions(model: nn.Module, *, shortcuts: bool = False) -> dict[str, nn.M
     return found
 
 
-def layers_by_depth(model: nn.Module, images: Tensor, *, shortcuts: bool = False) -> dict[str, nn.Module]:
-    """The `convolutions` of `model` by name, in the order in which `model(images)` first runs them.
-
-    The run leaves no trace; convolutions that do not run are left out.
-    """
-    names = {module: name for name, module in convolutions(model, shortcuts=shortcuts).items()}
-    order: dict[str, nn.Module] = {}
-
-    def note_run(module: nn.Module, *_: object) -> None:
-        order.setdefault(names[module], module)
-
-    with preserve_state(model), torch.no_grad():
-        model.eval()
-        for module in names:
-            module.register_forward_pre_hook(note_run)
-        model(images)
-    return order
+def layers_by_depth(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """The `convolutions` that `model(images)` runs, by name, each in the place of its first run."""
+    names = {module: name for name, module in convolutions(model).items()}
+    return {names[module]: module for module in execution_order(model, names, images)}
 
 
 def pick(model: nn.Module, layer: int | float | str, images: Tensor | None = None) -> tuple[str, nn.Module]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.gradients import batch_loss, listed, trained_parameters
-from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 

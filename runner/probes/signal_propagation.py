@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.activation_statistics import channel_moments
 from runner.probes.gradients import listed
 from runner.probes.layers import SHORTCUTS
-from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.probe import Batch
 from runner.results.measurement import Measurement
 

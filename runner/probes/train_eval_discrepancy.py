@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.layers.preserve_state import preserve_state
 from runner.probes.gradients import at_least_float32, listed
-from runner.probes.preserve_state import preserve_state
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 

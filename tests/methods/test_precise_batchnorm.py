@@ -232,6 +232,8 @@ def test_a_compiled_model_is_measured_anew_each_time_and_not_compiled_for_it():
         for name, value in twin.named_buffers():
             if "running" in name:
                 torch.testing.assert_close(dict(model.named_buffers())[name], value)
+        model(images(5)[0])  # nor again afterwards
+        twin(images(5)[0])
     assert len(graphs) == compiled > 0
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from runner.layers.stochastic_depth import StochasticDepth
+
 IDENTITIES_IN_EVALUATION = ("StochasticDepth", "DropPath")  # by class name: torchvision's, timm's
 
 
@@ -66,8 +68,8 @@ def use_batch_statistics(model: nn.Module) -> None:
     """
     model.train()
     for module in model.modules():
-        if hasattr(module, "current_rate"):  # a gate that evaluation scales: open it
-            module.current_rate = 0.0
+        if isinstance(module, StochasticDepth):  # in evaluation it would scale its branch
+            module.warm_up(0.0)
         elif isinstance(module, _DropoutNd) or type(module).__name__ in IDENTITIES_IN_EVALUATION:
             module.eval()
 

@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth as TorchvisionStochasticDepth
 from runner.figures import NAMES, draw
 from runner.layers.activation import ScaledActivation
 from runner.layers.normalizer_free import NormalizerFreeNet, normalizer_free_stages
+from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.methods import apply_ghost_batchnorm, apply_stochastic_depth, apply_weight_standardization
@@ -28,7 +29,6 @@ from runner.probes.divergence_trace import divergence_trace
 from runner.probes.gradient_histogram import gradient_histogram
 from runner.probes.gradient_terms import gradient_terms
 from runner.probes.loss_landscape import loss_landscape
-from runner.probes.preserve_state import preserve_state, use_batch_statistics
 from runner.probes.sharpness import sharpness
 from runner.probes.signal_propagation import signal_propagation
 from runner.probes.train_eval_discrepancy import train_eval_discrepancy
