@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runner.experiment.load import load_run
 
+__version__ = "0.1.0"
 __all__ = ["load_run"]
 
 

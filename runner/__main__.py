@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from runner.commands import answer
 from runner.config.arguments import hydra_words
 from runner.config.diagnose import diagnose, exit_config_error
 from runner.config.extensions import add_search_path, search_folders
@@ -38,6 +39,8 @@ WRONG = (HydraException, OmegaConfBaseException, YAMLError, ValueError)  # what 
 def main() -> None:
     """Run the command line, which SIGTERM ends as Ctrl-C does; ends with an exit code."""
     with raise_on_signal():
+        if answer(sys.argv[1:]):
+            raise SystemExit
         _main()
 
 

@@ -1,109 +1,11 @@
-"""Evaluate a run's checkpoint: `python scripts/evaluate.py outputs/runs/NAME [--split validation] [dataset=...]`.
+"""`runner evaluate`, without an installation: `python scripts/evaluate.py ...`."""
 
-Prints the task's scores and the loss. Overrides of the data set put another one in the place of the run's own; it must
-have the same number of classes. Exit code 2 for a wrong setting, 1 for data of which nothing can be
-measured, with a short message.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-import warnings
-from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-
-from runner.config.diagnose import diagnose
-from runner.config.extensions import add_search_path, search_folders
-from runner.config.grammar import all_parsed
-from runner.config.hydra_loader import checked
-from runner.config.recipes import without_replaced
-from runner.config.text import SettingError
-from runner.config.validation import CONF, validate
-from runner.results.run_folder import RunFolder, earlier_overrides
-
-
-def main() -> None:
-    """Read the arguments, evaluate, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n")[1])
-    parser.add_argument("folder", type=Path, help="a run's folder")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best: chosen on validation")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("overrides", nargs="*", help="as for the runner: dataset=..., train.device=cpu")
-    arguments = parser.parse_intermixed_args()
-    try:
-        print(evaluate_run(arguments.folder, arguments.checkpoint, arguments.split, arguments.overrides))
-    except ValueError as error:
-        print(f"Wrong setting. {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]) -> str:
-    """The line to print."""
-    words = add_search_path(earlier_overrides([f"resume={folder}", *overrides]))
-    asked = {override.key_or_group for override in all_parsed(overrides)}
-    try:
-        with checked(words, typed=overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-            config = validate(without_replaced(compose("config", overrides=words), words))
-    except HydraException as error:
-        raise diagnose(words, error, search_folders(words)) from None
-
-    import torch
-
-    from runner.data.dataset import DataFault
-    from runner.experiment.builders import build_data
-    from runner.experiment.load import load_run
-    from runner.tracking.console import SCORES
-    from runner.training.checkpoint import load_checkpoint
-    from runner.training.evaluation import evaluate
-    from runner.training.precision import Precision, choose_device
-    from runner.training.tasks import task_of
-
-    allowed = {"methods": config.paths.methods, "allowed_packages": config.paths.allowed_packages}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        model, settings = load_run(folder, checkpoint, **allowed)
-    for note in caught:
-        print(note.message, file=sys.stderr)
-    config = as_asked(config, settings, asked)
-    trained = load_checkpoint(RunFolder(folder).checkpoint(checkpoint))["about"]
-    # the images are normalized as those were that the model was trained on
-    data = replace(build_data(config.dataset), mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
-    if data.num_classes != trained["num_classes"]:
-        raise SettingError(
-            f"dataset={data.name}: it has {data.num_classes} classes, the model was trained for "
-            f"{trained['num_classes']}."
-        )
-    precision = Precision(config.train.precision, choose_device(config.train.device))
-    model.to(precision.device)
-    batches = data.evaluation_batches(split, batch_size=data.evaluation_batch_size, device=precision.device)
-    try:
-        found = evaluate(model, batches, precision, task_of(data, config.train))
-    except DataFault as error:
-        raise SystemExit(f"{data.name} {split}: {error}") from None  # exit code 1
-    *scores, loss = found.metrics.items()
-    shares = ", ".join(f"{SCORES.get(name, name.replace('_', ' '))} {100 * share:.2f} %" for name, share in scores)
-    return f"{data.name} {split}, {found.num_images:,} images, {checkpoint}.pt: {shares}, loss {loss[1]:.4f}"
-
-
-def as_asked(composed: DictConfig, settings: DictConfig, asked: Collection[str]) -> DictConfig:
-    """The run's own settings of data and training, and what was composed for the keys that were typed."""
-    config = composed.copy()
-    for node in ("dataset", "train"):
-        if node not in asked:
-            config[node] = settings[node]
-        for key in asked:
-            if key.startswith(f"{node}."):
-                OmegaConf.update(config, key, OmegaConf.select(composed, key))
-    return validate(config)
-
+from runner.commands.evaluate import main
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

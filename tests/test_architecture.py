@@ -23,9 +23,11 @@ READ_CONFIGURATIONS = {
         *(f"sweeps.{name}" for name in ("forecast", "job_process", "step_time", "study", "sweep")),
         *(f"experiment.{name}" for name in ("builders", "check", "load", "methods", "run", "setup", "summary")),
         "distributed.launch",
+        "commands.evaluate",
     )
 }
 LIGHT = ("__main__", "config.validation", "config.extensions", "config.diagnose", "sweeps.sweep", "results.run_folder")
+LIGHT += ("commands.help", "commands.evaluate")
 LONGEST_MODULE = 310
 
 

@@ -2,23 +2,30 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from runner import __version__
+from runner.commands import SUBCOMMANDS
+from runner.commands.help import HOW_TO_RUN, print_help
 from runner.config.validation import CONF
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
 # the program where torch cannot be imported: whatever needs it ends in a traceback
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from runner.__main__ import main; main()"
 
 
 def without_torch(folder, *arguments):
-    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def assert_refused(code, out, err, folder, *parts):
@@ -33,27 +40,66 @@ def assert_refused(code, out, err, folder, *parts):
     assert list(folder.iterdir()) == []
 
 
-def test_help_lists_groups_options_and_commands_without_torch(tmp_path):
+def test_help_says_how_to_run_and_lists_subcommands_groups_and_options_without_torch(tmp_path):
     done = without_torch(tmp_path, "--help")
     assert done.returncode == 0, done.stderr
-    for group in GROUPS:
-        options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-        assert f"{group}: {', '.join(options)}" in done.stdout
-    assert done.stdout.count("python -m runner") >= 5
+    assert done.stdout.startswith("Usage: runner ")
+    for name in ("plan", *SUBCOMMANDS):
+        assert f"\n  {name} " in done.stdout
+    lines = dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if re.match(r"  [\w/]+\*?: ", line))
+    folders = [file.parent.relative_to(CONF) for file in CONF.glob("*/**/*.yaml")]
+    assert {name.rstrip("*") for name in lines} == {str(f) for f in folders if f.parts[0] not in ("case", "sweep")}
+    assert {name for name in lines if name.endswith("*")} == {"norm*", "regularization*", "probe*"}
+    for name, options in lines.items():
+        files = {file.stem for file in (CONF / name.rstrip("*")).glob("*.yaml")}
+        assert set(options.split(", ")) == {option for option in files if not option.endswith("_paper")}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_commands_in_the_help_compose(composed):
-    """Every command that the help shows, but the sweep and the placeholder of a run's name."""
-    from omegaconf import OmegaConf
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_help([])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
 
-    template = OmegaConf.load(CONF / "config.yaml").hydra.help.template
-    commands = [line.split("  ")[0] for line in map(str.strip, template.splitlines()) if line.startswith("python -m")]
-    plain = [command.removeprefix("python -m runner").split() for command in commands]
+
+def test_the_commands_in_the_help_compose(composed):
+    """Every example that the help shows, but the sweep and the placeholder of a run's name."""
+    examples = HOW_TO_RUN.partition("Examples:\n")[2].strip().splitlines()
+    plain = [shlex.split(line.split("   ")[0])[1:] for line in map(str.strip, examples)]
     plain = [words for words in plain if "-m" not in words and not any("NAME" in word for word in words)]
-    assert len(plain) >= 3
+    assert len(plain) >= 4
     for words in plain:
-        assert composed(*(word.strip("'") for word in words))
+        assert composed(*words)
+
+
+def test_help_ends_quietly_when_nobody_reads_on(tmp_path):
+    command = f"{shlex.quote(sys.executable)} -m runner --help"
+    shell = ["bash", "-c", f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.endswith("\n0\n")
+
+
+def test_the_version_is_this_programs(runner):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "runner.__version__"}
+    assert runner("--version").out == f"runner {__version__}\n"
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_a_subcommand_has_a_help_of_its_own_without_torch(tmp_path, name):
+    done = without_torch(tmp_path, name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: runner {name} ")
+    assert f"example: runner {name} " in done.stdout
+    script = {"workspace": "wandb_workspace"}.get(name, name)
+    by_script = [sys.executable, Path(__file__).parents[1] / f"scripts/{script}.py", "--help"]
+    assert subprocess.run(by_script, cwd=tmp_path, capture_output=True, text=True).stdout == done.stdout
+
+
+def test_a_subcommand_is_one_in_the_first_place_only(runner):
+    assert "report: this is not of the form KEY=VALUE" in runner("norm=agc", "report").err
 
 
 def test_cfg_job_shows_the_settings_without_torch(tmp_path):

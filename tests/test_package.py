@@ -13,6 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from runner import __version__
+from runner.commands import SUBCOMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -68,12 +71,17 @@ def test_the_installed_package_works_outside_the_tree(unpacked, tmp_path):
         marked.write_text(before)
     assert done.returncode == 0, done.stderr
     assert "clip: 0.0625" in done.stdout
+    for name in SUBCOMMANDS:
+        done = python("-m", "runner", name, "--help")
+        assert done.stdout.startswith(f"usage: runner {name} "), done.stderr
+    assert python("-m", "runner", "--version").stdout == f"runner {__version__}\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_wheel_names_the_console_script(unpacked):
+def test_the_wheel_names_the_console_script_and_the_version(unpacked):
     [entry_points] = unpacked.glob("*.dist-info/entry_points.txt")
     assert "runner = runner.__main__:main" in entry_points.read_text()
+    assert entry_points.parent.name == f"runner-{__version__}.dist-info"
 
 
 def test_constraints_are_names_and_versions_only():

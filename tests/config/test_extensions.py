@@ -1,6 +1,5 @@
 """A method in a folder outside the repository: a module and a YAML file, nothing else, from the command line."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import torch
 import yaml
 
 from runner import load_run
+from runner.commands.evaluate import evaluate_run
 from runner.config import extensions
 from runner.config.extensions import add_search_path, search_folders
 from runner.config.overrides import prepare_overrides
@@ -124,18 +124,15 @@ def test_the_run_goes_on_and_is_read_from_anywhere(own, small, tmp_path, monkeyp
 
 def test_a_run_of_it_is_evaluated(own, small, tmp_path, monkeypatch):
     assert small("paths.methods=own", ALLOWED, CHOSEN, "train.max_steps=1", "name=run").code == 0
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts/evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.chdir("/")
     folder = tmp_path / "outputs/runs/run"
     accuracy = json.loads((folder / "summary.json").read_text())["metrics"]["accuracy"]
     with pytest.raises(SettingError, match=r"add paths\.methods=.* to the command line"):
-        script.evaluate_run(folder, "best", "test", [])
+        evaluate_run(folder, "best", "test", [])
     words = [f"paths.methods={own}", ALLOWED]
-    assert f"accuracy {100 * accuracy:.2f} %" in script.evaluate_run(folder, "best", "test", words)
+    assert f"accuracy {100 * accuracy:.2f} %" in evaluate_run(folder, "best", "test", words)
     with pytest.raises(SettingError, match=r"no option gradient_c\. Did you mean"):
-        script.evaluate_run(folder, "best", "test", [*words, "regularization=gradient_c"])
+        evaluate_run(folder, "best", "test", [*words, "regularization=gradient_c"])
 
 
 def test_a_sweep_over_it(own, small, tmp_path):

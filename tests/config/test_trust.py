@@ -3,7 +3,6 @@
 And no secret of the environment is told."""
 
 import ast
-import importlib.util
 import json
 import os
 import pickle
@@ -26,6 +25,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from runner import load_run
+from runner.commands import evaluate
 from runner.config.hydra_loader import CheckedLoader, checked
 from runner.config.secrets import check_no_secrets, redact, secret_values
 from runner.config.targets import check_defined
@@ -354,20 +354,13 @@ def test_a_planted_run_folder_is_refused(tiny, tmp_path, word, part):
     (planted / "overrides.yaml").write_text(yaml.safe_dump(["seed=1", word]))
     assert_refused(tiny(f"resume={planted}"), tmp_path, f"resume={planted}: overrides.yaml: ", part)
     with pytest.raises(SettingError):
-        evaluate_script().evaluate_run(planted, "best", "test", [])
+        evaluate.evaluate_run(planted, "best", "test", [])
 
 
 @pytest.mark.parametrize("words", ["{a: b}", "[1]", "text", "[[a]]"])
 def test_overrides_of_another_kind_are_refused(tiny, tmp_path, words):
     (tmp_path / "overrides.yaml").write_text(words)
     assert_refused(tiny(f"resume={tmp_path}"), tmp_path, "it must be a list of overrides")
-
-
-def evaluate_script():
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts/evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def plant(run, settings):

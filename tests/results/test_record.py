@@ -1,7 +1,6 @@
 """The record of a run in its folder and in each checkpoint: what one lacks the others tell, what differs is told."""
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from runner import load_run
+from runner.commands import evaluate
 from runner.files.readers import Unreadable
 from runner.report.report import read_report
 from runner.results.record import Record, known_run
@@ -55,13 +55,6 @@ def as_older_version(folder):
         save_checkpoint(path, checkpoint)
 
 
-def evaluate_script():
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts/evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def test_folder_and_checkpoints_hold_one_record(folder):
     text = (folder / "record.json").read_text()
     record = json.loads(text)
@@ -95,7 +88,7 @@ def test_what_is_left_is_enough_to_go_on_and_to_refuse(small, folder, missing):
         assert part in outcome.err
         assert content(folder) == before
     assert load_run(folder)[1].optimizer.lr == 0.03
-    assert evaluate_script().evaluate_run(folder, "best", "test", []).startswith("random test, 8 images")
+    assert evaluate.evaluate_run(folder, "best", "test", []).startswith("random test, 8 images")
     assert small(RESUME, "train.epochs=2").code == 0
     assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] == 0.03
     assert json.loads((folder / "record.json").read_text())["settings"]["seed"] == 3
@@ -141,7 +134,7 @@ def test_a_changed_configuration_is_refused_with_both_values(small, folder, key)
     assert outcome.code == 2, outcome.out
     assert message in outcome.err
     assert content(folder) == before
-    for read in (load_run, lambda folder: evaluate_script().evaluate_run(folder, "best", "test", [])):
+    for read in (load_run, lambda folder: evaluate.evaluate_run(folder, "best", "test", [])):
         with pytest.raises(ValueError, match="was changed after the run"):
             read(folder)
     [note] = read_run(folder).notes
@@ -194,7 +187,7 @@ def test_a_run_of_an_older_version(small, folder, capsys):
     words = (folder / "overrides.yaml").read_text()
     for text in ("[]", "- dataset=random\n- wandb.mode=disabled\n"):
         (folder / "overrides.yaml").write_text(text)
-        line = evaluate_script().evaluate_run(folder, "best", "test", [])
+        line = evaluate.evaluate_run(folder, "best", "test", [])
         assert line.startswith("random test, 8 images")  # not the default's digits
     (folder / "overrides.yaml").write_text(words.replace("- optimizer.lr=0.03\n", ""))
     before = content(folder)

@@ -1,10 +1,8 @@
-"""The workspace that scripts/wandb_workspace.py makes of a sweep, as wandb-workspaces itself reads it back."""
+"""The workspace that `runner workspace` makes of a sweep, as wandb-workspaces itself reads it back."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from runner.commands.workspace import logged_by, main
 from runner.results.runs import read_runs
 from runner.tracking import workspace
 from runner.tracking.workspace import Logged, as_json, build_workspace
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "wandb_workspace.py"
 ROWS = [
     {"step": 0, "epoch": 0, "split": "probe", "clipping/share_above": 0.9},
     {"step": 5, "epoch": 1, "split": "steps", "loss": 2.0, "lr": 0.1, "agc/clipped_share": 0.5},
@@ -66,22 +64,17 @@ def sweep(tmp_path) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(...)` runs the script; gives its exit code, its output and its errors."""
-    spec = importlib.util.spec_from_file_location("wandb_workspace", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def call(capsys):
+    """`call(...)` runs the subcommand; gives its exit code, its output and its errors."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["wandb_workspace.py", *map(str, arguments)])
         code = 0
         try:
-            script.main()
+            main([*map(str, arguments)])
         except SystemExit as end:
             code = end.code
         return code or 0, *capsys.readouterr()
 
-    run.script = script
     return run
 
 
@@ -89,7 +82,7 @@ def test_without_an_account_the_workspace_is_a_file_in_the_sweeps_folder(call, s
     code, out, err = call(sweep, "--project", "mine")
     assert (code, err) == (0, "")
     assert "wandb sync outputs/wandb/offline-run-*" in out
-    assert f"python wandb_workspace.py {sweep} --project mine" in out
+    assert f"python -m runner workspace {sweep} --project mine" in out
     found = read_back((sweep / "wandb_workspace.json").read_text())
     assert (found.project, found.name, found.auto_generate_panels) == ("mine", "Sweep clips", True)
     runs = found.runset_settings
@@ -107,7 +100,7 @@ def test_a_file_of_ones_own(call, sweep, tmp_path, monkeypatch):
     code, out, _ = call(sweep, "--json", tmp_path / "mine.json", "--entity", "team")
     assert code == 0
     assert read_back((tmp_path / "mine.json").read_text()).entity == "team"
-    assert f"python wandb_workspace.py {sweep} --entity team\n" in out
+    assert f"python -m runner workspace {sweep} --entity team\n" in out
     assert not (sweep / "wandb_workspace.json").exists()
 
 
@@ -162,7 +155,7 @@ def test_every_panel_shows_what_wandb_has(call, runner, small_model, records, tm
     words = ["dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8"]
     words += ["train.device=cpu", "train.epochs=1", "train.log_every_steps=2", "norm=agc", "sweep.name=s"]
     assert runner("-m", *words, "probe=clipping", "seed=0").code == 0
-    logged = call.script.logged_by(read_runs([tmp_path / "outputs/sweeps/s"]))
+    logged = logged_by(read_runs([tmp_path / "outputs/sweeps/s"]))
     found = records(tmp_path / "outputs")
     known = {key.removesuffix("._type") for point in found["history"] for key in point["item"]}
     known |= {key for summary in found["summary"] for key in summary["update"]}

@@ -1,11 +1,10 @@
+"""`runner report`, in a process where torch cannot be imported."""
+
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[1] / "scripts/report.py"
 
 
 @pytest.fixture
@@ -19,9 +18,19 @@ def sweep(tmp_path):
 
 
 def run(*arguments, cwd):
-    code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    code = "import sys; sys.modules['torch'] = None; from runner.__main__ import main; main()"
     # old versions of matplotlib call names that pyparsing has renamed
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code, *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        code,
+        "report",
+        *map(str, arguments),
+    ]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 

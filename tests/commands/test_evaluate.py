@@ -1,24 +1,16 @@
-"""scripts/evaluate.py."""
+"""`runner evaluate`, on runs of the runner itself."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
+from runner.commands.evaluate import main
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
+def evaluate(capsys):
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
-        script.main()
+        main(arguments)
         return capsys.readouterr().out
 
     return call

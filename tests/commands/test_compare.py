@@ -1,23 +1,14 @@
-"""scripts/compare.py, on runs of the runner itself."""
-
-import importlib.util
-import sys
-from pathlib import Path
+"""`runner compare`, on runs of the runner itself."""
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
+from runner.commands.compare import main
 
 
 @pytest.fixture
-def compare(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("compare", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
+def compare(capsys):
     def call(*folders):
-        monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, folders)])
-        script.main()
+        main([*map(str, folders)])
         return capsys.readouterr().out
 
     return call

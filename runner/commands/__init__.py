@@ -1,0 +1,45 @@
+"""The subcommands of `runner`, each in a module of its own with `main(arguments)`, and the flags that need no run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+SUBCOMMANDS = {
+    "report": "a report of a sweep or of any runs: HTML, Markdown, CSV, figures",
+    "compare": "what differs between runs: settings, code, results",
+    "evaluate": "the scores of a run's checkpoint on any split or data set",
+    "describe": "every model's parameters, multiply-adds and activations",
+    "workspace": "a W&B workspace of panels for a sweep",
+}
+HELP = ("--help", "-h")
+
+
+def answer(arguments: Sequence[str]) -> bool:
+    """Run the subcommand that the first argument names, or answer --help or --version; False for a run or a sweep.
+
+    Modules are imported on demand, so that --help answers at once and a report imports no torch.
+    """
+    first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    try:
+        if first in SUBCOMMANDS:
+            import_module(f"runner.commands.{first}").main(rest)
+        elif "--version" in arguments:
+            from runner import __version__
+
+            print(f"runner {__version__}")
+        elif not {*HELP}.isdisjoint(arguments):
+            from runner.commands.help import print_help
+
+            print_help([word for word in arguments if not word.startswith("-")])
+        else:
+            return False
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader has what it wants, as in `runner --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush as Python ends
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+    return True

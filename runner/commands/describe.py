@@ -1,0 +1,41 @@
+"""The size of every model: parameters, multiply-adds and activations (the numbers that convolutions put out).
+
+Counted for one image on torch's meta device, where nothing is computed. Without --image-size each model is counted at
+the size it is published for in evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from runner.tracking.console import format_count
+
+EXAMPLE = "example: runner describe resnet50 nfnet_f0 --image-size 256"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser("runner describe", description=__doc__, epilog=EXAMPLE)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a model, as for model=NAME; all without any")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS")
+    parser.add_argument("--num-classes", type=int, metavar="NUMBER")
+    options = parser.parse_args(arguments)
+
+    from runner.models import MODELS  # imports torch, which --help needs not
+    from runner.models.size import measure_size
+
+    for name in options.names:
+        if name not in MODELS:
+            parser.error(f"{name}: there is no such model; choose of {', '.join(MODELS)}")
+    table = Table(box=None, pad_edge=False)
+    for header in ("model", "image", "parameters", "multiply-adds", "activations"):
+        table.add_column(header, justify="left" if header == "model" else "right")
+    for name in options.names or MODELS:
+        size = measure_size(name, image_size=options.image_size, num_classes=options.num_classes)
+        counts = (size.parameters, size.multiply_adds, size.activations)
+        table.add_row(name, f"{size.image_size} px", *(format_count(count) for count in counts))
+    Console(highlight=False).print(table)
