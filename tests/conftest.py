@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,6 +22,7 @@ from torchvision.models.resnet import BasicBlock
 
 from runner.__main__ import main
 from runner.config.recipes import without_replaced
+from runner.config.settings import Settings
 from runner.config.validation import CONF, validate
 from runner.models import MODELS
 
@@ -88,10 +88,10 @@ def small(tiny: Callable[..., Outcome], small_model: None) -> Callable[..., Outc
 
 
 @pytest.fixture
-def composed() -> Callable[..., DictConfig]:
-    """`composed(...)` is the validated configuration of these overrides."""
+def composed() -> Callable[..., Settings]:
+    """`composed(...)` are the validated settings of these overrides."""
 
-    def call(*overrides: str) -> DictConfig:
+    def call(*overrides: str) -> Settings:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return validate(without_replaced(compose("config", overrides=list(overrides)), overrides))
 

@@ -20,9 +20,8 @@ READ_CONFIGURATIONS = {
         "__main__",
         *(f"config.{name}" for name in ("diagnose", "grammar", "hydra_loader", "overrides", "recipes", "typed")),
         "config.validation",
-        *(f"sweeps.{name}" for name in ("forecast", "job_process", "step_time", "study", "sweep")),
-        *(f"experiment.{name}" for name in ("builders", "check", "load", "methods", "run", "setup", "summary")),
-        "distributed.launch",
+        *(f"sweeps.{name}" for name in ("study", "sweep")),
+        "experiment.load",
         "commands.evaluate",
     )
 }

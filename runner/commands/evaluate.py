@@ -15,13 +15,14 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from runner.config.diagnose import diagnose
 from runner.config.extensions import add_search_path, search_folders
 from runner.config.grammar import all_parsed
 from runner.config.hydra_loader import checked
 from runner.config.recipes import without_replaced
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.validation import CONF, validate
 from runner.results.run_folder import RunFolder, earlier_overrides
@@ -92,13 +93,10 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     return f"{data.name} {split}, {found.num_images:,} images, {checkpoint}.pt: {shares}, loss {loss[1]:.4f}"
 
 
-def as_asked(composed: DictConfig, settings: DictConfig, asked: Collection[str]) -> DictConfig:
+def as_asked(composed: Settings, settings: Settings, asked: Collection[str]) -> Settings:
     """The run's own settings of data and training, and what was composed for the keys that were typed."""
-    config = composed.copy()
-    for node in ("dataset", "train"):
-        if node not in asked:
-            config[node] = settings[node]
-        for key in asked:
-            if key.startswith(f"{node}."):
-                OmegaConf.update(config, key, OmegaConf.select(composed, key))
-    return validate(config)
+    nodes = ("dataset", "train")
+    keys = [key for key in asked if key.startswith(tuple(f"{node}." for node in nodes))]
+    config = composed.changed({node: settings[node] for node in nodes if node not in asked})
+    config = config.changed({key: composed.select(key) for key in keys})
+    return validate(OmegaConf.create(config.plain()))

@@ -23,6 +23,7 @@ from runner.config.probe_types import PROBE_TYPES
 from runner.config.ranges import FilePath
 from runner.config.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.config.secrets import check_no_secrets
+from runner.config.settings import Settings
 from runner.config.targets import METHOD_PACKAGE, check_target, targets_in
 from runner.config.text import SettingError, to_override
 from runner.config.typed import assign, check_entries, check_study, resolved, typed_node
@@ -35,7 +36,7 @@ OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chos
 LIST_GROUPS = (*METHOD_GROUPS, "probe")  # of these several options may be chosen
 
 
-def method_nodes(config: DictConfig) -> dict[str, DictConfig]:
+def method_nodes(config: Mapping) -> dict[str, Any]:
     """The settings of each selected method by its option's name."""
     return {key: config[key] for key in config if key not in TOP_LEVEL}
 
@@ -70,8 +71,8 @@ def one_option_each(choices: Mapping[str, object]) -> None:
             raise SettingError(f"{group}=[...]: this group takes one option, not a list; add -m for a sweep.")
 
 
-def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
-    """The configuration with every type and range checked. Raises SettingError."""
+def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Settings:
+    """The settings of a composed configuration, every type and range checked. Raises SettingError."""
     config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     settings = resolved(config)
     check_no_secrets(settings)
@@ -112,7 +113,7 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Dict
     OmegaConf.set_struct(typed, True)
     _check_ranges(typed)
     _check_rules(typed)
-    return typed
+    return Settings(OmegaConf.to_container(typed))
 
 
 def with_defaults(config: DictConfig) -> DictConfig:

@@ -15,21 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from runner.config.secrets import redact
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.trust import places_again, words_again
-from runner.config.validation import validate
 from runner.distributed import collectives, environment
 from runner.distributed.signals import STOP_SIGNALS, raise_on_signal
 from runner.distributed.watch import RankWatch, rendezvous_folder, start_heartbeat
 from runner.experiment import run as experiment
 from runner.experiment.check import check
-from runner.experiment.methods import conf_folders_of
 from runner.results.job import Job
 from runner.results.run_folder import RunFolder
 from runner.tracking.console import RunConsole
@@ -40,7 +38,7 @@ ECHOES = ("gloo", "NCCL", *collectives.CONNECTION_LOST_TEXTS)  # of another rank
 FOLDER = "folder"  # the file in which the first rank says where the run lies
 
 
-def run(config: DictConfig, overrides: list[str], command: list[str], job: Job | None = None) -> str:
+def run(config: Settings, overrides: list[str], command: list[str], job: Job | None = None) -> str:
     """`experiment.run` in as many processes as the configuration says. Raises SettingError before anything is written.
 
     If one of them dies the others are ended, and the run has failed with the error of the first that died.
@@ -52,7 +50,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
         return experiment.run(config, overrides, command, job)
     check(config)
     with rendezvous_folder() as told:
-        plain = (OmegaConf.to_container(config), overrides, command, job, str(told), os.getpid())
+        arguments = (config, overrides, command, job, str(told), os.getpid())
         launched = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -68,7 +66,7 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
         watch = RankWatch(told, timeout=config.train.rank_timeout)
         try:
             with watch:
-                outcomes = elastic_launch(launched, _rank)(*plain)
+                outcomes = elastic_launch(launched, _rank)(*arguments)
         except ChildFailedError as error:
             return _killed(told, config) if watch.signalled_at else _failed(error, watch, config)
     status, refusal = outcomes[0]
@@ -79,17 +77,15 @@ def run(config: DictConfig, overrides: list[str], command: list[str], job: Job |
 
 @record
 def _rank(
-    settings: Mapping, overrides: list[str], command: list[str], job: Job | None, told: str, launcher: int
+    config: Settings, overrides: list[str], command: list[str], job: Job | None, told: str, launcher: int
 ) -> tuple[str | None, str | None]:
     """One rank of a run that the process `launcher` started: its status, or why its settings were refused."""
     number = int(os.environ["RANK"])
     start_heartbeat(Path(told), number)
     if number > 0:
         warnings.simplefilter("ignore")
-    if settings["train"]["device"] != "cuda" and not torch.cuda.is_available():
-        torch.set_num_threads(max(1, torch.get_num_threads() // settings["train"]["num_devices"]))
-    created = OmegaConf.create(dict(settings))
-    config = validate(created, conf_folders_of(created))
+    if config.train.device != "cuda" and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.train.num_devices))
     if os.getppid() != launcher:  # it died while this process started
         os._exit(EXIT_CODES["interrupted"])
     timeout = config.train.rank_timeout
@@ -118,7 +114,7 @@ def _place(failure: ProcessFailure) -> tuple[int, int]:
     return (0 if killed else 2 if echo else 1), failure.timestamp
 
 
-def _failed(error: ChildFailedError, watch: RankWatch, config: DictConfig) -> str:
+def _failed(error: ChildFailedError, watch: RankWatch, config: Settings) -> str:
     """Tell of the rank that died first, or that hung, also in the run's folder."""
     number, failure = min(error.failures.items(), key=lambda item: _place(item[1]))
     reason, trace = failure.message, ""
@@ -138,7 +134,7 @@ def _failed(error: ChildFailedError, watch: RankWatch, config: DictConfig) -> st
     return "failed"
 
 
-def _killed(told: Path, config: DictConfig) -> str:
+def _killed(told: Path, config: Settings) -> str:
     """Tell, also in the run's folder, of ranks that were killed since they did not end when they were asked to."""
     console, folder = RunConsole(), _folder(told)
     console.message("not all ranks ended when they were asked to; they were killed", "warning")
@@ -154,7 +150,7 @@ def _folder(told: Path) -> RunFolder | None:
     return RunFolder(Path(file.read_text())) if file.is_file() else None
 
 
-def _tell_way_on(console: RunConsole, folder: RunFolder, config: DictConfig) -> None:
+def _tell_way_on(console: RunConsole, folder: RunFolder, config: Settings) -> None:
     words = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
     again = shlex.join(["python", "-m", "runner", *words])
     console.message(f"go on with: {again}")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.data.cifar import cifar
 from runner.data.cluttered_digits import cluttered_digits
@@ -30,18 +30,17 @@ from runner.models.pretrained import check_weights, fits, load_weights, read_wei
 from runner.optim import optimizers, schedules
 
 
-def build_data(node: DictConfig) -> Data:
+def build_data(node: Settings) -> Data:
     """The data set; the jobs of a sweep share the one in memory."""
     try:
-        settings = OmegaConf.to_container(node)
-        return _load_data(tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in settings.items()))
+        return _load_data(node)
     except (ValueError, FileNotFoundError) as error:
         raise SettingError(str(error)) from None
 
 
 @lru_cache(maxsize=1)
-def _load_data(settings: tuple[tuple[str, object], ...]) -> Data:
-    settings = dict(settings)
+def _load_data(node: Settings) -> Data:
+    settings = dict(node)
     name = settings.pop("name")
     families = {"digits": digits, "cluttered_digits": cluttered_digits, "random": random}
     families |= {"digit_scenes": digit_scenes, "mask_folder": mask_folder, "ade20k": ade20k}
@@ -50,15 +49,16 @@ def _load_data(settings: tuple[tuple[str, object], ...]) -> Data:
     return families[name](name, **settings) if families[name] is cifar else families[name](**settings)
 
 
-def choose_stem(node: DictConfig, data: Data) -> None:
-    """Put the stem that suits the images in the place of `model.stem=auto`."""
-    if node.get("stem") == "auto":
-        node.stem = stem_for(data.image_size)
+def choose_stem(config: Settings, data: Data) -> Settings:
+    """The settings with the stem that suits the images in the place of `model.stem=auto`."""
+    if config.model.get("stem") != "auto":
+        return config
+    return config.changed({"model.stem": stem_for(data.image_size)})
 
 
-def build_model(node: DictConfig, *, num_classes: int) -> nn.Module:
+def build_model(node: Settings, *, num_classes: int) -> nn.Module:
     """The model before any method is applied, without the weights of `model.pretrained`."""
-    settings = OmegaConf.to_container(node)
+    settings = node.plain()
     name, scheme, layers = (settings.pop(key) for key in ("name", "initialization", "initialized_layers"))
     for key in ("pretrained", "methods_on"):  # see build_changed_model
         settings.pop(key, None)
@@ -67,9 +67,9 @@ def build_model(node: DictConfig, *, num_classes: int) -> nn.Module:
     return model
 
 
-def build_optimizer(node: DictConfig, model: nn.Module, *, global_batch_size: int) -> Optimizer:
+def build_optimizer(node: Settings, model: nn.Module, *, global_batch_size: int) -> Optimizer:
     """The optimizer over all parameters of the model, after surgery; its rate scaled to the batch if so set."""
-    settings = OmegaConf.to_container(node)
+    settings = node.plain()
     builder = {"sgd": optimizers.sgd, "adamw": optimizers.adamw, "lars": optimizers.lars}[settings.pop("name")]
     batch_sizes = {"global_batch_size": global_batch_size, "lr_batch_size": settings.pop("lr_batch_size")}
     settings["lr"] = optimizers.scaled_lr(settings["lr"], **batch_sizes)
@@ -77,16 +77,16 @@ def build_optimizer(node: DictConfig, model: nn.Module, *, global_batch_size: in
     return builder(optimizers.parameter_groups(model, **decay), **settings)
 
 
-def build_schedule(node: DictConfig, *, total_steps: int, steps_per_epoch: int) -> schedules.LRLambda:
+def build_schedule(node: Settings, *, total_steps: int, steps_per_epoch: int) -> schedules.LRLambda:
     """The learning rate's share of `optimizer.lr` by step."""
-    settings = OmegaConf.to_container(node)
+    settings = node.plain()
     for key in ("patience", "max_doublings"):  # those of `build_plateau_rule`
         settings.pop(key, None)
     make = schedules.SCHEDULES[settings.pop("name")]
     return make(total_steps, math.ceil(settings.pop("warmup_epochs") * steps_per_epoch), **settings)
 
 
-def build_plateau_rule(node: DictConfig) -> schedules.PlateauRule | None:
+def build_plateau_rule(node: Settings) -> schedules.PlateauRule | None:
     """The rule by which the number of epochs is doubled, if the schedule has one."""
     if node.name != "plateau":
         return None
@@ -105,9 +105,7 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-def build_changed_model(
-    config: DictConfig, *, num_classes: int, example_input: Tensor, pretrained: bool = True
-) -> Built:
+def build_changed_model(config: Settings, *, num_classes: int, example_input: Tensor, pretrained: bool = True) -> Built:
     """The model, with the weights of `model.pretrained` unless told otherwise, and then its methods.
 
     Weights that fit the model only once its methods have changed it are loaded after them. Under torch's meta device
@@ -133,7 +131,7 @@ def build_changed_model(
     return Built(model, methods, counts, loaded.notes if loaded else ())
 
 
-def build_meta(config: DictConfig, data: Data) -> tuple[Built, int, int]:
+def build_meta(config: Settings, data: Data) -> tuple[Built, int, int]:
     """The model with its methods on torch's meta device: nothing is computed and no memory is taken.
 
     Returns it, the multiply-adds of one image and the numbers that a training step keeps of it. Raises SettingError

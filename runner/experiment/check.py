@@ -7,9 +7,9 @@ import warnings
 from dataclasses import dataclass, replace
 
 import torch
-from omegaconf import DictConfig, ListConfig
 from torch import nn
 
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.validation import method_nodes
 from runner.data.dataset import Data, check_batch_size
@@ -26,8 +26,9 @@ NUM_DIGITS = 1797
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of a configuration found out on the way."""
+    """Settings that can be run, and what their check found out on the way."""
 
+    settings: Settings  # with the stem that was chosen in the place of `model.stem=auto`
     data: Data
     task: Task
     precision: Precision
@@ -41,11 +42,8 @@ class Checked:
         return sum(parameter.numel() for parameter in self.built.model.parameters())
 
 
-def check(config: DictConfig) -> Checked:
-    """Everything that can be wrong with a configuration before a run begins. Raises SettingError; writes nothing.
-
-    Puts the stem that was chosen in the place of `model.stem=auto`.
-    """
+def check(config: Settings) -> Checked:
+    """Everything that can be wrong with a configuration before a run begins. Raises SettingError; writes nothing."""
     if config.train.deterministic:
         # Else cuBLAS may add in any order. It reads this once in a process: before the first job of a sweep begins.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -58,7 +56,7 @@ def check(config: DictConfig) -> Checked:
     # the jobs of a sweep share the data, and each finds its own unreadable files
     data = builders.build_data(config.dataset)
     data = replace(data, unreadable=dict(data.unreadable))
-    builders.choose_stem(config.model, data)
+    config = builders.choose_stem(config, data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the run applies the methods again, and shows them
@@ -69,7 +67,7 @@ def check(config: DictConfig) -> Checked:
     _check_step(config, data, built, kept, precision)
     _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
-    return Checked(data, task_of(data, config.train), precision, built, multiply_adds, chosen)
+    return Checked(config, data, task_of(data, config.train), precision, built, multiply_adds, chosen)
 
 
 def _check_num_devices(number: int, device: torch.device) -> None:
@@ -83,7 +81,7 @@ def _check_num_devices(number: int, device: torch.device) -> None:
         )
 
 
-def _check_images(dataset: DictConfig) -> None:
+def _check_images(dataset: Settings) -> None:
     """Raise a SettingError if a data set that lies in memory is too large for it."""
     if dataset.name not in BYTES_OF_A_PIXEL:
         return
@@ -95,7 +93,7 @@ def _check_images(dataset: DictConfig) -> None:
     check_memory(setting, needed, torch.device("cpu"), "Choose fewer or smaller images.")
 
 
-def _check_step(config: DictConfig, data: Data, built: builders.Built, kept: int, precision: Precision) -> None:
+def _check_step(config: Settings, data: Data, built: builders.Built, kept: int, precision: Precision) -> None:
     """Raise a SettingError if the weights, or what a training step keeps, are too large for the device's memory."""
     train, device = config.train, precision.device
     num_params = sum(parameter.numel() for parameter in built.model.parameters())
@@ -116,12 +114,12 @@ def _check_step(config: DictConfig, data: Data, built: builders.Built, kept: int
     )
 
 
-def _check_probes(probes: DictConfig, model: nn.Module) -> None:
+def _check_probes(probes: Settings, model: nn.Module) -> None:
     """Raise a SettingError for a layer of a probe that the model does not have."""
     for name, settings in probes.items():
         for key in ("layer", "layers"):
             layers = settings.get(key)
-            for layer in layers if isinstance(layers, ListConfig) else [layers]:
+            for layer in layers if isinstance(layers, tuple) else [layers]:
                 try:
                     _ = layer is None or pick(model, layer)
                 except ValueError as error:

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.config.settings import Settings
 from runner.config.text import SettingError, to_override
 from runner.config.trust import PLACES, Allowed, refuse_resolvers
 from runner.config.validation import CONF, validate, with_defaults
@@ -29,8 +30,8 @@ def load_run(
     *,
     methods: str | Path | None = None,
     allowed_packages: Sequence[str] = (),
-) -> tuple[torch.nn.Module, DictConfig]:
-    """The trained model of a run folder, on the CPU and ready for evaluation, and the run's configuration.
+) -> tuple[torch.nn.Module, Settings]:
+    """The trained model of a run folder, on the CPU and ready for evaluation, and the run's settings.
 
     `checkpoint` is "best" (chosen on the validation split) or "last". A run with methods of your own needs their folder
     `methods` and the `allowed_packages` again: nothing that lies in the folder can allow them. Raises ValueError if the
@@ -59,8 +60,8 @@ def load_run(
     return built.model.eval(), config
 
 
-def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> DictConfig:
-    """Settings that a run's folder or checkpoint tells, as a validated configuration. Raises SettingError.
+def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> Settings:
+    """Settings that a run's folder or checkpoint tells, validated. Raises SettingError.
 
     What chooses where things go is as by default: that is for the command line to say.
     """
@@ -78,7 +79,7 @@ def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> DictConfig:
     return validate(allowed.put_in(config, folder))
 
 
-def _build(config: DictConfig, about: Mapping) -> builders.Built:
+def _build(config: Settings, about: Mapping) -> builders.Built:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the run showed them when it began
         return builders.build_changed_model(

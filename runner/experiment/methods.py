@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from runner.config.extensions import import_class
+from runner.config.settings import Settings
 from runner.config.targets import check_defined
 from runner.config.text import SettingError
 from runner.config.validation import CONF, METHOD_GROUPS, method_nodes, methods_folder
@@ -21,12 +21,12 @@ NOTHING_TO_CHANGE = "nothing to change"  # how runner.layers.surgery begins the 
 CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers
 
 
-def build_methods(config: DictConfig) -> dict[str, Method]:
+def build_methods(config: Settings) -> dict[str, Method]:
     """The selected methods in the order in which they are applied. Raises SettingError where one cannot be made."""
     folder = config.paths.methods and methods_folder(config.paths.methods)
     methods = {}
     for name, node in method_nodes(config).items():
-        settings = OmegaConf.to_container(node)
+        settings = node.plain()
         target = settings.pop("_target_")
         try:
             found = method_class(target, folder)
@@ -89,7 +89,7 @@ def _features(model: nn.Module, example_input: Tensor) -> tuple[Tensor, ...]:
         return model.backbone(example_input)
 
 
-def conf_folders_of(config: DictConfig) -> list[Path]:
+def conf_folders_of(config: Settings) -> list[Path]:
     """The folders in which a method's YAML file may lie."""
     return [CONF, *([methods_folder(config.paths.methods)] if config.paths.methods else [])]
 

@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Callable
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from runner.config.overrides import method_group
 from runner.config.secrets import redact
+from runner.config.settings import Settings
 from runner.config.text import SettingError, visible
 from runner.config.trust import places_again, resolved, words_again
 from runner.config.validation import METHOD_GROUPS
@@ -51,7 +51,7 @@ from runner.training.tasks import Segmentation
 
 
 def run(
-    config: DictConfig,
+    config: Settings,
     overrides: list[str],
     command: list[str],
     job: Job | None = None,
@@ -65,8 +65,9 @@ def run(
     folder's path before the run begins.
     """
     checked = check(config)
+    config = checked.settings
     if rank() > 0:
-        return _run_worker(config, checked)
+        return _run_worker(checked)
     entry = _entered(config, checked, overrides, job)
     with entry.lock:
         if announce is not None:
@@ -78,11 +79,11 @@ def run(
 
 
 def _run_rank0(
-    config: DictConfig, checked: Checked, entry: Entry, overrides: list[str], command: list[str], job: Job | None
+    config: Settings, checked: Checked, entry: Entry, overrides: list[str], command: list[str], job: Job | None
 ) -> str:
     """The run in the only process, or in the first of several, which alone writes."""
     folder, checkpoint = entry.folder, entry.checkpoint
-    record = entry.record(OmegaConf.to_container(config), resolved(overrides, config), new_run_id(folder.path.name))
+    record = entry.record(config.plain(), resolved(overrides, config), new_run_id(folder.path.name))
     entry.clear()
     folder.write_settings(record)
     metrics = MetricsLog(folder.metrics)
@@ -127,7 +128,7 @@ def _run_rank0(
         trainer = None
         try:
             try:
-                trainer = prepare(config, checked, folder, checkpoint, record, tracker)
+                trainer = prepare(checked, folder, checkpoint, record, tracker)
                 summary |= _train_and_test(trainer, checked, tracker)
             except Diverged as reason:
                 summary |= {"status": "diverged", "error": str(reason)}
@@ -166,7 +167,7 @@ def _run_rank0(
     return summary["status"]
 
 
-def _run_worker(config: DictConfig, checked: Checked) -> str:
+def _run_worker(checked: Checked) -> str:
     """The run in one of the other processes: it trains and evaluates along, and writes nothing."""
     path, done, refusal = broadcast_object(None)
     if refusal is not None:
@@ -176,7 +177,7 @@ def _run_worker(config: DictConfig, checked: Checked) -> str:
     latest = load_latest(RunFolder(path).checkpoint("last"), checked.precision.device, check=check_last)
     tracker = SilentTracker()
     try:
-        trainer = prepare(config, checked, RunFolder(path), latest.checkpoint if latest else None, None, tracker)
+        trainer = prepare(checked, RunFolder(path), latest.checkpoint if latest else None, None, tracker)
         return _train_and_test(trainer, checked, tracker)["status"]
     except Diverged:
         return "diverged"
@@ -184,13 +185,13 @@ def _run_worker(config: DictConfig, checked: Checked) -> str:
         return "interrupted"
 
 
-def _resume_hint(config: DictConfig, folder: RunFolder) -> tuple[str, str]:
+def _resume_hint(config: Settings, folder: RunFolder) -> tuple[str, str]:
     """The row with the command that goes on with the run from its last checkpoint."""
     again = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
     return "go on with", f"python -m runner {shlex.join(again)}"
 
 
-def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint: dict | None) -> Rows:
+def _opening(config: Settings, checked: Checked, folder: RunFolder, checkpoint: dict | None) -> Rows:
     return opening_rows(
         config,
         checked.data,
@@ -204,7 +205,7 @@ def _opening(config: DictConfig, checked: Checked, folder: RunFolder, checkpoint
     )
 
 
-def _entered(config: DictConfig, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
+def _entered(config: Settings, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
     """The run's folder, of which the other ranks are told."""
     try:
         entry = _entry(config, checked, overrides, job)
@@ -215,11 +216,11 @@ def _entered(config: DictConfig, checked: Checked, overrides: list[str], job: Jo
     return entry
 
 
-def _entry(config: DictConfig, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
+def _entry(config: Settings, checked: Checked, overrides: list[str], job: Job | None) -> Entry:
     acting = [name for name in checked.chosen if not is_noop(name, checked.built.counts)]
     name = config.name or "-".join([config.dataset.name, config.model.name, *acting])
     built = checked.built
-    settings, device = OmegaConf.to_container(config), checked.precision.device
+    settings, device = config.plain(), checked.precision.device
     return enter(settings, overrides, job, name, built.model, built.methods, device)
 
 
@@ -283,7 +284,7 @@ def _throughput(trainer: Trainer, seconds: float) -> dict:
 
 
 def _wandb_run(
-    config: DictConfig, methods: list[str], overrides: list[str], folder: RunFolder, run_id: str, console: RunConsole
+    config: Settings, methods: list[str], overrides: list[str], folder: RunFolder, run_id: str, console: RunConsole
 ) -> WandbRun:
     """The run's mirror in W&B; a run of a sweep is in the sweep's group, also where it is resumed by itself."""
     settings, sweep, folders = config.wandb, config.sweep.name, conf_folders_of(config)
@@ -300,7 +301,7 @@ def _wandb_run(
         entity=settings.entity,
         group=settings.group or sweep,
         tags=[*settings.tags, config.model.name, config.dataset.name, *methods],
-        config={**OmegaConf.to_container(config), "methods": methods, **chosen, **override_columns(overrides)},
+        config={**config.plain(), "methods": methods, **chosen, **override_columns(overrides)},
         job_type="sweep" if sweep else "run",
         report=lambda text: console.message(redact(text), "warning"),
     )

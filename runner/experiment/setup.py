@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from runner.data.seeds import mixed_seed
 from runner.data.shards import Shard
@@ -25,7 +24,6 @@ PLANNED += ("checkpoint_every_minutes", "keep_best", "on_divergence", "max_diver
 
 
 def prepare(
-    config: DictConfig,
     checked: Checked,
     folder: RunFolder,
     checkpoint: dict | None,
@@ -33,6 +31,7 @@ def prepare(
     tracker: Tracker,
 ) -> Trainer:
     """Model, surgery, device and memory format, optimizer, in this order; then the trainer over them."""
+    config = checked.settings
     train, data, precision = config.train, checked.data, checked.precision
     torch.manual_seed(config.seed)
     set_backends(train.deterministic)
@@ -96,7 +95,7 @@ def prepare(
     if config.probe:
         whole = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, **placing)
         prober = Prober(
-            OmegaConf.to_container(config.probe),
+            config.probe.plain(),
             at=config.probe_at,
             every_epochs=config.probe_every_epochs,
             train_batches=whole,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
+from runner.config.settings import Settings
 from runner.config.text import to_override
 from runner.config.validation import method_nodes
 from runner.data.dataset import Data
@@ -19,7 +19,7 @@ from runner.training.precision import Precision
 
 
 def opening_rows(
-    config: DictConfig,
+    config: Settings,
     data: Data,
     methods: Mapping[str, Method],
     counts: Mapping[str, int],
@@ -44,7 +44,7 @@ def opening_rows(
         settings = [
             f"{key}={to_override(value)}"
             for key, value in node.items()
-            if key != "_target_" and value not in (None, [], {})
+            if key != "_target_" and value not in (None, (), {})
         ]
         changed = [f"{counts[name]} {method.counted}"] if counts[name] else []
         rows.append((name, "; ".join([*changed, *([", ".join(settings)] if settings else [])])))

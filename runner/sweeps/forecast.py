@@ -8,9 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from runner.config.ranges import seconds_of
+from runner.config.settings import Settings
 from runner.config.validation import method_nodes
 from runner.experiment.check import Checked, check
 from runner.files.readers import Unreadable, read_yaml_mapping
@@ -32,20 +31,18 @@ NOTES = {
 }
 
 
-def show_sweep(folder: Path, jobs: Sequence[tuple[Job, DictConfig, Checked]]) -> None:
+def show_sweep(folder: Path, jobs: Sequence[tuple[Job, Checked]]) -> None:
     """Print how each job of the sweep in `folder` stands, and an estimate of the time; writes nothing."""
     forecast = Forecast(_finished_in(folder))
-    runs = [
-        forecast.of(job.overrides, config, checked, read_state(job.path), job.path) for job, config, checked in jobs
-    ]
+    runs = [forecast.of(job.overrides, checked, read_state(job.path), job.path) for job, checked in jobs]
     print_plan(runs, title=f"Sweep {folder}" if folder.is_dir() else f"A new sweep: {folder}", notes=NOTES)
 
 
-def show_run(config: DictConfig, overrides: Sequence[str]) -> None:
+def show_run(config: Settings, overrides: Sequence[str]) -> None:
     """Print an estimate of the time of a single run, or of what is left of the one that `resume` names."""
     path = Path(config.resume or "")
     state = read_state(path) if config.resume else RunState(TO_DO)
-    run = Forecast({}).of(overrides, config, check(config), state, path)
+    run = Forecast({}).of(overrides, check(config), state, path)
     print_plan([run], title=f"Run {path}" if config.resume else "A new run", notes=NOTES)
 
 
@@ -56,10 +53,9 @@ class Forecast:
         self._finished = finished
         self._measured: dict[str, StepTime] = {}
 
-    def of(
-        self, overrides: Sequence[str], config: DictConfig, checked: Checked, state: RunState, path: Path
-    ) -> PlannedRun:
+    def of(self, overrides: Sequence[str], checked: Checked, state: RunState, path: Path) -> PlannedRun:
         """What is planned for the run in the folder `path`, which stands as `state` says."""
+        config = checked.settings
         if state.is_left_alone(retry_failed=config.sweep.retry_failed):
             text = "failed, left so" if state.status == FAILED else state.text
             return PlannedRun(tuple(overrides), state.status, text)
@@ -68,20 +64,21 @@ class Forecast:
         text = TO_DO if state.status == TO_DO else f"{state.status} at step {step} of {total}"
         if total == 0:  # probes alone
             return PlannedRun(tuple(overrides), state.status, text)
-        per_step, source = self._seconds_per_step(config, checked, total)
+        per_step, source = self._seconds_per_step(checked, total)
         seconds = per_step * max(total - step, 0)
         if config.train.max_time is not None:
             seconds = min(seconds, seconds_of(config.train.max_time))
         return PlannedRun(tuple(overrides), state.status, text, seconds, per_step, source)
 
-    def _seconds_per_step(self, config: DictConfig, checked: Checked, total: int) -> tuple[float, str]:
+    def _seconds_per_step(self, checked: Checked, total: int) -> tuple[float, str]:
         """Seconds for a step with its share of the evaluations, and where they are from."""
-        cost = _cost(OmegaConf.to_container(config))
+        config = checked.settings
+        cost = _cost(config.plain())
         if cost in self._finished:
             return self._finished[cost], FINISHED
         if cost not in self._measured:
             terminal(stderr=True).print("timing a few steps of", config.model.name, *method_nodes(config), style="dim")
-            self._measured[cost] = measure_step(config, checked)
+            self._measured[cost] = measure_step(checked)
         found, data, train = self._measured[cost], checked.data, config.train
         epochs = math.ceil(total * train.global_batch_size / len(data.train))
         evaluations = math.ceil(epochs / train.evaluate_every_epochs)
@@ -92,7 +89,7 @@ class Forecast:
         )
 
 
-def total_steps(config: DictConfig | Mapping, training_images: int) -> int:
+def total_steps(config: Mapping, training_images: int) -> int:
     """The optimizer steps of a whole run, unless its schedule should_extend it or it ends early."""
     train = config["train"]
     return steps_of(train["epochs"], training_images // train["global_batch_size"], train["max_steps"])

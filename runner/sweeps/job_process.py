@@ -19,9 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from omegaconf import DictConfig, OmegaConf
-
-from runner.config.validation import validate
+from runner.config.settings import Settings
 from runner.distributed.signals import handle_stop_signals, raise_on_signal
 from runner.files.atomic import CannotWrite, open_unlinked
 from runner.results.job import Job
@@ -37,7 +35,7 @@ _interrupted = False  # a signal came to this process of a launcher: it runs no 
 
 
 def run_job_apart(
-    config: DictConfig, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool, stop: Path
+    config: Settings, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool, stop: Path
 ) -> str:
     """As `run_job`, in a process of its own. Once the file `stop` is there the job ends, and no other begins.
 
@@ -49,7 +47,7 @@ def run_job_apart(
     if _interrupted or stop.exists():
         return INTERRUPTED
     content = {
-        "config": OmegaConf.to_container(config),
+        "config": config.plain(),
         "overrides": list(overrides),
         "command": list(command),
         "job": {**vars(job), "folder": str(job.folder)},
@@ -116,7 +114,7 @@ def main() -> None:
     """Run the job that the standard input tells of, and end when that ends."""
     content = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    config = validate(OmegaConf.create(content["config"]))
+    config = Settings(content["config"])
     job = Job(**{**content["job"], "folder": Path(content["job"]["folder"]), "overrides": tuple(content["overrides"])})
     from runner.distributed.launch import run  # imports torch
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from runner.data.dataset import SEGMENTATION
@@ -33,12 +32,13 @@ class StepTime:
     images: int
 
 
-def measure_step(config: DictConfig, checked: Checked) -> StepTime:
+def measure_step(checked: Checked) -> StepTime:
     """Time optimizer steps of a configuration, a few seconds long, and an evaluation; nothing is written.
 
     The step is a run's own, but for the reading of images, which are random here, and for train.compile. A micro-batch
     for which there is no time is made smaller, and what is the same for all images counts the more then.
     """
+    config = checked.settings
     train, data, device = config.train, checked.data, checked.precision.device
     torch.manual_seed(config.seed)
     with warnings.catch_warnings():

@@ -25,6 +25,7 @@ from runner.config.grammar import is_swept, parsed
 from runner.config.option_types import OPTION_TYPES
 from runner.config.overrides import as_typed
 from runner.config.recipes import without_replaced
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.validation import CONF, METHOD_GROUPS, one_option_each, validate
 from runner.files.atomic import CannotWrite, new_folder
@@ -104,8 +105,8 @@ def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
     return [CONF, *(folder for folder in folders if folder != CONF and folder.is_dir())]
 
 
-def settings_of(composed: DictConfig, hydra: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The validated configuration of what Hydra composed of `overrides`. Raises SettingError."""
+def settings_of(composed: DictConfig, hydra: DictConfig, overrides: Sequence[str]) -> Settings:
+    """The validated settings of what Hydra composed of `overrides`. Raises SettingError."""
     one_option_each(hydra.runtime.choices)
     folders = conf_folders(hydra)
     return validate(without_replaced(composed, overrides, folders), folders)
@@ -128,7 +129,7 @@ def planned_jobs(
     *,
     sweep: Sequence[str],
     hydra: DictConfig,
-) -> list[tuple[Job, DictConfig]]:
+) -> list[tuple[Job, Settings]]:
     """Each job of a sweep with its validated configuration, which `compose` gives, with Hydra's node, for overrides.
 
     `sweep` are the overrides of the whole sweep. A job with the settings of one that the folder has, has its name.
@@ -151,13 +152,13 @@ def planned_jobs(
     names = {name.rpartition("-")[2]: name for name in reversed(known)}
     found = []
     for number, (typed, config) in enumerate(checked, 1):
-        digits = config_hash(OmegaConf.to_container(config))
+        digits = config_hash(config.plain())
         name = names.setdefault(digits, job_name(typed, digits, varied))
         found.append((Job(name, number, len(jobs), folder, typed), config))
     return found
 
 
-def job_of(hydra: DictConfig, config: DictConfig, sweep: PlannedSweep) -> Job | None:
+def job_of(hydra: DictConfig, config: Settings, sweep: PlannedSweep) -> Job | None:
     """The job that Hydra runs now, or None for a single run."""
     if hydra.mode != RunMode.MULTIRUN:
         return None
@@ -165,7 +166,7 @@ def job_of(hydra: DictConfig, config: DictConfig, sweep: PlannedSweep) -> Job | 
     for job in sweep.jobs:
         if (job.overrides, job.number) == (overrides, number):
             return job
-    name = job_name(overrides, config_hash(OmegaConf.to_container(config)))  # of a sweeper that makes jobs on the way
+    name = job_name(overrides, config_hash(config.plain()))  # of a sweeper that makes jobs on the way
     return Job(name, number, max(len(sweep.jobs), number), Path(hydra.sweep.dir), overrides)
 
 
@@ -213,7 +214,7 @@ def _plan(config: DictConfig) -> None:
     if _planned.is_only_planned:
         from runner.sweeps.forecast import show_sweep
 
-        show_sweep(folder, [(*each, done) for each, done in zip(found, checked, strict=True)])
+        show_sweep(folder, [(job, done) for (job, _), done in zip(found, checked, strict=True)])
         raise SystemExit
     jobs = [job for job, _ in found]
     try:

@@ -15,10 +15,10 @@ from unittest.mock import patch
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from runner.config.settings import Settings
 from runner.config.validation import CONF, validate
 from runner.data.dataset import TrainBatches
 from runner.experiment import run as experiment
@@ -132,13 +132,13 @@ class WatchedBatches(TrainBatches):
                 self.peak_memory.append(torch.cuda.max_memory_allocated(self.device))
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """The validated configuration of these overrides."""
+def composed(overrides: Sequence[str]) -> Settings:
+    """The validated settings of these overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return validate(compose("config", overrides=list(overrides)))
 
 
-def run(config: DictConfig, prepared: Callable[[Trainer], object]) -> None:
+def run(config: Settings, prepared: Callable[[Trainer], object]) -> None:
     """`experiment.run`, where `prepared` sees the trainer before it starts. RuntimeError if the run does not complete.
 
     The display is drawn as on a terminal, into nothing.

@@ -159,7 +159,7 @@ def test_the_part_of_a_batch_that_each_mixes(composed, asked, chosen):
     settings = [f"{name}.portion={portion}" for name, portion in asked.items()]
     config = composed(f"regularization=[{','.join(asked)}]", *settings)
     assert {name: config[name].portion for name in asked} == chosen
-    assert validate(OmegaConf.create(OmegaConf.to_container(config))) == config  # as load_run reads config.yaml
+    assert validate(OmegaConf.create(config.plain())) == config  # as load_run reads config.yaml
 
 
 def test_every_normalization_has_its_option():

@@ -88,9 +88,7 @@ def test_a_run_leaves_these_files_and_no_other(finished):
 
 
 def test_config_yaml_is_the_resolved_configuration(finished, composed):
-    from omegaconf import OmegaConf
-
-    assert yaml.safe_load((finished.run / "config.yaml").read_text()) == OmegaConf.to_container(composed(*RUN))
+    assert yaml.safe_load((finished.run / "config.yaml").read_text()) == composed(*RUN).plain()
     assert json.loads((finished.run / "record.json").read_text())["overrides"] == list(RUN)
 
 

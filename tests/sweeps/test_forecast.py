@@ -3,9 +3,9 @@
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
-from omegaconf import OmegaConf
 
 from runner.experiment.check import check
 from runner.results.run_state import RunState, read_state
@@ -25,8 +25,8 @@ def timed(monkeypatch):
     """The configurations that are timed; each takes 0.25 s an image of training and 0.5 s one of evaluation."""
     seen = []
 
-    def measure(config, checked):
-        seen.append(config)
+    def measure(checked):
+        seen.append(checked.settings)
         return StepTime(0.25, 0.5, 8)
 
     monkeypatch.setattr("runner.sweeps.forecast.measure_step", measure)
@@ -99,17 +99,17 @@ def test_what_is_left_of_a_run_counts_from_its_checkpoint(composed, timed, tmp_p
     total = 4 * (len(checked.data.train) // 8)
     assert total_steps(config, len(checked.data.train)) == total
     state = RunState("interrupted", 6)
-    anew = Forecast({}).of((), config, checked, state, tmp_path)
+    anew = Forecast({}).of((), checked, state, tmp_path)
     assert anew.text == f"interrupted at step 0 of {total}"
     (tmp_path / "checkpoints").mkdir()
     save_checkpoint(tmp_path / "checkpoints/last.pt", {"progress": {"step": 5}})
-    going_on = Forecast({}).of((), config, checked, state, tmp_path)
+    going_on = Forecast({}).of((), checked, state, tmp_path)
     assert going_on.text == f"interrupted at step 5 of {total}"
     assert going_on.seconds == pytest.approx(anew.seconds * (total - 5) / total)
-    config.train.max_time = "3s"
-    assert Forecast({}).of((), config, checked, state, tmp_path).seconds == 3
-    config.train.max_steps = 0
-    assert Forecast({}).of((), config, checked, state, tmp_path).seconds is None
+    checked = replace(checked, settings=config.changed({"train.max_time": "3s"}))
+    assert Forecast({}).of((), checked, state, tmp_path).seconds == 3
+    checked = replace(checked, settings=config.changed({"train.max_steps": 0}))
+    assert Forecast({}).of((), checked, state, tmp_path).seconds is None
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_is_left_of_a_run_counts_from_its_checkpoint(composed, timed, tmp_p
 )
 def test_what_the_time_of_a_step_depends_on(composed, word, same):
     words = [*DATA, "model=resnet20", "norm=agc"]
-    costs = [_cost(OmegaConf.to_container(composed(*each))) for each in (words, [*words, word])]
+    costs = [_cost(composed(*each).plain()) for each in (words, [*words, word])]
     assert (costs[0] == costs[1]) is same
 
 
@@ -146,7 +146,7 @@ def test_a_step_is_timed_as_it_is_run(composed, monkeypatch):
     monkeypatch.setattr(OptimizerStep, "__call__", slow)
     monkeypatch.setattr(step_time, "ENOUGH_SECONDS", 0.5)
     began = time.monotonic()
-    found = measure_step(config, check(config))
+    found = measure_step(check(config))
     assert set(slept) == {8}
     assert 0.02 <= found.training < 0.2
     assert found.images == 8
@@ -165,7 +165,7 @@ def test_a_batch_for_which_there_is_no_time_is_made_smaller(composed, monkeypatc
 
     monkeypatch.setattr(OptimizerStep, "__call__", slow)
     monkeypatch.setattr(step_time, "ENOUGH_SECONDS", 0.4)
-    found = measure_step(config, check(config))
+    found = measure_step(check(config))
     assert max(slept) <= 64
     assert found.training == pytest.approx(0.01, rel=0.5)
 
@@ -174,4 +174,4 @@ def test_a_batch_for_which_there_is_no_time_is_made_smaller(composed, monkeypatc
 def test_segmentation_is_timed_too(composed, monkeypatch):
     monkeypatch.setattr(step_time, "ENOUGH_SECONDS", 0.1)
     config = composed("experiment=digit_scenes/deeplabv3plus_resnet18", "train.device=cpu")
-    assert measure_step(config, check(config)).training > 0
+    assert measure_step(check(config)).training > 0

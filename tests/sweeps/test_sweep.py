@@ -13,8 +13,8 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 
+from runner.config.settings import Settings
 from runner.experiment import run as experiment
 from runner.experiment.setup import prepare, set_backends
 from runner.results.job import Job, config_hash, job_name
@@ -182,7 +182,7 @@ def test_a_job_whose_folder_cannot_be_made_fails(tmp_path, capsys):
     (tmp_path / "a=1-0").touch()
     capsys.readouterr()
     assert run_job(None, None, (), (), job, retry_failed=True) == "failed"
-    assert run_job_apart(OmegaConf.create(), (), (), job, retry_failed=True, stop=tmp_path / "stop") == "failed"
+    assert run_job_apart(Settings({}), (), (), job, retry_failed=True, stop=tmp_path / "stop") == "failed"
     assert capsys.readouterr().out == 2 * f"error: {job.path} cannot be written (File exists).\n"
 
 
@@ -239,9 +239,9 @@ def test_cublas_is_told_of_determinism_before_the_first_job_uses_it(small, monke
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     seen = []
 
-    def noted(config, *arguments):
-        seen.append((config.train.deterministic, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-        return prepare(config, *arguments)
+    def noted(checked, *arguments):
+        seen.append((checked.settings.train.deterministic, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return prepare(checked, *arguments)
 
     monkeypatch.setattr(experiment, "prepare", noted)
     try:
@@ -353,9 +353,9 @@ def test_a_long_name_keeps_what_varies():
 
 def test_the_hash_is_that_of_the_settings_but_for_where_a_run_lies_and_how_it_is_watched(composed):
     def digits(*overrides):
-        return config_hash(OmegaConf.to_container(composed(*overrides)))
+        return config_hash(composed(*overrides).plain())
 
-    settings = OmegaConf.to_container(composed())
+    settings = composed().plain()
     for key in ("wandb", "sweep", "name", "resume"):
         del settings[key]
     del settings["paths"]["outputs"]

@@ -91,7 +91,7 @@ def fake_tensors(monkeypatch):
 
 def step_of(config, data, scaled, monkeypatch):
     """The step that the loop takes, on the fake device."""
-    builders.choose_stem(config.model, data)
+    config = builders.choose_stem(config, data)
     train, task = config.train, task_of(data, config.train)
     precision = Precision("fp32", DEVICE)
     precision.scaler = torch.amp.GradScaler(DEVICE.type, enabled=scaled)
