@@ -12,7 +12,7 @@ from textwrap import wrap
 
 from runner.commands import SUBCOMMANDS
 from runner.config.extensions import add_search_path, search_folders
-from runner.config.validation import LIST_GROUPS
+from runner.config.options import LIST_GROUPS
 
 HOW_TO_RUN = """\
 Usage: runner [GROUP=OPTION | KEY=VALUE] ...     one run

@@ -20,10 +20,10 @@ from yaml import MarkedYAMLError
 
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
 from runner.config.limits import did_you_mean
+from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.config.secrets import redact
 from runner.config.text import SettingError, one_line
 from runner.config.typed import A_LIST, A_MAPPING, no_value
-from runner.config.validation import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.distributed.environment import is_first
 
 WRONG_SETTING = 2  # the exit code

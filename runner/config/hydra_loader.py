@@ -34,11 +34,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import import_class
+from runner.config.options import CONF
 from runner.config.secrets import check_no_secret_words, check_no_secrets
 from runner.config.targets import TARGET, check_defined, check_target, package_of
 from runner.config.text import SettingError, to_override
 from runner.config.trust import METHODS, PACKAGES, Allowed, refuse_resolvers
-from runner.config.validation import CONF
 
 OWN = "runner"
 PLUGINS = (

@@ -2,13 +2,31 @@
 
 The command line checks a configuration against this table before torch is imported; the functions of the
 library check their arguments against the same rows. So both give the same answer, in the same words.
+
+A row is that of a node of the settings, or of a group's option (`dataset.ade20k`), which goes before its group's. It
+also gives the type of a setting whose default cannot: one that is null, or a number that may be a word instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from runner.config.ranges import LARGEST, Duration, Each, FilePath, OneOf, OrWord, Range, Text
+from runner.config.ranges import (
+    LARGEST,
+    Duration,
+    Each,
+    FilePath,
+    Layer,
+    Limit,
+    OneOf,
+    OrNull,
+    OrWord,
+    Range,
+    Rising,
+    Text,
+    TrueOrFalse,
+)
 from runner.config.text import to_override
 
 POSITIVE = Range(above=0, at_most=LARGEST)
@@ -21,7 +39,7 @@ PIXELS = Range(at_least=8, at_most=2**14, whole=True)
 CONCENTRATION = Range(at_least=1e-3, at_most=1e3)  # of a beta distribution; beyond these torch draws NaN
 PORTIONS = ("auto", "all", "first_half", "second_half")  # of a batch
 
-LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | FilePath]] = {
+LIMITS: dict[str, dict[str, Limit]] = {
     "agc": {"clip": POSITIVE, "eps": POSITIVE, "granularity": OneOf(("unit", "layer"))},
     "ghost_batchnorm": {"ghost_batch_size": COUNT, "running_stats": OneOf(("scaled", "sequential"))},
     "groupnorm": {"num_groups": CHANNELS},
@@ -34,6 +52,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "stochastic_method": OneOf(("block", "sample")),
         "rescale": OneOf(("inference", "training")),
         "dropped_update": OneOf(("rest", "continue")),
+        "target_layer_name": OrNull(Text(200)),
     },
     "label_smoothing": {"smoothing": Range(at_least=0, below=1)},
     "mixup": {"alpha": CONCENTRATION, "portion": OneOf(PORTIONS)},
@@ -50,15 +69,15 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "head_channels": CHANNELS,
         "methods_on": OneOf(("all", "backbone", "head")),
         "shortcut": OneOf(("zero_pad", "projection")),
-        "dropout": Range(at_least=0, below=1),
+        "dropout": Range(at_least=0, below=1),  # null, of an NFNet: the published rate
         "activation": OneOf(("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")),
         "initialization": OneOf(("default", "xavier_uniform", "xavier_normal", "kaiming_fan_in", "kaiming_fan_out")),
         "initialized_layers": OneOf(("conv", "all")),
-        "pretrained": FilePath(),
+        "pretrained": OrNull(FilePath()),
     },
     "optimizer": {
         "lr": POSITIVE,
-        "lr_batch_size": COUNT,
+        "lr_batch_size": OrNull(COUNT),
         "momentum": Range(at_least=0, below=1),
         "beta1": Range(at_least=0, below=1),
         "beta2": Range(at_least=0, below=1),
@@ -69,6 +88,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
     "schedule": {
         "warmup_epochs": NOT_NEGATIVE,
         "final_lr_share": Range(at_least=0, at_most=1),
+        "milestones": Rising(Range(above=0, below=1)),
         "gamma": Range(above=0, at_most=1),
         "power": POSITIVE,
         "pct_start": Range(above=0, below=1),
@@ -79,19 +99,22 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "max_doublings": Range(at_least=0, at_most=20, whole=True),
     },
     "dataset": {
+        "validation": OrWord(Range(above=0, below=1), "test"),
+        "check_duplicates": OrNull(TrueOrFalse()),
+        "mask_values": OrNull(Each(Range(at_least=0, at_most=2**16 - 1, whole=True))),
         "image_size": PIXELS,
         "crop_padding": Range(at_least=0, at_most=128, whole=True),
         "num_classes": Range(at_least=2, at_most=10**6, whole=True),
         "num_images": Range(at_least=8, at_most=LARGEST, whole=True),
         "test_size": PIXELS,
-        "ignore_label": OrWord(Range(at_least=0, at_most=2**16 - 1, whole=True), "auto"),
+        "ignore_label": OrNull(OrWord(Range(at_least=0, at_most=2**16 - 1, whole=True), "auto")),
         "scale_min": Range(above=0, at_most=100),
         "scale_max": Range(above=0, at_most=100),
         "mean": Each(Range(at_least=0, at_most=1)),
         "std": Each(Range(above=0, at_most=1)),
         "max_class_share": Range(above=0, at_most=1),
         "root": FilePath(),
-        "num_workers": Range(at_least=0, at_most=1024, whole=True),
+        "num_workers": OrNull(Range(at_least=0, at_most=1024, whole=True)),
         "max_unreadable": COUNT_OR_NONE,
         "test_resize": PIXELS,
         "rand_augment_layers": Range(at_least=0, at_most=100, whole=True),
@@ -100,23 +123,24 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "random_erasing": Range(at_least=0, at_most=1),
         "interpolation": OneOf(("bilinear", "bicubic")),
     },
+    **{f"dataset.{name}": {"test_size": OrNull(PIXELS)} for name in ("mask_folder", "ade20k")},
     "train": {
         "epochs": COUNT,
-        "max_steps": COUNT_OR_NONE,
+        "max_steps": OrNull(COUNT_OR_NONE),
         "global_batch_size": COUNT,
         "accumulation_steps": COUNT,
         "cross_entropy_weight": NOT_NEGATIVE,
         "dice_weight": NOT_NEGATIVE,
-        "ema": Range(above=0, below=1),
+        "ema": OrNull(Range(above=0, below=1)),
         "num_devices": Range(at_least=1, at_most=2**16, whole=True),
         "rank_timeout": SECONDS,
-        "max_time": Duration(),
-        "early_stopping_epochs": COUNT,
+        "max_time": OrNull(Duration()),
+        "early_stopping_epochs": OrNull(COUNT),
         "evaluate_every_epochs": COUNT,
         "log_every_steps": COUNT,
         "checkpoint_every_epochs": COUNT,
-        "checkpoint_every_steps": COUNT,
-        "checkpoint_every_minutes": POSITIVE,
+        "checkpoint_every_steps": OrNull(COUNT),
+        "checkpoint_every_minutes": OrNull(POSITIVE),
         "keep_best": Range(at_least=1, at_most=1000, whole=True),
         "on_divergence": OneOf(("stop", "skip", "restore")),
         "max_divergences": COUNT,
@@ -126,21 +150,25 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
     },
     "": {
         "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
-        "probe_every_epochs": COUNT,
+        "probe_every_epochs": OrNull(COUNT),
         "probe_at": Each(COUNT_OR_NONE),
     },
-    "probe.activation_statistics": {"num_batches": COUNT},
+    "probe.activation_statistics": {"num_batches": COUNT, "layers": OrNull(Each(Layer()))},
     "probe.class_gradients": {"num_batches": COUNT},
-    "probe.signal_propagation": {"num_batches": COUNT, "skipinit_gain": Range(at_least=-LARGEST, at_most=LARGEST)},
+    "probe.signal_propagation": {
+        "num_batches": COUNT,
+        "skipinit_gain": OrNull(Range(at_least=-LARGEST, at_most=LARGEST)),
+    },
     "probe.train_eval_discrepancy": {"num_batches": COUNT},
     "probe.gradient_histogram": {
         "num_batches": COUNT,
+        "layer": Layer(),
         "num_bins": Range(at_least=1, at_most=10**6, whole=True),
         "tail_share": Range(above=0, below=1),
     },
     "probe.loss_landscape": {
         "num_batches": COUNT,
-        "exponents": Each(Range(at_least=-30, at_most=30)),
+        "exponents": Rising(Range(at_least=-30, at_most=30), is_interval=True),
         "num_steps": Range(at_least=2, at_most=10**5, whole=True),
         "exploded": Range(above=1, at_most=LARGEST),
     },
@@ -150,7 +178,7 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "steps": Range(at_least=1, at_most=10**4, whole=True),
         "parts": CHANNELS,
     },
-    "probe.gradient_terms": {"num_batches": COUNT, "chunk_size": COUNT},
+    "probe.gradient_terms": {"num_batches": COUNT, "layers": Each(Layer()), "chunk_size": COUNT},
     "probe.clipping": {"num_batches": COUNT, "clip": POSITIVE, "eps": POSITIVE},
     "probe.sharpness": {
         "num_batches": COUNT,
@@ -159,34 +187,30 @@ LIMITS: dict[str, dict[str, Range | OneOf | OrWord | Duration | Each | Text | Fi
         "max_iterations": COUNT,
         "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
     },
-    "paths": {"outputs": FilePath(), "methods": FilePath()},
+    "paths": {"outputs": FilePath(), "methods": OrNull(FilePath())},
     "wandb": {
         "mode": OneOf(("offline", "online", "disabled")),
         "project": Text(128, without="/\\#?%:"),
-        "entity": Text(128),
-        "group": Text(128),
+        "entity": OrNull(Text(128)),
+        "group": OrNull(Text(128)),
         "tags": Each(Text(64)),
     },
 }
 
 
-NULLABLE = {("train", key) for key in ("max_steps", "max_time", "early_stopping_epochs", "ema")}
-NULLABLE |= {("train", "checkpoint_every_steps"), ("train", "checkpoint_every_minutes"), ("model", "dropout")}
-NULLABLE |= {("optimizer", "lr_batch_size"), ("dataset", "test_size"), ("dataset", "ignore_label")}
-NULLABLE |= {("dataset", "num_workers"), ("", "probe_every_epochs")}
-NULLABLE |= {("model", "pretrained"), ("paths", "methods")}
-NULLABLE |= {("wandb", "entity"), ("wandb", "group"), ("probe.signal_propagation", "skipinit_gain")}
+def ranges_of(group: str, name: str) -> dict[str, Limit]:
+    """The ranges of the settings of a group's option; a method's stand under its name alone."""
+    return LIMITS.get(group, {}) | LIMITS.get(name, {}) | LIMITS.get(f"{group}.{name}", {})
 
 
-def check(node: str, **settings: object) -> None:
-    """Raise a ValueError that names the first of `settings` outside its range; those in `NULLABLE` may be None."""
+def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: object) -> None:
+    """Raise a ValueError that names the first of `settings` outside its range, that of the table if not given."""
+    ranges = LIMITS.get(node, {}) if ranges is None else ranges
     for key, value in settings.items():
-        limit = LIMITS.get(node, {}).get(key)
-        if value is None and (node, key) in NULLABLE:
-            continue
+        limit = ranges.get(key)
         if limit is not None and value not in limit:
             hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
-            spoken = to_override(value) if isinstance(limit, Each) else value
+            spoken = to_override(value) if isinstance(value, Sequence) else value
             raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={spoken}: {limit}.{hint}".rstrip())
 
 

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config.diagnose import chosen_options, option_fault
 from runner.config.extensions import search_folders
 from runner.config.grammar import all_parsed, options_of, parsed
+from runner.config.options import LIST_GROUPS, METHOD_GROUPS
 from runner.config.text import SettingError
-from runner.config.validation import LIST_GROUPS, METHOD_GROUPS, check_folder_name
+from runner.config.validation import check_folder_name
 
 MOST_JOBS = 10_000  # of a sweep: each is composed and checked before the first begins
 LONGEST_NAME = 200  # bytes of a key or an option, which are looked for as files

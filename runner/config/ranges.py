@@ -1,4 +1,8 @@
-"""The kinds of ranges that a setting may have: numbers, words, texts, paths, times, and lists of them."""
+"""The kinds of ranges that a setting may have: numbers, words, texts, paths, times, and lists of them.
+
+A range tells whether a value lies in it (`in`), what it must be instead (`str`), and the type of its values (`kind`),
+as OmegaConf reads types, for a setting whose default does not tell it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
+from typing import Any, Optional, Union
 
 LARGEST = 10**9  # what is larger is a slip, and beyond what torch and the memory can take
 
@@ -23,6 +29,10 @@ class Range:
     at_most: float | None = None
     below: float | None = None
     whole: bool = False
+
+    @property
+    def kind(self) -> type:
+        return int if self.whole else float
 
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
@@ -54,6 +64,10 @@ class OneOf:
 
     choices: tuple[str | int, ...]
 
+    @property
+    def kind(self) -> type:
+        return type(self.choices[0])
+
     def __contains__(self, value: object) -> bool:
         return value in self.choices
 
@@ -68,6 +82,10 @@ class OrWord:
     range: Range
     word: str
 
+    @property
+    def kind(self) -> Any:
+        return Union[self.range.kind, str]
+
     def __contains__(self, value: object) -> bool:
         return value == self.word or value in self.range
 
@@ -76,10 +94,79 @@ class OrWord:
 
 
 @dataclass(frozen=True)
+class OrNull:
+    """A value of a range, or null."""
+
+    range: Limit
+
+    @property
+    def kind(self) -> Any:
+        return Optional[self.range.kind]
+
+    def __contains__(self, value: object) -> bool:
+        return value is None or value in self.range
+
+    def __str__(self) -> str:
+        return str(self.range)
+
+
+@dataclass(frozen=True)
+class TrueOrFalse:
+    """A truth value; of use where it may be null too."""
+
+    kind = bool
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "it must be true or false"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a model: its depth from 0.0 to 1.0, its index or its name."""
+
+    kind = Any
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float, str)) and not isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "it must be a depth from 0.0 to 1.0, an index or a name"
+
+
+@dataclass(frozen=True)
+class Rising:
+    """A list of numbers of a range, each larger than the one before; two of them where it is an interval."""
+
+    entries: Range
+    is_interval: bool = False
+
+    @property
+    def kind(self) -> Any:
+        return list[self.entries.kind]
+
+    def __contains__(self, value: object) -> bool:
+        values = list(value)
+        rises = all(a < b for a, b in pairwise(values))
+        return rises and all(each in self.entries for each in values) and (len(values) == 2 or not self.is_interval)
+
+    def __str__(self) -> str:
+        if self.is_interval:
+            return f"it must be two numbers, the smaller one first; {str(self.entries).replace('it', 'each', 1)}"
+        return f"they must rise; {str(self.entries).replace('it', 'each', 1)}"
+
+
+@dataclass(frozen=True)
 class Each:
     """A list, or a mapping's values, each of which lies in a range."""
 
-    entries: Range | Text
+    entries: Range | Text | Layer
+
+    @property
+    def kind(self) -> Any:
+        return list[self.entries.kind]
 
     def __contains__(self, value: object) -> bool:
         return all(entry in self.entries for entry in (value.values() if isinstance(value, Mapping) else value))
@@ -94,6 +181,7 @@ class Text:
 
     at_most: int
     without: str = ""
+    kind = str
 
     def __contains__(self, value: object) -> bool:
         return 0 < len(str(value)) <= self.at_most and not {*str(value)} & {*self.without}
@@ -107,6 +195,8 @@ class Text:
 class FilePath:
     """The path of a file or a folder, there or not."""
 
+    kind = str
+
     def __contains__(self, value: object) -> bool:
         path = os.fsencode(str(value))
         return 0 < len(path) < 4096 and all(len(part) <= 255 for part in path.split(b"/")) and b"\0" not in path
@@ -119,11 +209,16 @@ class FilePath:
 class Duration:
     """A time with its units, which a bare number would leave to be guessed."""
 
+    kind = str
+
     def __contains__(self, value: object) -> bool:
         return 0 < seconds_of(str(value)) <= LARGEST
 
     def __str__(self) -> str:
         return "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"
+
+
+Limit = Range | OneOf | OrWord | OrNull | TrueOrFalse | Layer | Rising | Each | Text | FilePath | Duration
 
 
 def seconds_of(duration: str) -> float:

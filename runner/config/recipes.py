@@ -9,16 +9,14 @@ what the record says of resnet56.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.diagnose import CASE, EXPERIMENT, chosen_options
 from runner.config.grammar import all_parsed
-from runner.config.option_types import OPTION_TYPES
-from runner.config.validation import CONF, METHOD_GROUPS
+from runner.config.options import CONF, METHOD_GROUPS, SINGLE_GROUPS, option_file, option_settings
 
 
 def without_replaced(
@@ -33,10 +31,10 @@ def without_replaced(
     given = [override for override in all_parsed(overrides) if not override.is_delete()]
     config = composed.copy()
     OmegaConf.set_struct(config, False)
-    for group in OPTION_TYPES:
-        file = CONF / group / f"{chosen[group][0]}.yaml"
-        if file.is_file() and _kind(group, chosen[group]) != _kind(group, record[group]):
-            config[group] = OmegaConf.load(file)
+    for group in SINGLE_GROUPS:
+        option, of_record = (_settings(group, options[0], conf_folders) for options in (chosen[group], record[group]))
+        if option and option.keys() != of_record.keys():
+            config[group] = option
             for override in given:
                 if override.key_or_group.startswith(f"{group}."):
                     OmegaConf.update(config, override.key_or_group, override.value())
@@ -47,6 +45,7 @@ def without_replaced(
     return config
 
 
-def _kind(group: str, options: Sequence[str]) -> object:
-    """What settings an option of a group has."""
-    return next((kind for pattern, kind in OPTION_TYPES[group].items() if re.fullmatch(pattern, options[0])), None)
+def _settings(group: str, name: str, conf_folders: Sequence[Path]) -> Mapping[str, object]:
+    """What settings an option of a group has; none where there is no such option, which is told when it is checked."""
+    file = option_file(group, name, conf_folders)
+    return option_settings(group, name, file) if file else {}

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.grammar import all_parsed, options_of, parsed
+from runner.config.options import CONF
 from runner.config.text import SettingError, override_key, shortened, to_override
-from runner.config.validation import CONF
 from runner.files.readers import read_yaml_mapping
 
 METHODS, PACKAGES = "paths.methods", "paths.allowed_packages"

@@ -1,39 +1,38 @@
 """The check of a configuration: types, ranges, and the rules between fields. Needs no torch.
 
 `validate` takes what Hydra composed and returns it typed, or raises a `SettingError` whose message names the key,
-the value and the remedy. A method's node is typed by the defaults of its own YAML file, so a new method needs no
-line here or in runner.config.option_types.
+the value and the remedy. An option's node is typed by its own YAML file (runner.config.options).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Optional, get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from runner.config import limits
 from runner.config.compatibility import check_combinations, choose_portions
 from runner.config.limits import did_you_mean
-from runner.config.option_types import OPTION_TYPES
-from runner.config.probe_types import PROBE_TYPES
-from runner.config.ranges import FilePath
+from runner.config.options import (
+    CONF,
+    METHOD_GROUPS,
+    OPEN_GROUPS,
+    SINGLE_GROUPS,
+    option_file,
+    option_settings,
+    settings_type,
+)
+from runner.config.ranges import FilePath, Limit
 from runner.config.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.config.secrets import check_no_secrets
 from runner.config.settings import Settings
 from runner.config.targets import METHOD_PACKAGE, check_target, targets_in
 from runner.config.text import SettingError, to_override
 from runner.config.typed import assign, check_entries, check_study, resolved, typed_node
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-
-METHOD_GROUPS = ("norm", "regularization")
-OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chosen
-LIST_GROUPS = (*METHOD_GROUPS, "probe")  # of these several options may be chosen
 
 
 def method_nodes(config: Mapping) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def one_option_each(choices: Mapping[str, object]) -> None:
 
     `choices` are `hydra.runtime.choices`, which lack a group of which a list was chosen.
     """
-    for group in (*OPTION_TYPES, *OPEN_GROUPS):
+    for group in (*SINGLE_GROUPS, *OPEN_GROUPS):
         if group not in choices:
             raise SettingError(f"{group}=[...]: this group takes one option, not a list; add -m for a sweep.")
 
@@ -81,12 +80,6 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
     for place, target in targets_in(settings):
         if place.partition(".")[0] not in METHOD_GROUPS:  # these names are refused, with another remedy, below
             check_target(place, target, (METHOD_PACKAGE, *(packages if isinstance(packages, ListConfig) else ())))
-    schema: dict[str, Any] = {}
-    for group, options in OPTION_TYPES.items():
-        name = OmegaConf.select(config, f"{group}.name")
-        schema[group] = next((kind for pattern, kind in options.items() if re.fullmatch(pattern, str(name))), None)
-        if schema[group] is None or not (CONF / group / f"{name}.yaml").is_file():
-            raise SettingError(f"{group}.name={name}: choose an option of the group instead, as in {group}=OPTION.")
     methods = OmegaConf.select(config, "paths.methods")
     if isinstance(methods, str):
         conf_folders = [*conf_folders, methods_folder(methods)]
@@ -96,20 +89,19 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
         check_study(settings["sweep"])
         config.sweep = {key: node[key] for key in get_type_hints(Sweep)}
     for key, kind in get_type_hints(Root).items():
-        kind = schema.get(key, kind)
         if key not in config:
             raise SettingError(f"{key}: this setting is missing; it needs a value.")
-        if is_dataclass(kind):
+        if key in SINGLE_GROUPS:
+            name = OmegaConf.select(config, f"{key}.name")
+            typed[key] = _typed_option(key, str(name), config[key], conf_folders)
+        elif is_dataclass(kind):
             typed[key] = typed_node(key, kind, config[key])
         else:
             assign(typed, key, config[key], place="")
     OmegaConf.set_struct(typed, False)
     for key, node in method_nodes(config).items():
-        defaults = _method_defaults(key, node, conf_folders)
-        typed[key] = typed_node(key, _method_type(key, defaults), node)
-        for setting, default in defaults.items():
-            check_entries(f"{key}.{setting}", typed[key][setting], default)
-    typed.probe = {name: _typed_probe(name, node) for name, node in config.probe.items()}
+        typed[key] = _typed_settings(_method_group(key, node, conf_folders), key, node, conf_folders)
+    typed.probe = {name: _typed_probe(name, node, conf_folders) for name, node in config.probe.items()}
     OmegaConf.set_struct(typed, True)
     _check_ranges(typed)
     _check_rules(typed)
@@ -119,7 +111,7 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
 def with_defaults(config: DictConfig) -> DictConfig:
     """The configuration of a run folder with the settings that are newer than the run, as they are by default."""
     defaults = OmegaConf.masked_copy(OmegaConf.load(CONF / "config.yaml"), list(TOP_LEVEL))
-    for group in OPTION_TYPES:
+    for group in SINGLE_GROUPS:
         name = re.sub(r"[^\w-]", "", str(OmegaConf.select(config, f"{group}.name")))  # leads to no other folder
         file = CONF / group / f"{name}.yaml"
         defaults[group] = OmegaConf.load(file) if file.is_file() else {}
@@ -132,70 +124,66 @@ def with_defaults(config: DictConfig) -> DictConfig:
     return OmegaConf.merge(defaults, config)
 
 
-def _typed_probe(name: str, node: Any) -> DictConfig:
+def _typed_option(group: str, name: str, node: Any, conf_folders: Sequence[Path]) -> DictConfig:
+    """The settings of the option that a group has."""
+    if not re.fullmatch(r"\w[\w-]*", name) or option_file(group, name, conf_folders) is None:
+        raise SettingError(f"{group}.name={name}: choose an option of the group instead, as in {group}=OPTION.")
+    return _typed_settings(group, name, node, conf_folders)
+
+
+def _typed_probe(name: str, node: Any, conf_folders: Sequence[Path]) -> DictConfig:
     """The settings of a chosen probe."""
-    if name not in PROBE_TYPES:
-        raise SettingError(f"probe.{name}: there is no such probe. {did_you_mean(name, PROBE_TYPES)}".rstrip())
-    typed = typed_node(f"probe.{name}", PROBE_TYPES[name], node)
-    exponents = list(typed.get("exponents", (0, 1)))
-    if len(exponents) != 2 or not exponents[0] < exponents[1]:
-        raise SettingError(
-            f"probe.{name}.exponents={to_override(exponents)}: it must be two numbers, the smaller one first."
-        )
-    layers = [typed[key] for key in ("layer", "layers") if typed.get(key) is not None]
-    if "layers" in typed and layers:
-        layers = layers[0] if isinstance(layers[0], ListConfig) else [None]
-    if not all(isinstance(layer, (int, float, str)) and not isinstance(layer, bool) for layer in layers):
-        key = "layers" if "layers" in typed else "layer"
-        kind = (
-            "a list of depths from 0.0 to 1.0, indices or names" if key == "layers" else "a depth, an index or a name"
-        )
-        raise SettingError(f"probe.{name}.{key}={to_override(typed[key])}: it must be {kind}.")
+    if option_file("probe", name, conf_folders) is None:
+        probes = {file.stem for folder in conf_folders for file in (folder / "probe").glob("*.yaml")}
+        raise SettingError(f"probe.{name}: there is no such probe. {did_you_mean(name, probes)}".rstrip())
+    return _typed_settings("probe", name, node, conf_folders)
+
+
+def _typed_settings(group: str, name: str, node: Any, conf_folders: Sequence[Path]) -> DictConfig:
+    """The settings of an option with the types and in the ranges that its YAML file gives them."""
+    prefix = {"probe": f"probe.{name}"}.get(group, name if group in METHOD_GROUPS else group)
+    defaults = option_settings(group, name, option_file(group, name, conf_folders))
+    typed = typed_node(prefix, settings_type(group, name, defaults), node)
+    ranges = limits.ranges_of(group, name)
+    for key, default in defaults.items():
+        if key not in ranges:
+            check_entries(f"{prefix}.{key}", typed[key], default)
+    given = {key: value for key, value in typed.items() if value is not None or defaults[key] is not None}
+    _check_limits(prefix, given, ranges)
     return typed
 
 
-def _method_defaults(name: str, node: Any, conf_folders: Sequence[Path]) -> dict[str, Any]:
-    """The settings of a method's YAML file; raises SettingError if it cannot be that of `node`."""
-    files = (folder / group / f"{name}.yaml" for folder in conf_folders for group in METHOD_GROUPS)
-    file = next((file for file in files if file.is_file()), None)
+def _method_group(name: str, node: Any, conf_folders: Sequence[Path]) -> str:
+    """The group of the method that `node` holds the settings of; raises SettingError if there can be none."""
     if not re.fullmatch(r"\w[\w-]{0,63}", name):  # it becomes a part of file names
         raise SettingError(f"{name}: a method's name has up to 64 letters, digits, _ and -.")
     if name in METHOD_GROUPS:
         raise SettingError(f"{name}: the first line of an option's YAML file must be # @package _global_.")
-    if file is None:
+    group = next((group for group in METHOD_GROUPS if option_file(group, name, conf_folders)), None)
+    if group is None:
         value = to_override(node) if not isinstance(node, DictConfig) else "..."
         raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())
+    file = option_file(group, name, conf_folders)
     defaults = OmegaConf.load(file).get(name)
     if not isinstance(defaults, DictConfig) or "_target_" not in defaults:
         raise SettingError(f"{file}: it must hold a node {name} with the method's class as its _target_.")
     if isinstance(node, DictConfig) and "_target_" not in node:
         key, value = next(iter(node.items()), ("...", "..."))
-        raise SettingError(
-            f"{name}.{key}={to_override(value)}: {name} is not part of this run; add {file.parent.name}={name}."
-        )
-    return {str(key): value for key, value in OmegaConf.to_container(defaults).items()}
-
-
-def _method_type(name: str, defaults: Mapping[str, Any]) -> type:
-    """The type of a method's node: that of each default. Where a default is null, our own methods take text."""
-    of_null = Optional[str] if str(defaults["_target_"]).startswith(f"{METHOD_PACKAGE}.") else Any
-    return make_dataclass(
-        name, [(key, of_null if default is None else type(default)) for key, default in defaults.items()]
-    )
+        raise SettingError(f"{name}.{key}={to_override(value)}: {name} is not part of this run; add {group}={name}.")
+    return group
 
 
 def _check_ranges(config: DictConfig) -> None:
-    for node in config:
-        if isinstance(config[node], DictConfig) and node != "probe":
-            _check_limits(node, config[node])
-    for name, node in config.probe.items():
-        _check_limits(f"probe.{name}", node)
+    """The ranges of the settings that belong to no option."""
+    for node in get_type_hints(Root):
+        if node in limits.LIMITS and node not in SINGLE_GROUPS:
+            _check_limits(node, {key: value for key, value in config[node].items() if value is not None})
     _check_limits("", {key: config[key] for key in limits.LIMITS[""]})
 
 
-def _check_limits(node: str, settings: Mapping) -> None:
+def _check_limits(node: str, settings: Mapping, ranges: Mapping[str, Limit] | None = None) -> None:
     try:
-        limits.check(node, **{str(key): value for key, value in settings.items()})
+        limits.check(node, ranges, **{str(key): value for key, value in settings.items()})
     except ValueError as error:
         raise SettingError(str(error)) from None
 
@@ -218,15 +206,8 @@ def _check_rules(config: DictConfig) -> None:
     _check_methods(config)
     if config.optimizer.get("nesterov") and config.optimizer.momentum == 0:
         raise SettingError("optimizer.momentum=0.0: Nesterov momentum needs more; set optimizer.nesterov=false.")
-    if config.schedule.name in ("multistep", "plateau"):
-        milestones = list(config.schedule.milestones)
-        if milestones != sorted(set(milestones)) or not all(0 < share < 1 for share in milestones):
-            raise SettingError(f"schedule.milestones={milestones}: they must rise, each a share in (0, 1).")
-        if config.schedule.name == "plateau" and not milestones:
-            raise SettingError("schedule.milestones=[]: at the first of them training may be doubled; name one.")
-    validation = config.dataset.get("validation", 0.1)
-    if validation != "test" and not (isinstance(validation, float) and 0 < validation < 1):
-        raise SettingError(f"dataset.validation={validation}: it must be a share in (0, 1), or the word test.")
+    if config.schedule.name == "plateau" and not config.schedule.milestones:
+        raise SettingError("schedule.milestones=[]: at the first of them training may be doubled; name one.")
     check_folder_name("name", config.name)
     check_folder_name("sweep.name", config.sweep.name)
 

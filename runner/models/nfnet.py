@@ -105,8 +105,9 @@ class NFNet(NormalizerFreeNet):
         activation: str = "gelu",
         dropout: float | None = None,
     ) -> None:
-        check("model", alpha=alpha, activation=activation, dropout=dropout)
         variant = VARIANTS[size]
+        dropout = variant.dropout if dropout is None else dropout
+        check("model", alpha=alpha, activation=activation, dropout=dropout)
         scaled_activation = ScaledActivation(activation)
         stem = nn.Sequential()
         channels = 3
@@ -124,7 +125,7 @@ class NFNet(NormalizerFreeNet):
             final_conv=ScaledStdConv2d(WIDTHS[-1], 2 * WIDTHS[-1], 1, padding="same"),
             out_channels=2 * WIDTHS[-1],
             num_classes=num_classes,
-            dropout=variant.dropout if dropout is None else dropout,
+            dropout=dropout,
         )
         self.variant = variant
 

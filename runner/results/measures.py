@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from runner.config.limits import did_you_mean
-from runner.config.probe_types import PROBE_TYPES
+from runner.config.options import CONF
 from runner.config.text import canonical
 from runner.files.readers import Unreadable, read_arrays
 from runner.results.probe_files import probe_files
@@ -64,8 +64,9 @@ def check_measure(name: str) -> None:
         raise ValueError(f"{name}: what stands behind the @ must be epoch=NUMBER or, for a probe, step=NUMBER.")
     if family == "probe":
         probe, _, number = rest.partition("/")
-        if probe not in PROBE_TYPES:
-            hint = did_you_mean(probe, PROBE_TYPES) or f"Probes: {', '.join(PROBE_TYPES)}."
+        probes = sorted(file.stem for file in (CONF / "probe").glob("*.yaml"))
+        if probe not in probes:
+            hint = did_you_mean(probe, probes) or f"Probes: {', '.join(probes)}."
             raise ValueError(f"{name}: there is no probe {probe}. {hint}")
         if not number:
             raise ValueError(f"{name}: name one of the probe's numbers, as in probe/sharpness/largest_eigenvalue.")

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.diagnose import CASE, EXPERIMENT, diagnose
 from runner.config.extensions import search_folders
 from runner.config.grammar import is_swept, parsed
-from runner.config.option_types import OPTION_TYPES
+from runner.config.options import SINGLE_GROUPS
 from runner.config.overrides import as_typed
 from runner.config.recipes import without_replaced
 from runner.config.settings import Settings
@@ -84,7 +84,7 @@ def _put_off(overrides: Sequence[str]) -> list[str]:
     swept = [group for group in METHOD_GROUPS if records or any(is_swept(word, group) for word in overrides)]
     folders = [folder / group for folder in search_folders(overrides) for group in swept]
     methods = {file.stem for folder in folders for file in folder.glob("*.yaml")}
-    groups = {group for group in OPTION_TYPES if records or any(is_swept(word, group) for word in overrides)}
+    groups = {group for group in SINGLE_GROUPS if records or any(is_swept(word, group) for word in overrides)}
     return [
         f"{key}=choice({value})" if _belongs(key, methods, groups) and not is_swept(word, key) else word
         for word in overrides

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from runner.config import validation as config_module
 from runner.config.compatibility import SEGMENTATION_DATASETS, SEGMENTATION_MODELS
-from runner.config.option_types import OPTION_TYPES
+from runner.config.options import SINGLE_GROUPS
 from runner.config.text import SettingError
 from runner.config.validation import CONF, method_nodes
 
@@ -21,7 +21,7 @@ def test_every_option_composes_and_validates(composed, group):
         other = {"model": "dataset=digit_scenes", "dataset": "model=deeplabv3plus_resnet18"}.get(group, "seed=0")
         segments = option in (*SEGMENTATION_MODELS, *SEGMENTATION_DATASETS)
         config = composed(f"{group}={option}", *([other] if segments else []))
-        if group in OPTION_TYPES:
+        if group in SINGLE_GROUPS:
             assert config[group].name == option
         else:
             assert option in method_nodes(config)
@@ -95,6 +95,9 @@ def test_several_methods_each_with_its_own_node(composed):
         (["schedule=plateau", "schedule.milestones=[]"], "schedule.milestones=[]: at the first of them training may"),
         (["schedule=plateau", "schedule.patience=0"], "schedule.patience=0: it must be a whole number in [1, 10^9]."),
         (["schedule=plateau", "schedule.max_doublings=-1"], "schedule.max_doublings=-1: it must be a whole number in"),
+        (["probe=gradient_histogram", "probe.gradient_histogram.layer=[1]"], "layer=[1]: it must be a depth from 0.0"),
+        (["probe=gradient_terms", "probe.gradient_terms.layers=0.5"], "layers=0.5: it must be a list, as in [a,b]."),
+        (["probe=gradient_terms", "probe.gradient_terms.layers=[true]"], "layers=[true]: each entry must be a depth"),
         *(
             (["probe=loss_landscape", f"probe.loss_landscape.exponents={wrong}"], f"exponents={wrong}: it must be two")
             for wrong in ("[]", "[1.0]", "[1.0,1.0]", "[1.0,0.0]", "[0.0,1.0,2.0]")
@@ -119,9 +122,9 @@ def test_several_methods_each_with_its_own_node(composed):
         (["optimizer.lr_batch_size=0"], "optimizer.lr_batch_size=0: it must be a whole number in [1, 10^9]."),
         (["train.ema=1"], "train.ema=1.0: it must lie in (0, 1)."),
         (["train.ema=true"], "train.ema=true: it must be a number, or null."),
-        (["dataset.validation=0"], "dataset.validation=0.0: it must be a share in (0, 1), or the word test."),
-        (["dataset.validation=2.0"], "it must be a share in (0, 1), or the word test."),
-        (["dataset.validation=tset"], "it must be a share in (0, 1), or the word test."),
+        (["dataset.validation=0"], "dataset.validation=0.0: it must lie in (0, 1), or be test."),
+        (["dataset.validation=2.0"], ": it must lie in (0, 1), or be test."),
+        (["dataset.validation=tset"], ": it must lie in (0, 1), or be test."),
         (["name=../elsewhere"], "it names a folder"),
         (["norm=agc", "agc._target_=os.getcwd"], "add paths.allowed_packages=[os]."),
         (["norm=agc", "agc._target_=runner.methodsx.X"], "a method must come from runner.methods or from a package"),

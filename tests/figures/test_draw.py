@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runner.config.probe_types import PROBE_TYPES
+from runner.config.options import CONF
 from runner.figures import NAMES, draw
 from runner.results.measurement import Measurement
 
@@ -68,7 +68,7 @@ def texts(figure):
 
 
 def test_every_probe_has_a_figure():
-    assert set(NAMES) == set(PROBE_TYPES)
+    assert set(NAMES) == {file.stem for file in (CONF / "probe").glob("*.yaml")}
     with pytest.raises(ValueError, match=r"figure=sharpnes: .*Choose from learning_curves"):
         draw("sharpnes", measurement("sharpness"))
 
