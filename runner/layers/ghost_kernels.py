@@ -102,12 +102,24 @@ def _num_processors(device: torch.device) -> int:
 
 
 @triton.jit
-def _band(rows, last_rows):
-    """This program's ghost batch: the number of its rows, its first row, and the rows of a split."""
-    band = tl.program_id(2)
-    own_rows = tl.where(band == tl.num_programs(2) - 1, last_rows, rows)
-    per_split = tl.cdiv(own_rows, tl.num_programs(0))
-    return own_rows, band.to(tl.int64) * rows, per_split
+def _rows_of_band(rows, last_rows):
+    """The number of rows of this program's ghost batch, and of a split of it."""
+    own_rows = tl.where(tl.program_id(2) == tl.num_programs(2) - 1, last_rows, rows)
+    return own_rows, tl.cdiv(own_rows, tl.num_programs(0))
+
+
+@triton.jit
+def _share_of_program(rows, last_rows, channels, BLOCK_CHANNELS: tl.constexpr):
+    """What this program reads and writes: the rows `start` to `end` of its ghost batch, and channels with their mask.
+
+    `offset` is the place of the ghost batch's first value.
+    """
+    own_rows, per_split = _rows_of_band(rows, last_rows)
+    start = tl.program_id(0) * per_split
+    end = tl.minimum(start + per_split, own_rows)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    offset = tl.program_id(2).to(tl.int64) * rows * channels
+    return offset, start, end, channel, channel < channels
 
 
 @triton.jit
@@ -133,14 +145,10 @@ def _moments_of_splits(
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The mean, and the sum of squared deviations from it, of each channel in one split of a ghost batch."""
-    own_rows, first_row, per_split = _band(rows, last_rows)
+    offset, start, end, channel, is_channel = _share_of_program(rows, last_rows, channels, BLOCK_CHANNELS)
     split, band = tl.program_id(0), tl.program_id(2)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels
     lane = tl.arange(0, BLOCK_ROWS)
-    start = split * per_split
-    end = tl.minimum(start + per_split, own_rows)
-    x += first_row * channels
+    x += offset
     means = tl.zeros((BLOCK_ROWS, BLOCK_CHANNELS), tl.float32)  # of each lane's rows, by Welford's rule
     squares = tl.zeros((BLOCK_ROWS, BLOCK_CHANNELS), tl.float32)
     count = 0.0
@@ -167,10 +175,9 @@ def _normalize_splits(
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge a ghost batch's moments and normalize one of its splits; the first split writes the statistics."""
-    own_rows, first_row, per_split = _band(rows, last_rows)
+    offset, start, end, channel, is_channel = _share_of_program(rows, last_rows, channels, BLOCK_CHANNELS)
+    own_rows, per_split = _rows_of_band(rows, last_rows)
     split, band = tl.program_id(0), tl.program_id(2)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels
 
     values = own_rows.to(tl.float32)
     of_one_kind = tl.num_programs(2) * tl.num_programs(0) * channels
@@ -199,10 +206,8 @@ def _normalize_splits(
         shift += tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)
 
     lane = tl.arange(0, BLOCK_ROWS)
-    start = split * per_split
-    end = tl.minimum(start + per_split, own_rows)
-    x += first_row * channels
-    out += first_row * channels
+    x += offset
+    out += offset
     for row in range(start, end, BLOCK_ROWS):
         place, inside = _block(row + lane, end, channel, channels)
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
@@ -215,17 +220,13 @@ def _gradient_sums_of_splits(
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The sums of dy x_hat and of dy of each channel in one split of a ghost batch."""
-    own_rows, first_row, per_split = _band(rows, last_rows)
+    offset, start, end, channel, is_channel = _share_of_program(rows, last_rows, channels, BLOCK_CHANNELS)
     split, band = tl.program_id(0), tl.program_id(2)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels
     mean = tl.load(mean_in + band * channels + channel, mask=is_channel, other=0.0)
     invstd = tl.load(invstd_in + band * channels + channel, mask=is_channel, other=0.0)
     lane = tl.arange(0, BLOCK_ROWS)
-    start = split * per_split
-    end = tl.minimum(start + per_split, own_rows)
-    x += first_row * channels
-    grad_out += first_row * channels
+    x += offset
+    grad_out += offset
     products = tl.zeros((BLOCK_ROWS, BLOCK_CHANNELS), tl.float32)
     sums = tl.zeros((BLOCK_ROWS, BLOCK_CHANNELS), tl.float32)
     for row in range(start, end, BLOCK_ROWS):
@@ -246,10 +247,9 @@ def _gradient_of_splits(
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dx = weight invstd (dy - mean(dy) - x_hat mean(dy x_hat)) in one split; the first split writes the sums."""
-    own_rows, first_row, per_split = _band(rows, last_rows)
+    offset, start, end, channel, is_channel = _share_of_program(rows, last_rows, channels, BLOCK_CHANNELS)
+    own_rows, per_split = _rows_of_band(rows, last_rows)
     split, band = tl.program_id(0), tl.program_id(2)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels
 
     of_one_kind = tl.num_programs(2) * tl.num_programs(0) * channels
     sum_products = tl.zeros((BLOCK_CHANNELS,), tl.float32)
@@ -272,11 +272,9 @@ def _gradient_of_splits(
         scale *= tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
 
     lane = tl.arange(0, BLOCK_ROWS)
-    start = split * per_split
-    end = tl.minimum(start + per_split, own_rows)
-    x += first_row * channels
-    grad_out += first_row * channels
-    grad += first_row * channels
+    x += offset
+    grad_out += offset
+    grad += offset
     for row in range(start, end, BLOCK_ROWS):
         place, inside = _block(row + lane, end, channel, channels)
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)

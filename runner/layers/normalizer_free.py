@@ -1,4 +1,4 @@
-"""What normalizer-free networks share (Brock et al. 2021, arXiv 2101.08692): the block, the stages, the head."""
+"""What normalizer-free networks share (Brock et al. 2021, arXiv 2101.08692 and 2102.06171)."""
 
 from __future__ import annotations
 
@@ -73,6 +73,30 @@ def normalizer_free_stages(
             variance = (1.0 if index == 0 else variance) + alpha**2
         stages.append(stage)
     return stages
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (Hu et al. 2017, arXiv 1709.01507): sigmoid(W1 relu(W0 mean_HW(x) + b0) + b1).
+
+    It gives a weight in (0, 1) for each channel, of shape (N, channels, 1, 1).
+
+    W0 has max(1, int(channels * ratio)) rows. The linear layers are not standardized; their weights are drawn from
+    a normal distribution of std 1 / sqrt(fan-in) truncated at two of these, and their biases start at 0.
+    """
+
+    def __init__(self, channels: int, ratio: float = 0.25) -> None:
+        super().__init__()
+        hidden = max(1, int(channels * ratio))
+        self.fc0 = nn.Linear(channels, hidden)
+        self.fc1 = nn.Linear(hidden, channels)
+        for linear in (self.fc0, self.fc1):
+            std = linear.in_features**-0.5
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.fc0(x.mean((2, 3))))
+        return torch.sigmoid(self.fc1(hidden))[:, :, None, None]
 
 
 class NormalizerFreeNet(nn.Module):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.standardized_conv import cached_standardized_weights
-from runner.methods.agc import adaptive_clip_grad_, unitwise_norm
+from runner.layers.unitwise_norm import unitwise_norm
+from runner.methods.agc import adaptive_clip_grad_
 from runner.methods.batch_channel_norm import BatchChannelNorm2d, apply_batch_channel_norm
 from runner.methods.cutmix import cutmix_batch
 from runner.methods.dropout import apply_dropout

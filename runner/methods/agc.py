@@ -13,26 +13,9 @@ from torch import Tensor, nn
 from runner.config.limits import LIMITS, check, did_you_mean
 from runner.layers.classifier import find_classifier
 from runner.layers.surgery import nothing_to_change
-from runner.methods.cache_sized import cache_sized_parts
+from runner.layers.unitwise_norm import is_one_unit, norm_dtype
+from runner.methods.gradient_clipping import cache_sized_parts
 from runner.methods.method import Method
-
-
-def unitwise_norm(tensor: Tensor) -> Tensor:
-    """The L2 norm of each unit of a parameter or a gradient, shaped to broadcast against it.
-
-    A scalar or a vector is one unit and gives a 0-dim tensor; so does a tensor with at most one dimension above 1, such
-    as a gain of shape (C, 1, 1, 1), as in the authors' code. In any other tensor each `tensor[i]` is a unit, an output
-    filter or an output row, and the result has shape (out, 1, ..., 1). Norms of fp16 and bf16 tensors are fp32.
-
-    >>> import torch
-    >>> from runner.methods import unitwise_norm
-    >>> unitwise_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]])), unitwise_norm(torch.tensor([3.0, 4.0]))
-    (tensor([[5.],
-            [2.]]), tensor(5.))
-    """
-    if _is_one_unit(tensor):
-        return torch.linalg.vector_norm(tensor, dtype=_norm_dtype(tensor))
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True, dtype=_norm_dtype(tensor))
 
 
 @torch.no_grad()
@@ -162,7 +145,7 @@ def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granulari
     split: list[Tensor] = []
     whole: list[Tensor] = []
     for parameter in parameters:
-        (whole if granularity == "layer" or _is_one_unit(parameter) else split).append(parameter)
+        (whole if granularity == "layer" or is_one_unit(parameter) else split).append(parameter)
     on_cpu = parameters[0].is_cpu
     parts = [*((part, []) for part in cache_sized_parts(split)), ([], whole)] if on_cpu else [(split, whole)]
     norms = [_clip_part(*part, clip, eps) for part in parts if any(part)]
@@ -201,7 +184,7 @@ def _clip_part(split: list[Tensor], whole: list[Tensor], clip: float, eps: float
 
 def _norms(split: Sequence[Tensor], whole: Sequence[Tensor]) -> Tensor:
     """The norms of the units of `split`, then those of the tensors in `whole`, in one vector."""
-    dtype = _norm_dtype((*split, *whole)[0])
+    dtype = norm_dtype((*split, *whole)[0])
     norms = [torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), dtype=dtype) for tensor in split]
     if whole:
         norms.append(torch.stack(torch._foreach_norm(whole, 2, dtype=dtype)))
@@ -280,11 +263,3 @@ def _called(name: str, named: Sequence[tuple[str, Tensor]], setting: str) -> set
         hint = did_you_mean(name, names) if any(names) else "Names need a model, or (name, tensor) pairs."
         raise ValueError(f"agc.{setting}: no parameter or module is called {name!r}. {hint}".rstrip())
     return found
-
-
-def _is_one_unit(tensor: Tensor) -> bool:
-    return tensor.ndim < 2 or sum(size != 1 for size in tensor.shape) <= 1
-
-
-def _norm_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

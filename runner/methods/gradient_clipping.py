@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.layers.surgery import nothing_to_change
-from runner.methods.cache_sized import cache_sized_parts
 from runner.methods.method import Method
+
+CACHED_ELEMENTS = 2_000_000  # 8 MB in float32
 
 
 class _Clipping(Method):
@@ -101,3 +102,25 @@ class ClipByValue(_Clipping):
 
 def _gradients(model: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def cache_sized_parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Split `tensors`, on a CPU, into lists of about `CACHED_ELEMENTS` elements, which several passes find in cache.
+
+    On another device there is one list.
+
+    >>> import torch
+    >>> from runner.methods.gradient_clipping import cache_sized_parts
+    >>> [len(part) for part in cache_sized_parts([torch.empty(1500, 1000)] * 5)]
+    [2, 2, 1]
+    """
+    part: list[Tensor] = []
+    elements = 0
+    for tensor in tensors:
+        part.append(tensor)
+        elements += tensor.numel()
+        if elements > CACHED_ELEMENTS and tensor.is_cpu:
+            yield part
+            part, elements = [], 0
+    if part:
+        yield part

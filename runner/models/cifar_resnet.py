@@ -82,26 +82,26 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, kind: str) -> nn
     )
 
 
-def resnet20(num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False) -> CifarResNet:
+def resnet20(num_classes: int = 10, **settings) -> CifarResNet:
     """ResNet-20 for small images, 0.27 M parameters; see `CifarResNet`."""
-    return CifarResNet(3, num_classes, shortcut, zero_init_residual)
+    return CifarResNet(3, num_classes, **settings)
 
 
-def resnet32(num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False) -> CifarResNet:
+def resnet32(num_classes: int = 10, **settings) -> CifarResNet:
     """ResNet-32 for small images, 0.46 M parameters; see `CifarResNet`."""
-    return CifarResNet(5, num_classes, shortcut, zero_init_residual)
+    return CifarResNet(5, num_classes, **settings)
 
 
-def resnet44(num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False) -> CifarResNet:
+def resnet44(num_classes: int = 10, **settings) -> CifarResNet:
     """ResNet-44 for small images, 0.66 M parameters; see `CifarResNet`."""
-    return CifarResNet(7, num_classes, shortcut, zero_init_residual)
+    return CifarResNet(7, num_classes, **settings)
 
 
-def resnet56(num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False) -> CifarResNet:
+def resnet56(num_classes: int = 10, **settings) -> CifarResNet:
     """ResNet-56 for small images, 0.85 M parameters; see `CifarResNet`."""
-    return CifarResNet(9, num_classes, shortcut, zero_init_residual)
+    return CifarResNet(9, num_classes, **settings)
 
 
-def resnet110(num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False) -> CifarResNet:
+def resnet110(num_classes: int = 10, **settings) -> CifarResNet:
     """ResNet-110 for small images, 1.73 M parameters; see `CifarResNet`."""
-    return CifarResNet(18, num_classes, shortcut, zero_init_residual)
+    return CifarResNet(18, num_classes, **settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,12 +57,12 @@ class ConvNormReLU(nn.Sequential):
 
 
 class DeepLabHead(nn.Module):
-    """Atrous spatial pyramid pooling and the decoder: from two feature maps to logits at the first one's size.
+    """Atrous spatial pyramid pooling (ASPP) and the decoder: two feature maps to logits at the size of the first.
 
     ASPP on the last features: the mean over the image through a 1x1 convolution, a 1x1 convolution, and three 3x3
     convolutions with the rates 6, 12, 18 at output stride 16 or 12, 24, 36 at 8, joined by a 3x3 convolution; all have
-    `channels` channels. Decoder: beside the upsampled result the first features through a 1x1 convolution to 48
-    channels, two 3x3 convolutions, dropout of whole channels, and a 1x1 convolution, `classifier`.
+    `channels` channels. Decoder: the first features through a 1x1 convolution to 48 channels are concatenated with the
+    upsampled result; two 3x3 convolutions, dropout of whole channels and a 1x1 convolution, `classifier`, follow.
 
     `separable` makes the three atrous convolutions and the decoder's two depthwise ones followed by 1x1 convolutions,
     each with batch norm and ReLU: 15 convolutions in all, and 10 without. Training takes two images or more, since the
@@ -105,20 +107,30 @@ class DeepLabHead(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """`backbone` and `head`; images (N, 3, H, W) of any size to logits (N, num_classes, H, W)."""
+    """DeepLabv3+: images (N, 3, H, W) of any size to logits (N, num_classes, H, W).
+
+    `backbone` is a `DilatedResNet` of the model that `build`, a function of torchvision, makes; `head` is a
+    `DeepLabHead`.
+
+    `output_stride`: 8 or 16, by how much the last features are smaller than the image. `separable`: depthwise separable
+    convolutions in the head. `head_channels`: 512 as in Composer; the paper has 256. `dropout`: rate of dropped
+    channels before the classifier. `zero_init_residual` starts the last batch norm of each of the backbone's branches
+    at weight 0. Raises ValueError for a setting outside its range.
+    """
 
     def __init__(
         self,
-        plain: ResNet,
-        num_classes: int,
-        output_stride: int,
-        separable: bool,
-        head_channels: int,
-        dropout: float,
+        build: Callable[..., ResNet],
+        num_classes: int = 150,
+        output_stride: int = 8,
+        separable: bool = True,
+        head_channels: int = 512,
+        dropout: float = 0.1,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         check("model", output_stride=output_stride, head_channels=head_channels, dropout=dropout)
-        self.backbone = DilatedResNet(plain, output_stride)
+        self.backbone = DilatedResNet(build(zero_init_residual=zero_init_residual), output_stride)
         self.head = DeepLabHead(
             *self.backbone.channels,
             num_classes,
@@ -138,48 +150,20 @@ class DeepLabV3Plus(nn.Module):
 
 
 def deeplabv3plus_resnet18(
-    num_classes: int = 150,
-    output_stride: int = 16,
-    separable: bool = True,
-    head_channels: int = 256,
-    dropout: float = 0.1,
-    zero_init_residual: bool = False,
+    num_classes: int = 150, output_stride: int = 16, head_channels: int = 256, **settings
 ) -> DeepLabV3Plus:
-    """DeepLabv3+ with a ResNet-18, for small machines; see `deeplabv3plus_resnet50`."""
-    plain = resnet.resnet18(zero_init_residual=zero_init_residual)
-    return DeepLabV3Plus(plain, num_classes, output_stride, separable, head_channels, dropout)
+    """DeepLabv3+ with a ResNet-18, for small machines; see `DeepLabV3Plus` for the settings."""
+    return DeepLabV3Plus(resnet.resnet18, num_classes, output_stride, head_channels=head_channels, **settings)
 
 
-def deeplabv3plus_resnet50(
-    num_classes: int = 150,
-    output_stride: int = 8,
-    separable: bool = True,
-    head_channels: int = 512,
-    dropout: float = 0.1,
-    zero_init_residual: bool = False,
-) -> DeepLabV3Plus:
-    """DeepLabv3+ with a ResNet-50 (Chen et al. 2018, arXiv 1802.02611).
-
-    `output_stride`: 8 or 16, by how much the last features are smaller than the image. `separable`: depthwise
-    separable convolutions in the head, which then has 15 convolutions, as Composer's. `head_channels`: 512 as there;
-    the paper has 256. `dropout`: rate of dropped channels before the classifier. `zero_init_residual` starts the last
-    batch norm of each of the backbone's branches at weight 0. ValueError for a setting out of its range.
-    """
-    plain = resnet.resnet50(zero_init_residual=zero_init_residual)
-    return DeepLabV3Plus(plain, num_classes, output_stride, separable, head_channels, dropout)
+def deeplabv3plus_resnet50(num_classes: int = 150, **settings) -> DeepLabV3Plus:
+    """DeepLabv3+ with a ResNet-50; see `DeepLabV3Plus` for the settings."""
+    return DeepLabV3Plus(resnet.resnet50, num_classes, **settings)
 
 
-def deeplabv3plus_resnet101(
-    num_classes: int = 150,
-    output_stride: int = 8,
-    separable: bool = True,
-    head_channels: int = 512,
-    dropout: float = 0.1,
-    zero_init_residual: bool = False,
-) -> DeepLabV3Plus:
-    """DeepLabv3+ with a ResNet-101; see `deeplabv3plus_resnet50`."""
-    plain = resnet.resnet101(zero_init_residual=zero_init_residual)
-    return DeepLabV3Plus(plain, num_classes, output_stride, separable, head_channels, dropout)
+def deeplabv3plus_resnet101(num_classes: int = 150, **settings) -> DeepLabV3Plus:
+    """DeepLabv3+ with a ResNet-101; see `DeepLabV3Plus` for the settings."""
+    return DeepLabV3Plus(resnet.resnet101, num_classes, **settings)
 
 
 def _conv3x3(in_channels: int, out_channels: int, separable: bool, dilation: int = 1) -> nn.Module:

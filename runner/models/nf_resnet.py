@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, normalizer_free_stages
+from runner.layers.normalizer_free import (
+    NormalizerFreeBlock,
+    NormalizerFreeNet,
+    SqueezeExcite,
+    normalizer_free_stages,
+)
 from runner.layers.scaled_std_conv import ScaledStdConv2d
-from runner.layers.squeeze_excite import SqueezeExcite
 from runner.layers.stem import MaxPool2dSame, stem_named
 
 STEM_WIDTH = 64
@@ -51,7 +55,6 @@ class NFResBlock(NormalizerFreeBlock):
             self.shortcut = nn.Sequential(OrderedDict(conv=conv))
 
     def residual_branch(self, activated: Tensor) -> Tensor:
-        """The branch before stochastic depth, skip gain and alpha; its input is activated and divided by beta."""
         out = self.conv0(activated)
         out = self.conv1(self.activation(out))
         out = self.conv2(self.activation(out))
@@ -61,10 +64,13 @@ class NFResBlock(NormalizerFreeBlock):
 class NFResNet(NormalizerFreeNet):
     """A pre-activation ResNet of `NFResBlock`s without normalization layers, after DeepMind's code.
 
-    Stem: a 64-channel `ScaledStdConv2d`, then a max-pool if the stem has one; no activation. Four stages `layer1` to
-    `layer4` of widths 256, 512, 1024, 2048, the last three of stride 2; all these channels times `width`.
-    `normalizer_free_stages` says which beta each block has. Head: activation, mean over positions, dropout, `fc` with
-    weights from N(0, 0.01^2).
+    Stem: a `ScaledStdConv2d` to 64 channels, then a max-pool if the stem has one; no activation. The stages have 256,
+    512, 1024 and 2048 channels. See `normalizer_free_stages` for beta, and `NormalizerFreeNet` for the head.
+
+    `depths`: the numbers of blocks in the four stages. `stem`: a name in `runner.layers.stem.STEMS`. `alpha`: growth of
+    the standard deviation per block. `activation`: a key of `runner.layers.activation.GAMMAS`. `se`:
+    squeeze-and-excitation in each block. `dropout`: rate before the classifier. `width` multiplies all numbers of
+    channels. Raises ValueError for a setting outside its range.
     """
 
     def __init__(
@@ -96,72 +102,26 @@ class NFResNet(NormalizerFreeNet):
         )
 
 
-def nf_resnet26(
-    num_classes: int = 1000,
-    stem: str = "imagenet",
-    alpha: float = 0.2,
-    activation: str = "relu",
-    se: bool = False,
-    dropout: float = 0.0,
-    width: float = 1.0,
-) -> NFResNet:
-    """NF-ResNet-26 (depths 1, 2, 4, 1).
-
-    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2), "strided" (3x3 stride 2), "small" (3x3) or "wide"
-    (7x7), the last three without a pool. `alpha`: growth of the standard deviation per block. `activation`: a key of
-    `runner.layers.activation.GAMMAS`. `se`: squeeze-and-excitation in each block. `dropout`: rate before the
-    classifier. `width` multiplies all numbers of channels. ValueError for a setting out of its range.
-    """
-    return NFResNet((1, 2, 4, 1), num_classes, stem, alpha, activation, se, dropout, width)
+def nf_resnet26(num_classes: int = 1000, **settings) -> NFResNet:
+    """NF-ResNet-26, with depths 1, 2, 4, 1; see `NFResNet` for the settings."""
+    return NFResNet((1, 2, 4, 1), num_classes, **settings)
 
 
-def nf_resnet50(
-    num_classes: int = 1000,
-    stem: str = "imagenet",
-    alpha: float = 0.2,
-    activation: str = "relu",
-    se: bool = False,
-    dropout: float = 0.0,
-    width: float = 1.0,
-) -> NFResNet:
-    """NF-ResNet-50 (depths 3, 4, 6, 3); see `nf_resnet26`."""
-    return NFResNet((3, 4, 6, 3), num_classes, stem, alpha, activation, se, dropout, width)
+def nf_resnet50(num_classes: int = 1000, **settings) -> NFResNet:
+    """NF-ResNet-50, with depths 3, 4, 6, 3; see `NFResNet` for the settings."""
+    return NFResNet((3, 4, 6, 3), num_classes, **settings)
 
 
-def nf_resnet101(
-    num_classes: int = 1000,
-    stem: str = "imagenet",
-    alpha: float = 0.2,
-    activation: str = "relu",
-    se: bool = False,
-    dropout: float = 0.0,
-    width: float = 1.0,
-) -> NFResNet:
-    """NF-ResNet-101 (depths 3, 4, 23, 3); see `nf_resnet26`."""
-    return NFResNet((3, 4, 23, 3), num_classes, stem, alpha, activation, se, dropout, width)
+def nf_resnet101(num_classes: int = 1000, **settings) -> NFResNet:
+    """NF-ResNet-101, with depths 3, 4, 23, 3; see `NFResNet` for the settings."""
+    return NFResNet((3, 4, 23, 3), num_classes, **settings)
 
 
-def nf_resnet152(
-    num_classes: int = 1000,
-    stem: str = "imagenet",
-    alpha: float = 0.2,
-    activation: str = "relu",
-    se: bool = False,
-    dropout: float = 0.0,
-    width: float = 1.0,
-) -> NFResNet:
-    """NF-ResNet-152 (depths 3, 8, 36, 3); see `nf_resnet26`."""
-    return NFResNet((3, 8, 36, 3), num_classes, stem, alpha, activation, se, dropout, width)
+def nf_resnet152(num_classes: int = 1000, **settings) -> NFResNet:
+    """NF-ResNet-152, with depths 3, 8, 36, 3; see `NFResNet` for the settings."""
+    return NFResNet((3, 8, 36, 3), num_classes, **settings)
 
 
-def nf_resnet200(
-    num_classes: int = 1000,
-    stem: str = "imagenet",
-    alpha: float = 0.2,
-    activation: str = "relu",
-    se: bool = False,
-    dropout: float = 0.0,
-    width: float = 1.0,
-) -> NFResNet:
-    """NF-ResNet-200 (depths 3, 24, 36, 3); see `nf_resnet26`."""
-    return NFResNet((3, 24, 36, 3), num_classes, stem, alpha, activation, se, dropout, width)
+def nf_resnet200(num_classes: int = 1000, **settings) -> NFResNet:
+    """NF-ResNet-200, with depths 3, 24, 36, 3; see `NFResNet` for the settings."""
+    return NFResNet((3, 24, 36, 3), num_classes, **settings)

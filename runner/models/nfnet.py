@@ -1,4 +1,4 @@
-"""Normalizer-free networks without batch norm's help (Brock et al. 2021, arXiv 2102.06171): NFNet-F0 to -F7."""
+"""NFNet-F0 to -F7 (Brock et al. 2021, arXiv 2102.06171)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, normalizer_free_stages
+from runner.layers.normalizer_free import (
+    NormalizerFreeBlock,
+    NormalizerFreeNet,
+    SqueezeExcite,
+    normalizer_free_stages,
+)
 from runner.layers.scaled_std_conv import ScaledStdConv2d
-from runner.layers.squeeze_excite import SqueezeExcite
 
 WIDTHS = (256, 512, 1536, 1536)
 DEPTHS = (1, 2, 6, 3)  # of F0; those of Fn are n + 1 times these
@@ -80,7 +84,6 @@ class NFBlock(NormalizerFreeBlock):
             self.shortcut = nn.Sequential(layers)
 
     def residual_branch(self, activated: Tensor) -> Tensor:
-        """The branch before stochastic depth, skip gain and alpha; its input is activated and divided by beta."""
         out = self.conv0(activated)
         out = self.conv1(self.activation(out))
         out = self.conv1b(self.activation(out))
@@ -91,10 +94,12 @@ class NFBlock(NormalizerFreeBlock):
 class NFNet(NormalizerFreeNet):
     """NFNet-F`size`, after DeepMind's code; `variant` holds the paper's image sizes, dropout and augmentation.
 
-    Stem: 3x3 convolutions to 16 (stride 2), 32, 64 and 128 channels (stride 2), with activations between them. Four
-    stages `layer1` to `layer4` of `NFBlock`s, the last three of stride 2; `normalizer_free_stages` says which beta each
-    block has. Head: a 1x1 convolution to 3072 channels, activation, mean over positions, dropout, `fc` with weights
-    from N(0, 0.01^2).
+    Stem: 3x3 convolutions to 16 (stride 2), 32, 64 and 128 channels (stride 2), with activations between them. The
+    blocks are `NFBlock`s, and the final convolution has 3072 channels. See `normalizer_free_stages` for beta, and
+    `NormalizerFreeNet` for the head.
+
+    `alpha`: growth of the standard deviation per block. `activation`: a key of `runner.layers.activation.GAMMAS`.
+    `dropout`: rate before the classifier; None takes the paper's. Raises ValueError for a setting outside its range.
     """
 
     def __init__(
@@ -130,61 +135,41 @@ class NFNet(NormalizerFreeNet):
         self.variant = variant
 
 
-def nfnet_f0(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F0, 71.5 M parameters at 1000 classes.
-
-    `alpha`: growth of the standard deviation per block. `activation`: a key of `runner.layers.activation.GAMMAS`.
-    `dropout`: rate before the classifier; None is the paper's. ValueError for a setting out of its range.
-    """
-    return NFNet(0, num_classes, alpha, activation, dropout)
+def nfnet_f0(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F0, 71.5 M parameters at 1000 classes; see `NFNet` for the settings."""
+    return NFNet(0, num_classes, **settings)
 
 
-def nfnet_f1(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F1; see `nfnet_f0`."""
-    return NFNet(1, num_classes, alpha, activation, dropout)
+def nfnet_f1(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F1; see `NFNet` for the settings."""
+    return NFNet(1, num_classes, **settings)
 
 
-def nfnet_f2(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F2; see `nfnet_f0`."""
-    return NFNet(2, num_classes, alpha, activation, dropout)
+def nfnet_f2(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F2; see `NFNet` for the settings."""
+    return NFNet(2, num_classes, **settings)
 
 
-def nfnet_f3(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F3; see `nfnet_f0`."""
-    return NFNet(3, num_classes, alpha, activation, dropout)
+def nfnet_f3(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F3; see `NFNet` for the settings."""
+    return NFNet(3, num_classes, **settings)
 
 
-def nfnet_f4(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F4; see `nfnet_f0`."""
-    return NFNet(4, num_classes, alpha, activation, dropout)
+def nfnet_f4(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F4; see `NFNet` for the settings."""
+    return NFNet(4, num_classes, **settings)
 
 
-def nfnet_f5(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F5; see `nfnet_f0`."""
-    return NFNet(5, num_classes, alpha, activation, dropout)
+def nfnet_f5(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F5; see `NFNet` for the settings."""
+    return NFNet(5, num_classes, **settings)
 
 
-def nfnet_f6(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F6; see `nfnet_f0`."""
-    return NFNet(6, num_classes, alpha, activation, dropout)
+def nfnet_f6(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F6; see `NFNet` for the settings."""
+    return NFNet(6, num_classes, **settings)
 
 
-def nfnet_f7(
-    num_classes: int = 1000, alpha: float = 0.2, activation: str = "gelu", dropout: float | None = None
-) -> NFNet:
-    """NFNet-F7; see `nfnet_f0`."""
-    return NFNet(7, num_classes, alpha, activation, dropout)
+def nfnet_f7(num_classes: int = 1000, **settings) -> NFNet:
+    """NFNet-F7; see `NFNet` for the settings."""
+    return NFNet(7, num_classes, **settings)

@@ -29,9 +29,9 @@ def _resnet(
     block: type[BasicBlock] | type[Bottleneck],
     depths: list[int],
     num_classes: int,
-    stem: str,
-    zero_init_residual: bool,
-    width: float,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    width: float = 1.0,
 ) -> ResNet:
     check("model", width=width)
     chosen = stem_named(stem)
@@ -40,55 +40,38 @@ def _resnet(
     else:
         model = ScaledResNet(width, block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
     if stem != "imagenet":
-        model.conv1 = nn.Conv2d(
-            3,
-            model.conv1.out_channels,
-            kernel_size=chosen.kernel_size,
-            stride=chosen.stride,
-            padding=chosen.kernel_size // 2,
-            bias=False,
-        )
+        size, channels = chosen.kernel_size, model.conv1.out_channels
+        model.conv1 = nn.Conv2d(3, channels, size, stride=chosen.stride, padding=size // 2, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
 
 
-def resnet18(
-    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
-) -> ResNet:
+def resnet18(num_classes: int = 1000, **settings) -> ResNet:
     """ResNet-18: torchvision's model and state-dict keys.
 
-    `stem`: "imagenet" (7x7 stride 2, 3x3 max-pool of stride 2; torchvision's), "strided" (3x3 stride 2), "small" (3x3)
-    or "wide" (7x7), the last three without a pool. `zero_init_residual` starts the last batch norm of each branch at
-    weight 0. `width` multiplies all numbers of channels.
-    Convolutions are drawn from N(0, 2 / fan-out), whichever the stem. ValueError for another stem or a width below 0.
+    `stem`: a name in `runner.layers.stem.STEMS`; "imagenet", the default, is torchvision's. `zero_init_residual` starts
+    the last batch norm of each branch at weight 0. `width` multiplies all numbers of channels. Convolutions are drawn
+    from N(0, 2 / fan-out), whatever the stem. Raises ValueError for a setting outside its range.
     """
-    return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, stem, zero_init_residual, width)
+    return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, **settings)
 
 
-def resnet34(
-    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
-) -> ResNet:
+def resnet34(num_classes: int = 1000, **settings) -> ResNet:
     """ResNet-34; see `resnet18`."""
-    return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, stem, zero_init_residual, width)
+    return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, **settings)
 
 
-def resnet50(
-    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
-) -> ResNet:
+def resnet50(num_classes: int = 1000, **settings) -> ResNet:
     """ResNet-50, with the stride in the 3x3 convolution as torchvision has it; see `resnet18`."""
-    return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, stem, zero_init_residual, width)
+    return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, **settings)
 
 
-def resnet101(
-    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
-) -> ResNet:
+def resnet101(num_classes: int = 1000, **settings) -> ResNet:
     """ResNet-101; see `resnet50`."""
-    return _resnet(Bottleneck, [3, 4, 23, 3], num_classes, stem, zero_init_residual, width)
+    return _resnet(Bottleneck, [3, 4, 23, 3], num_classes, **settings)
 
 
-def resnet152(
-    num_classes: int = 1000, stem: str = "imagenet", zero_init_residual: bool = False, width: float = 1.0
-) -> ResNet:
+def resnet152(num_classes: int = 1000, **settings) -> ResNet:
     """ResNet-152; see `resnet50`."""
-    return _resnet(Bottleneck, [3, 8, 36, 3], num_classes, stem, zero_init_residual, width)
+    return _resnet(Bottleneck, [3, 8, 36, 3], num_classes, **settings)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.layers.preserve_state import preserve_state, use_batch_statistics
+from runner.layers.unitwise_norm import unitwise_norm
 from runner.probes.gradients import listed, loss_and_gradients
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
@@ -58,8 +59,8 @@ def clipping(
                 _, gradients = loss_and_gradients(model, batch, loss)
             for name, gradient in gradients.items():
                 if name not in left_out:
-                    ratio = _unit_norms(gradient) / _unit_norms(weights[name]).clamp(min=eps)
-                    ratios[name].append(ratio.double().cpu())
+                    ratio = unitwise_norm(gradient) / unitwise_norm(weights[name]).clamp(min=eps)
+                    ratios[name].append(ratio.flatten().double().cpu())
     if not ratios:
         raise ValueError(f"clipping: exclude={list(exclude)}: no parameter with a gradient is left. Exclude fewer.")
     names = [name for name in weights if name in ratios]
@@ -82,11 +83,6 @@ def clipping(
         "clip": clip,
     }
     return Measurement(arrays, numbers, {"parameters": "\n".join(names)})
-
-
-def _unit_norms(tensor: Tensor) -> Tensor:
-    rows = 1 if sum(size != 1 for size in tensor.shape) <= 1 else tensor.shape[0]
-    return torch.linalg.vector_norm(tensor.reshape(rows, -1), dim=1)
 
 
 def _left_out(model: nn.Module, exclude: Sequence[str]) -> set[str]:

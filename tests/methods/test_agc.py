@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from runner.methods.agc import AdaptiveGradientClipping, adaptive_clip_grad_, unitwise_norm
+from runner.methods import unitwise_norm
+from runner.methods.agc import AdaptiveGradientClipping, adaptive_clip_grad_
 
 
 def parameter(weight, grad):
