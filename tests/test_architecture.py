@@ -18,8 +18,8 @@ READ_CONFIGURATIONS = {
     f"runner.{name}"
     for name in (
         "__main__",
-        *(f"config.{name}" for name in ("diagnose", "grammar", "hydra_loader", "options", "overrides")),
-        *(f"config.{name}" for name in ("recipes", "typed")),
+        *(f"config.{name}" for name in ("completion", "diagnose", "grammar", "hydra_loader")),
+        *(f"config.{name}" for name in ("options", "overrides", "recipes", "typed")),
         "config.validation",
         *(f"sweeps.{name}" for name in ("study", "sweep")),
         "experiment.load",

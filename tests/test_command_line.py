@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help without torch, wrong settings refused in a few lines, completion."""
+"""The command line as a user meets it: help without torch, wrong settings refused in a few lines."""
 
 import json
 import os
@@ -208,33 +208,6 @@ def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tiny, tmp_path):
     assert outcome.code == 2
     assert "paths.outputs=file" in outcome.err
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("norm=", ["norm=agc", "norm=ghost_batchnorm", "norm=weight_standardization"]),
-        ("model=nf", ["model=nf_resnet26", "model=nf_resnet50", "model=nf_resnet101"]),
-        ("norm=agc agc.c", ["agc.clip="]),
-    ],
-)
-def test_the_shell_completes_options_and_keys(tmp_path, typed, offered):
-    """As the function does that `runner -sc install=bash` gives to the shell."""
-    program = Path(sys.executable).with_name("runner")
-    line = f"runner {typed}"
-    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
-    done = subprocess.run([program, "-sc", "query=bash"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert set(offered) <= set(done.stdout.split())
-    assert all(word.startswith(typed.split()[-1]) for word in done.stdout.split())
-
-
-def test_the_completion_is_installed_by_a_shell_function(tmp_path):
-    program = Path(sys.executable).with_name("runner")
-    done = subprocess.run([program, "-sc", "install=bash"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "complete -o nospace" in done.stdout
-    assert done.stdout.strip().endswith("runner")
 
 
 @pytest.mark.parametrize("place", ["runner.experiment.check.check", "runner.experiment.run.prepare"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,12 +16,14 @@ SUBCOMMANDS = {
     "workspace": "a W&B workspace of panels for a sweep",
 }
 HELP = ("--help", "-h")
+COMPLETION = ("--shell-completion", "-sc")
 
 
 def answer(arguments: Sequence[str]) -> bool:
-    """Run the subcommand that the first argument names, or answer --help or --version; False for a run or a sweep.
+    """Run the subcommand that the first argument names, or answer --help, --version or the shell.
 
-    Modules are imported on demand, so that --help answers at once and a report imports no torch.
+    Returns False for the command line of a run or a sweep. Modules are imported on demand, so that --help answers at
+    once and a report imports no torch.
     """
     first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
@@ -34,6 +37,10 @@ def answer(arguments: Sequence[str]) -> bool:
             from runner.commands.help import print_help
 
             print_help([word for word in arguments if not word.startswith("-")])
+        elif first in COMPLETION and re.fullmatch(r"query=\w+|(un)?install=bash", "".join(rest)):
+            from runner.commands.completion import print_candidates, print_script
+
+            print_candidates() if rest[0].startswith("query") else print_script(rest[0], sys.argv[0])
         else:
             return False
         sys.stdout.flush()

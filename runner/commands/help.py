@@ -70,7 +70,7 @@ def _groups(folders: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
     files = [file.relative_to(folder) for folder in folders for file in folder.rglob("*.yaml")]
     names = {file.parent.as_posix() for file in files if file.parts[0] not in PARTS_OF_STUDIES} - {"."}
     for name in sorted(names, key=_rank):
-        options = sorted({file.stem for file in files if file.parent.as_posix() == name}, key=_by_number)
+        options = sorted({file.stem for file in files if file.parent.as_posix() == name}, key=by_number)
         yield name, [option for option in options if not option.endswith(LARGER)]
 
 
@@ -79,6 +79,6 @@ def _rank(name: str) -> tuple[int, str]:
     return FIRST.index(group) if group in FIRST else len(FIRST), name
 
 
-def _by_number(option: str) -> list[tuple[str, int]]:
+def by_number(option: str) -> list[tuple[str, int]]:
     """resnet50 before resnet101."""
     return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)|$", option)]
