@@ -25,8 +25,8 @@ from runner.config.text import SettingError
 from runner.config.validation import CONF
 from runner.distributed.environment import with_num_devices
 from runner.distributed.signals import raise_on_signal
+from runner.experiment.earlier_overrides import earlier_overrides
 from runner.files.atomic import CannotWrite
-from runner.results.run_folder import earlier_overrides
 from runner.sweeps.job_run import run_job
 from runner.sweeps.study import with_axes
 from runner.sweeps.sweep import CallbackFailed, job_of, name_sweep, plan_sweep, settings_of, stop_watching

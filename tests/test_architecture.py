@@ -26,8 +26,8 @@ READ_CONFIGURATIONS = {
         "commands.evaluate",
     )
 }
-LIGHT = ("__main__", "config.validation", "config.extensions", "config.diagnose", "sweeps.sweep", "results.run_folder")
-LIGHT += ("commands.help", "commands.evaluate")
+LIGHT = ("__main__", "config.validation", "config.extensions", "config.diagnose", "sweeps.sweep")
+LIGHT += ("commands.help", "commands.evaluate", "experiment.earlier_overrides")
 LONGEST_MODULE = 310
 
 
@@ -82,13 +82,7 @@ def members(*packages):
         ("data", "models methods training tracking results report experiment config.validation sweeps"),
         ("optim", "models methods training tracking results report data experiment config.validation sweeps"),
         ("training", "models results report experiment config.validation sweeps"),
-        ("tracking", "models methods training report data experiment config.validation sweeps"),
         ("probes", "models methods training tracking report data experiment config figures sweeps"),
-        ("figures", "models methods layers training tracking report data experiment config probes sweeps"),
-        ("files", "models methods layers training tracking results report data experiment config.validation sweeps"),
-        ("results", "models methods layers training.loop data experiment claims report sweeps"),
-        ("claims", "models methods layers training tracking data experiment report sweeps"),
-        ("report", "models methods layers training data experiment sweeps"),
         ("config", "models methods training tracking report claims data experiment distributed.launch sweeps"),
         ("experiment", "__main__ report claims sweeps"),
     ],
@@ -101,6 +95,27 @@ def test_imports_point_one_way(package, forbidden):
         for module in members(f"runner.{package}")
     }
     assert not {module: names for module, names in wrong.items() if names}
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("files", ""),
+        ("results", "config files"),
+        ("claims", "config files results"),
+        ("tracking", "config files results"),
+        ("figures", "results.measurement results.metrics"),
+        ("report", "config files results claims figures tracking.console tracking.terminal"),
+    ],
+)
+def test_rooms_that_read_files_import_nothing_else(package, allowed):
+    allowed = [f"runner.{name}" for name in (package, *allowed.split())]
+    wrong = {
+        module: sorted(name for name in imports(module) if part(name, "runner") and not part(name, *allowed))
+        for module in members(f"runner.{package}")
+    }
+    rooms = {"runner", *(name.rpartition(".")[0] for name in allowed)}  # `from runner.tracking.console import ...`
+    assert not {module: names for module, names in wrong.items() if {*names} - rooms}
 
 
 def test_training_tracks():
@@ -133,7 +148,7 @@ def test_reports_need_no_torch_at_all():
 
 
 def test_figures_are_made_of_measurements_alone():
-    allowed = ("numpy", "matplotlib", "runner.results.measurement", "runner.figures", *sys.stdlib_module_names)
+    allowed = ("numpy", "matplotlib", "runner", *sys.stdlib_module_names)
     wrong = {m: sorted(name for name in imports(m) if not part(name, *allowed)) for m in members("runner.figures")}
     assert not {module: names for module, names in wrong.items() if names}
 
@@ -143,7 +158,6 @@ def test_what_needs_no_torch_runs_without_it():
     light = [
         m for m in MODULES if part(m, *(f"runner.{p}" for p in ("claims", "figures", "report", "results", "tracking")))
     ]
-    light += ["runner.probes.learning_curves"]
     light += [f"runner.{name}" for name in LIGHT]
     code = f"import sys, importlib; sys.modules['torch'] = None; [importlib.import_module(m) for m in {light}]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

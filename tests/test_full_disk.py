@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 
 RUN = ("dataset=random", "dataset.num_images=64", "dataset.image_size=8", "train.global_batch_size=4", "name=run")
 RUN += ("model=resnet20", "train.device=cpu", "train.epochs=1", "train.log_every_steps=1", "wandb.mode=disabled")
@@ -41,8 +41,8 @@ def test_the_file_is_named_and_the_run_goes_on_when_there_is_room(tmp_path, larg
         assert done.stdout.count("\n") == 1
         return
     assert "go on with: python -m runner resume=outputs/runs/run" in done.stdout
-    assert 1 < len(MetricsLog.read(folder / "metrics.jsonl")) < 14  # the row that did not fit counts for nothing
+    assert 1 < len(read_rows(folder / "metrics.jsonl")) < 14  # the row that did not fit counts for nothing
     done = run(tmp_path, "resume=outputs/runs/run")
     assert done.returncode == 0, done.stdout
-    steps = [row["step"] for row in MetricsLog.read(folder / "metrics.jsonl") if row["split"] == "steps"]
+    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "steps"]
     assert steps == list(range(1, 17))

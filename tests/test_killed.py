@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 from runner.training.checkpoint import load_checkpoint
 
 RUN = ("dataset=random", "dataset.num_images=64", "dataset.image_size=8", "train.global_batch_size=8")
@@ -31,7 +31,7 @@ def environment():
 
 
 def rows(folder):
-    found = MetricsLog.read(folder / "metrics.jsonl")
+    found = read_rows(folder / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in found]
 
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from runner.claims.claim import Claim
 from runner.config.text import canonical
 from runner.results.measures import measure
+from runner.results.number_text import format_value
 from runner.results.runs import Run
 from runner.results.statistics import slope
 
@@ -267,7 +268,7 @@ def _words(cell: Cell, keys: Iterable[str]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(_shown, value))}]"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return format_value(value, 10)
 
 
 def _at_end(key: str, best: Cell, rivals: Sequence[Cell]) -> str:

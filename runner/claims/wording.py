@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from runner.claims.claim import Claim
 from runner.claims.contrast import Contrast
 from runner.results.measures import is_test, label, scale, unit
-from runner.results.number_text import significant
+from runner.results.number_text import format_significant
 
 TRANSFORM_UNITS = {"log10": "decades", "log2": "doublings"}
 MOST_CHOSEN = 6  # best values that the rule lists
@@ -38,9 +38,9 @@ class VerdictTexts:
     def distance(self, effect: float) -> str:
         """A distance from the threshold, a factor for a ratio."""
         if self.claim.is_ratio:
-            return f"a factor of {significant(effect, 3)}"
+            return f"a factor of {format_significant(effect, 3)}"
         points = self.unit.replace(" %", " percentage points")
-        return f"{significant(effect * self.scale, 2)}{points}"
+        return f"{format_significant(effect * self.scale, 2)}{points}"
 
     def why(self, seeds: int, effect: float) -> str:
         """Why an interval decides nothing."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from runner.tracking.console import format_count
+from runner.results.number_text import format_count
 
 EXAMPLE = "example: runner describe resnet50 nfnet_f0 --image-size 256"
 

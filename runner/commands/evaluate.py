@@ -25,7 +25,8 @@ from runner.config.recipes import without_replaced
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.validation import CONF, validate
-from runner.results.run_folder import RunFolder, earlier_overrides
+from runner.experiment.earlier_overrides import earlier_overrides
+from runner.results.run_folder import RunFolder
 
 EXAMPLE = "example: runner evaluate outputs/runs/NAME --split validation train.device=cpu"
 
@@ -60,7 +61,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     from runner.data.dataset import DataFault
     from runner.experiment.builders import build_data
     from runner.experiment.load import load_run
-    from runner.tracking.console import SCORES
+    from runner.results.metrics import SCORES
     from runner.training.checkpoint import load_checkpoint
     from runner.training.evaluation import evaluate
     from runner.training.precision import Precision, choose_device

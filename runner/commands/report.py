@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.files.atomic import CannotWrite
-from runner.files.readers import is_there
 from runner.report.report import write_report
-from runner.results.runs import MARKS
+from runner.results.runs import holds_run
 
 EXAMPLE = "example: runner report outputs/sweeps/NAME"
 LONGEST_NAME = 120
@@ -35,6 +34,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def default_folder(folders: Sequence[Path]) -> Path:
     """The sweep's own folder, or outputs/reports/<the folders' names>."""
-    if len(folders) == 1 and not any(is_there(folders[0] / mark) for mark in MARKS):
+    if len(folders) == 1 and not holds_run(folders[0]):
         return folders[0]
     return Path("outputs/reports") / "+".join(folder.resolve().name for folder in folders)[:LONGEST_NAME]

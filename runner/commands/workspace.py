@@ -16,11 +16,10 @@ from pathlib import Path
 from runner.files.atomic import write_atomically
 from runner.files.readers import read_yaml_mapping
 from runner.results.arms import arms_of
-from runner.results.probe_files import probe_files
-from runner.results.runs import Run, read_runs, read_sweep, section
+from runner.results.metrics import METRICS, SECTIONS, metric_names, read_rows
+from runner.results.run_folder import probe_files
+from runner.results.runs import Run, read_runs, read_sweep
 from runner.tracking import workspace
-from runner.tracking.metrics_log import MetricsLog
-from runner.tracking.wandb_run import metric_names
 
 EXAMPLE = "example: runner workspace outputs/sweeps/NAME"
 
@@ -83,13 +82,12 @@ def logged_by(runs: Sequence[Run]) -> workspace.Logged:
     """What the runs put into W&B, as their folders tell it. Raises ValueError for a metrics file that was changed."""
     logged = workspace.Logged()
     for run in runs:
-        file = run.folder / "metrics.jsonl"
-        for row in MetricsLog.read(file) if file.is_file() else []:
+        for row in read_rows(run.folder) if (run.folder / METRICS).is_file() else []:
             logged.names.update(metric_names(row).values())
             if row["split"] == "probe":
                 logged.moments.add(row["step"])
-        for part, prefix in (("metrics", "test"), ("best", "best"), ("throughput", "throughput")):
-            logged.names.update(f"{prefix}/{key}" for key in section(run.summary, part))
+        for part in ("test", "validation", "throughput"):
+            logged.names.update(f"{part}/{key}" for key in run.section(SECTIONS.get(part, part)))
         logged.pictures.update(file.probe for file in probe_files(run.folder, "png"))
     return logged
 

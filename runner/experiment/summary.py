@@ -14,7 +14,9 @@ from runner.data.dataset import Data
 from runner.data.first_look import unseen_text
 from runner.methods.method import Method
 from runner.optim.optimizers import scaled_lr
-from runner.tracking.console import SCORES, Rows, format_count, format_duration, format_lr, format_share
+from runner.results.metrics import SCORES
+from runner.results.number_text import format_count, format_duration, format_lr, format_share
+from runner.tracking.console import Rows
 from runner.training.precision import Precision
 
 
@@ -125,7 +127,7 @@ def wandb_summary(summary: Mapping) -> dict:
     """What W&B's table of runs shows of a summary: numbers and words with one name each."""
     return {
         **{f"test/{key}": value for key, value in summary["metrics"].items() if value is not None},
-        **{f"best/{key}": value for key, value in summary["best"].items()},
+        **{f"validation/{key}": value for key, value in summary["best"].items()},
         **{f"throughput/{key}": value for key, value in (summary.get("throughput") or {}).items()},
         **{f"model/{key}": value for key, value in summary["model"].items()},
     }

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, seeds_note
 from runner.results.measurement import Measurement
+from runner.results.metrics import SCORES
 
-SCORES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
 WIDE = 1e3  # the ratio of losses above which their axis is logarithmic
 SPLITS = {"train": {"linestyle": "--", "fillstyle": "none"}, "validation": {"linestyle": "-", "fillstyle": "full"}}
 

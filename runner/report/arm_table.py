@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from runner.report.document import Table
 from runner.report.overview import status_counts
-from runner.results.arms import Arm, Axis
-from runner.results.measures import label, scale
-from runner.results.number_text import decimals, number_text
+from runner.results.arms import Arm, Axis, Spread
+from runner.results.measures import is_test, label, scale
+from runner.results.number_text import format_measure
 
 ALWAYS = ("validation/score", "test/score", "throughput/images_per_second")
 BEST = "★"
+MANY_IMAGES = 2000  # with as many, one image is less than 0.05 %, so a second decimal of a percentage has a meaning
 
 
 def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str], score: str) -> Table:
@@ -62,10 +64,40 @@ def _mean(arm: Arm) -> float:
 
 
 def _cell(arm: Arm, name: str, digits: int | None) -> str:
-    found, factor = arm.spread(name), scale(name)
-    if not found.values:
+    spread = arm.spread(name)
+    if not spread.values:
         return "-"
-    text = number_text(found.mean * factor, digits)
-    if not math.isnan(found.deviation):
-        text += f" ± {number_text(found.deviation * factor, digits)}"
-    return text if len(found.values) == arm.seeds else f"{text} ({len(found.values)} of {arm.seeds})"
+    text = mean_text(spread, name, digits)
+    return text if len(spread.values) == arm.seeds else f"{text} ({len(spread.values)} of {arm.seeds})"
+
+
+def mean_text(spread: Spread, name: str, digits: int | None, between: str = " ") -> str:
+    """The mean, and after `between` its standard deviation if there is one: "98.31 ± 0.12"."""
+    mean, deviation = (value * scale(name) for value in (spread.mean, spread.deviation))
+    text = format_measure(mean, digits)
+    return text if math.isnan(deviation) else f"{text}{between}± {format_measure(deviation, digits)}"
+
+
+def decimals(arms: Sequence[Arm], name: str) -> int | None:
+    """The number of decimals that the values of a measure need; None for four significant figures.
+
+    The last decimal is the second figure of the median standard deviation over seeds. Percentages have one or two
+    decimals, one if fewer than 2,000 images were evaluated; speeds have none.
+    """
+    if name == "throughput/images_per_second":
+        return 0
+    factor = scale(name)
+    deviations = [arm.spread(name).deviation * factor for arm in arms]
+    known = [deviation for deviation in deviations if deviation > 0]
+    wanted = 1 - math.floor(math.log10(statistics.median(known))) if known else None
+    if factor == 100:
+        return min(max(2 if wanted is None else wanted, 1), 2 if _images(arms, name) >= MANY_IMAGES else 1)
+    # significant figures suit numbers far smaller or larger than 1
+    return wanted if wanted is not None and 0 <= wanted <= 6 else None
+
+
+def _images(arms: Sequence[Arm], name: str) -> float:
+    """The images of the measure's split, of the run that has the fewest; 0 if no run says."""
+    split = "test" if is_test(name) else name.partition("/")[0]
+    counts = [run.number(f"data/{split}") for arm in arms for run in arm.runs]
+    return min((count for count in counts if count is not None), default=0)

@@ -11,18 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.results.comparison import ABSENT, Comparison, Measured
-from runner.tracking.console import format_count, format_duration, format_number, is_plain
+from runner.results.number_text import format_count, format_duration, format_number, format_share, format_value
+from runner.tracking.console import is_plain
 from runner.tracking.terminal import terminal
 
 COMMIT = 12  # characters of a commit that are shown
 FORMATS = {
-    "share": lambda value: f"{100 * value:.2f} %",
+    "share": lambda value: format_share(value, 2),
     "loss": lambda value: format_number(value, 4),
     "count": lambda value: format_count(value) if value >= 10_000 else f"{value:g}",
     "speed": lambda value: format_number(value, 0),
     "seconds": format_duration,
     "memory": lambda value: f"{value:.2f}",
-    "text": lambda value: f"{value:g}" if isinstance(value, float) else str(value),
+    "text": lambda value: format_value(value, 6),
 }
 
 

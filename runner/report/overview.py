@@ -8,8 +8,8 @@ from datetime import datetime
 
 from runner.report.document import Code, Facts
 from runner.results.arms import common_overrides
-from runner.results.runs import Run, section
-from runner.tracking.console import format_duration
+from runner.results.number_text import format_duration
+from runner.results.runs import Run
 
 STATUSES = ("completed", "diverged", "running", "interrupted", "failed", "unreadable")
 VERSIONS = ("python", "torch", "torchvision")
@@ -20,9 +20,9 @@ def overview(runs: Sequence[Run], command: str | None) -> Facts:
     facts = [
         ("Runs", f"{len(runs):,}: {status_counts(runs)}"),
         ("Time", _time(runs)),
-        ("Hardware", _each(_hardware(_provenance(run, "hardware")) for run in runs)),
-        ("Code", _each(_code(_provenance(run, "git")) for run in runs)),
-        ("Versions", _each(_versions(_provenance(run, "versions")) for run in runs)),
+        ("Hardware", _each(_hardware(run.section("provenance", "hardware")) for run in runs)),
+        ("Code", _each(_code(run.section("provenance", "git")) for run in runs)),
+        ("Versions", _each(_versions(run.section("provenance", "versions")) for run in runs)),
         ("Command", Code(command) if command else ""),
         ("In common", Code(" ".join(common)) if (common := common_overrides(runs)) else ""),
     ]
@@ -36,14 +36,9 @@ def status_counts(runs: Sequence[Run]) -> str:
     return ", ".join(f"{counts[status]:,} {status}" for status in [*known, *sorted(counts.keys() - {*STATUSES})])
 
 
-def _provenance(run: Run, part: str) -> dict:
-    return section(section(run.summary, "provenance"), part)
-
-
 def _time(runs: Sequence[Run]) -> str:
     """The runs' own time, added up, and from when to when they started."""
-    seconds = [section(run.summary, "throughput").get("seconds") for run in runs]
-    known = [value for value in seconds if isinstance(value, int | float)]
+    known = [seconds for run in runs if (seconds := run.number("throughput/seconds")) is not None]
     starts = sorted(start for run in runs if (start := _start(run)))
     facts = [f"{format_duration(sum(known))} of run time in all"] if known else []
     if starts:
@@ -54,7 +49,7 @@ def _time(runs: Sequence[Run]) -> str:
 
 def _start(run: Run) -> datetime | None:
     try:
-        start = datetime.fromisoformat(str(section(run.summary, "provenance").get("time")))
+        start = datetime.fromisoformat(str(run.section("provenance").get("time")))
     except ValueError:
         return None
     return start if start.tzinfo else None

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from runner.report.console_table import console_table
 from runner.results.arms import last_parts
+from runner.results.number_text import format_duration
 from runner.results.run_state import RESULTS
-from runner.tracking.console import STATUS_STYLES, format_duration, is_plain
+from runner.tracking.console import STATUS_STYLES, is_plain
 from runner.tracking.terminal import terminal
 
 WIDTH = 80

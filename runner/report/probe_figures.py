@@ -1,4 +1,4 @@
-"""What the probes of a sweep's runs found, the arms over one another and side by side."""
+"""Figures of a sweep's learning curves and probes, the arms over one another."""
 
 from __future__ import annotations
 
@@ -10,16 +10,40 @@ from matplotlib.figure import Figure
 from runner.figures import NAMES, draw
 from runner.files.readers import Unreadable, read_bytes
 from runner.results.arms import Arm
+from runner.results.learning_curves import learning_curves
 from runner.results.measurement import Measurement
-from runner.results.probe_files import probe_files
+from runner.results.run_folder import probe_files
+from runner.results.runs import Run
 
-APART = "learning_curves"  # the report draws these for every sweep
+MOST_ARMS_WITH_TRAINING = 3  # with more, the curves of both splits cannot be told apart
+
+
+def curves_figure(arms: Sequence[Arm]) -> Figure | None:
+    """Loss and score by epoch, an arm a line and its seeds a band; None if no run has finished two epochs.
+
+    With more than three arms, only the validation split is drawn.
+    """
+    splits = ("train", "validation") if len(arms) <= MOST_ARMS_WITH_TRAINING else ("validation",)
+    with_seeds = [(arm.label, [curve for run in arm.runs if (curve := _curve(run, splits))]) for arm in arms]
+    drawn = [(label, curves) for label, curves in with_seeds if curves]
+    columns = [column for _, curves in drawn for curve in curves for column in curve.arrays.values()]
+    return draw("learning_curves", drawn) if max(map(len, columns), default=0) > 1 else None
+
+
+def _curve(run: Run, splits: Sequence[str]) -> Measurement | None:
+    """The run's learning curves on these splits; None without rows that can be read."""
+    try:
+        curves = learning_curves(run.folder)
+    except (OSError, ValueError):
+        return None
+    arrays = {name: values for name, values in curves.arrays.items() if name.partition("/")[0] in splits}
+    return Measurement(arrays, curves.numbers, curves.texts) if arrays else None
 
 
 def probe_names(arms: Sequence[Arm]) -> list[str]:
     """The probes of which some run has a measurement, in the order of `runner.figures.NAMES`."""
     files = {file.probe for arm in arms for run in arm.runs for file in probe_files(run.folder, "npz")}
-    return [name for name in NAMES if name in files and name != APART]
+    return [name for name in NAMES if name in files and name != "learning_curves"]  # drawn by `curves_figure`
 
 
 def probe_figure(name: str, arms: Sequence[Arm]) -> tuple[Figure | None, list[str]]:

@@ -18,20 +18,19 @@ from runner.figures.arms import COLOURS
 from runner.files.atomic import CannotWrite, write_atomically
 from runner.files.readers import Unreadable, is_there, read_bytes, read_text
 from runner.report.arm_table import arm_table
-from runner.report.curves import curves_figure
 from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture, Table
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
 from runner.report.overview import overview
-from runner.report.probe_figures import odd_probes, own_pictures, probe_figure, probe_names
+from runner.report.probe_figures import curves_figure, odd_probes, own_pictures, probe_figure, probe_names
 from runner.report.results_csv import write_results_csv
 from runner.report.run_table import reason_table, run_link, run_table
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.report.verdict_table import SIGNS, verdict_table
 from runner.results.arms import Arm, Axis, arms_of, best_arms
 from runner.results.measures import check_measure, label
-from runner.results.runs import UNREADABLE, Run, Sweep, read_runs, read_sweep
-from runner.tracking.console import SCORES
+from runner.results.metrics import SCORES
+from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sweep
 
 FILES = ("report.html", "report.md", "results.csv")
 DOTS_PER_INCH = 130
@@ -59,7 +58,7 @@ def read_report(
     named in the report, which goes without it.
     """
     folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
-    runs, sweep, notes = read_runs(folders), Sweep(), ()
+    runs, sweep, notes = read_runs(folders), SweepRecord(), ()
     if len(folders) == 1:
         try:
             sweep = _checked(read_sweep(folders[0]))
@@ -75,7 +74,7 @@ def read_report(
     return Report(title, runs, sweep, *arms_of(runs, sweep), Path(into), notes)
 
 
-def _checked(sweep: Sweep) -> Sweep:
+def _checked(sweep: SweepRecord) -> SweepRecord:
     """The record of a sweep. Raises ValueError if its measures or claims are not written as such."""
     for name in sweep.measures:
         check_measure(name)
@@ -119,7 +118,7 @@ class Report:
 
     title: str
     runs: list[Run]
-    sweep: Sweep
+    sweep: SweepRecord
     axes: list[Axis]
     arms: list[Arm]
     into: Path
@@ -172,7 +171,7 @@ class Report:
     @property
     def score(self) -> str:
         """What the runs' score is called; "score" where they have different ones."""
-        scores = {run.score for run in self.runs if run.has_summary}
+        scores = {run.score for run in self.runs if run.summary}
         return SCORES[scores.pop()] if len(scores) == 1 else "score"
 
     def judged(self) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""Every run on a row: where it lies, how it ended, how to run it again; and why runs have no result."""
+"""The tables with a row for each run: all runs, and those without a result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.report.document import Cell, Code, Link, Table
-from runner.results.number_text import number_text
-from runner.results.runs import Run, section
+from runner.results.number_text import format_measure
+from runner.results.runs import Run
 
 LONGEST_REASON = 400
 MOST_UNFOLDED = 24  # rows
@@ -17,14 +17,13 @@ NONE = "-"
 
 
 def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
-    """The runs with links from the folder `into` to theirs, and the command that each was made with.
+    """A row for each run: a link from the folder `into`, how it ended, its scores and its command.
 
-    A score that no run has, as in a study at initialization, has no column.
+    A score that no run has, as in a study at initialization, gets no column.
     """
-    whole = [run.status == "completed" for run in runs]
     scores = {
-        "validation": [_percent(run.best if ended else None) for run, ended in zip(runs, whole, strict=True)],
-        "test": [_percent(run.final if ended else None) for run, ended in zip(runs, whole, strict=True)],
+        split: [_percent(run.number(f"{split}/score") if run.status == "completed" else None) for run in runs]
+        for split in ("validation", "test")
     }
     scores = {split: texts for split, texts in scores.items() if set(texts) != {NONE}}
     rows = tuple(
@@ -38,7 +37,7 @@ def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
 
 
 def reason_table(runs: Sequence[Run], into: Path) -> Table:
-    """Why each of the runs has no result, or not a whole one."""
+    """Why each run has no result, or not a complete one."""
     rows = tuple((run_link(run, into), run.status, _reason(run)) for run in runs)
     return Table(("run", "status", "reason"), rows)
 
@@ -50,15 +49,15 @@ def run_link(run: Run, into: Path) -> Link:
 
 
 def _percent(share: float | None) -> str:
-    return NONE if share is None else number_text(100 * share, 2)
+    return NONE if share is None else format_measure(100 * share, 2)
 
 
 def _command(run: Run) -> Cell:
-    """The command as it was recorded, else one made of the overrides."""
-    recorded = section(run.summary, "provenance").get("command")
+    """The recorded command, or without one a command with the overrides."""
+    recorded = run.section("provenance").get("command")
     if isinstance(recorded, str) and recorded:
         return Code(recorded)
-    if not (run.has_summary or run.overrides):
+    if not (run.summary or run.overrides):
         return NONE
     return Code(shlex.join(["python", "-m", "runner", *run.overrides]))
 

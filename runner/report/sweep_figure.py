@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.figures.arms import COLOURS, legend_below, line_style
+from runner.report.arm_table import decimals, mean_text
 from runner.results.arms import Arm, Axis, Spread, best_arms, direction, label, rank
 from runner.results.measures import scale
-from runner.results.number_text import decimals, number_text
 
 MOST_LINES, MOST_DOTS = len(COLOURS), 40
 EQUAL_CONTRAST = 0.46  # the brightness of a ground on which black and white letters are equally readable
@@ -157,10 +157,9 @@ def _heat_map(x: Axis, y: Axis, arms: Sequence[Arm], name: str, title: str) -> F
         at = (x.values.index(column), y.values.index(row))
         value = grid[at[1], at[0]]
         dark = math.isfinite(value) and _luminance(image.cmap(image.norm(value))) < EQUAL_CONTRAST
-        found = arm.spread(name)
-        text = number_text(found.mean * scale(name), places) if found.values else _missing(arm)
-        spread = "" if math.isnan(found.deviation) else f"\n± {number_text(found.deviation * scale(name), places)}"
-        axes.text(*at, text + spread, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+        spread = arm.spread(name)
+        text = mean_text(spread, name, places, between="\n") if spread.values else _missing(arm)
+        axes.text(*at, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     axes.set_xticks(range(len(x.values)), [x.called(value) for value in x.values])
     axes.set_yticks(range(len(y.values)), [y.called(value) for value in y.values])
     axes.set(xlabel=x.key, ylabel=y.key)

@@ -12,9 +12,11 @@ from rich.text import Text
 from runner.report.arm_table import BEST, arm_table
 from runner.report.console_table import console_table
 from runner.results.arms import arms_of, common_overrides, last_parts
+from runner.results.metrics import SCORES
+from runner.results.number_text import format_number, format_share
 from runner.results.run_state import RUNNING
-from runner.results.runs import Run, Sweep
-from runner.tracking.console import SCORES, STATUS_STYLES, format_number, format_share, is_plain
+from runner.results.runs import Run, SweepRecord
+from runner.tracking.console import STATUS_STYLES, is_plain
 from runner.tracking.terminal import terminal
 
 LONGEST_ERROR = 160
@@ -27,10 +29,15 @@ def best_job(runs: Sequence[Run]) -> Run | None:
 
     None where some were chosen on the test split and others were not: these cannot be compared.
     """
-    rivals = [run for run in runs if run.status == "completed" and run.best is not None]
+    rivals = [run for run in runs if run.status == "completed" and run.number("validation/score") is not None]
     if len({run.on_test for run in rivals}) > 1:
         return None
-    return max(rivals, key=lambda run: (run.best, -_or(run.best_loss, math.inf)), default=None)
+
+    def quality(run: Run) -> tuple[float, float]:
+        loss = run.number("validation/loss")
+        return run.number("validation/score"), -math.inf if loss is None else -loss
+
+    return max(rivals, key=quality, default=None)
 
 
 def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = False) -> Table:
@@ -41,7 +48,7 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
     of ASCII with one line a run.
     """
     table = console_table(title, plain=plain)
-    score = next((SCORES.get(run.score, run.score) for run in runs if run.has_summary), "accuracy")
+    score = next((SCORES[run.score] for run in runs if run.summary), "accuracy")
     table.add_column("", width=1)
     table.add_column("overrides", overflow="fold", no_wrap=plain)
     table.add_column("status", no_wrap=True)
@@ -74,7 +81,7 @@ def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = Fals
 
 
 def print_sweep(
-    runs: Sequence[Run], *, title: str = "Sweep", sweep: Sweep | None = None, console: Console | None = None
+    runs: Sequence[Run], *, title: str = "Sweep", sweep: SweepRecord | None = None, console: Console | None = None
 ) -> None:
     """Print the table of a sweep, then the error of each job that has one, with the job's folder.
 
@@ -95,7 +102,7 @@ def print_sweep(
     else:
         console.print(table)
     if any(len(arm.runs) > 1 for arm in arms_of(runs, sweep)[1]):
-        _print_arms(runs, sweep or Sweep(), console, plain)
+        _print_arms(runs, sweep or SweepRecord(), console, plain)
     for run in runs:
         if run.error and run.status != RUNNING:
             status = (f"{run.status}  ", STATUS_STYLES.get(run.status, "bold red"))
@@ -104,10 +111,10 @@ def print_sweep(
     console.print()
 
 
-def _print_arms(runs: Sequence[Run], sweep: Sweep, console: Console, plain: bool) -> None:
+def _print_arms(runs: Sequence[Run], sweep: SweepRecord, console: Console, plain: bool) -> None:
     """The arms' means over the seeds, as the report has them; the widest columns are folded on a terminal."""
     axes, arms = arms_of(runs, sweep)
-    scores = {run.score for run in runs if run.has_summary}
+    scores = {run.score for run in runs if run.summary}
     found = arm_table(axes, arms, sweep.measures, SCORES[scores.pop()] if len(scores) == 1 else "score")
     table = console_table("Over the seeds", plain=plain)
     table.caption = None if plain else Text(found.caption, "dim")
@@ -131,32 +138,31 @@ def _ascii(text: str) -> str:
 
 
 def _best(run: Run) -> str:
-    """The best validation metric, with a word where it is the test split's; empty where there is none."""
-    return f"{format_share(run.best)}{' (test)' * run.on_test}" if _ended_well(run) and run.best is not None else ""
+    """The best validation score, marked where it is the test split's; empty without one."""
+    text = _share(run, "validation/score")
+    return f"{text} (test)" if text and run.on_test else text
 
 
 def _test(run: Run) -> str:
-    return format_share(run.final) if _ended_well(run) and run.final is not None else ""
+    return _share(run, "test/score")
+
+
+def _share(run: Run, name: str) -> str:
+    share = run.number(name) if run.status in ("completed", "interrupted") else None
+    return "" if share is None else format_share(share)
 
 
 def _speed(run: Run) -> str:
-    return "" if run.images_per_second is None else format_number(run.images_per_second, 0)
-
-
-def _ended_well(run: Run) -> bool:
-    return run.status in ("completed", "interrupted")
+    speed = run.number("throughput/images_per_second")
+    return "" if speed is None else format_number(speed, 0)
 
 
 def _on_test(runs: Sequence[Run]) -> bool:
-    return any(run.on_test and run.best is not None for run in runs)
+    return any(run.on_test and run.number("validation/score") is not None for run in runs)
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0]
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def _short(error: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from runner.config.text import canonical, to_override
 from runner.results.measures import measure
-from runner.results.runs import APART, Run, Sweep
+from runner.results.runs import NOT_COMPARED, Run, SweepRecord
 from runner.results.statistics import t_interval
 
 ABSENT = ""  # the value of a setting that a run does not have at all, such as agc.clip without agc
@@ -100,15 +100,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(tuple(values), mean, deviation, *t_interval(values))
 
 
-def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis], list[Arm]]:
+def arms_of(runs: Sequence[Run], sweep: SweepRecord | None = None) -> tuple[list[Axis], list[Arm]]:
     """The axes of a comparison, as the sweep names them or else as found, and its arms in the order of the axes.
 
     A setting that a run does not override is looked up in its config.yaml. Runs that tell nothing of their settings
     are in no arm.
     """
-    placed = [run for run in runs if run.overrides or run.has_summary]
-    sweep = sweep or Sweep()
-    swept = {key: values for key, values in sweep.axes.items() if key not in APART}
+    placed = [run for run in runs if run.overrides or run.summary]
+    sweep = sweep or SweepRecord()
+    swept = {key: values for key, values in sweep.axes.items() if key not in NOT_COMPARED}
     keys = dict.fromkeys([*swept, *(key for run in placed for key in run.arm)])
     found = {}
     for key in keys:
@@ -129,7 +129,7 @@ def arms_of(runs: Sequence[Run], sweep: Sweep | None = None) -> tuple[list[Axis]
 
 def common_overrides(runs: Sequence[Run]) -> list[str]:
     """The overrides that every readable run has; none if there is but one run."""
-    readable = [run.overrides for run in runs if run.has_summary]
+    readable = [run.overrides for run in runs if run.summary]
     if len(readable) < 2:
         return []
     others = [set(overrides) for overrides in readable[1:]]

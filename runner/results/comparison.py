@@ -11,13 +11,24 @@ from string import ascii_uppercase
 
 from runner.config.text import to_override
 from runner.files.readers import is_there
-from runner.results.runs import Run, read_run, section
-from runner.tracking.console import SCORES
-from runner.tracking.metrics_log import SPLITS, MetricsLog
+from runner.results.metrics import METRICS, SCORES, SPLITS, read_rows
+from runner.results.number_text import format_value
+from runner.results.runs import Run, read_run
 
 ABSENT = "-"
 PLACES = ("name", "resume", "sweep", "wandb", "paths.outputs")  # settings of where a run lies and who looks on
 CODE = ("git", "versions", "hardware")  # of the provenance; beside these it has the command and the time
+RESULTS = {  # kind and name of each number, by its title
+    "best epoch": ("text", "validation/epoch"),
+    "best validation loss": ("loss", "validation/loss"),
+    "test loss (of best.pt)": ("loss", "test/loss"),
+    "test loss (last weights)": ("loss", "last/loss"),
+    "parameters": ("count", "model/num_params"),
+    "multiply-adds": ("count", "model/multiply_adds"),
+    "training images/s": ("speed", "throughput/images_per_second"),
+    "training time": ("seconds", "throughput/train_seconds"),
+    "peak GPU memory (GiB)": ("memory", "throughput/peak_memory_gib"),
+}
 SPEED = ("images_per_second", "seconds")  # metrics that are never the same twice
 
 Values = tuple[object, ...]
@@ -59,7 +70,7 @@ class Comparison:
     def identical(self) -> bool:
         """Whether settings, code, results and curves are the same; speed, time and memory are not looked at."""
         told = [found for found in self.results if found.kind not in ("speed", "seconds", "memory")]
-        readable = all(run.has_summary for run in self.runs)
+        readable = all(run.summary for run in self.runs)
         return readable and not (
             self.settings or self.code or any(found.differs for found in told) or any(self.curves.values())
         )
@@ -97,10 +108,10 @@ def score_error(a: Run, b: Run) -> float:
     for accuracies p of n images, each run taken as if it had been tested on images of its own: on the same images the
     runs mostly err together, so the true error is rather smaller. A mean IoU has no such error.
     """
-    sizes = [section(run.summary, "data").get("test") for run in (a, b)]
-    if a.score != "accuracy" or b.score != "accuracy" or None in (a.final, b.final, *sizes) or 0 in sizes:
+    shares, sizes = ([run.number(name) for run in (a, b)] for name in ("test/accuracy", "data/test"))
+    if None in (*shares, *sizes) or 0 in sizes:
         return math.nan
-    return math.sqrt(sum(run.final * (1 - run.final) / size for run, size in zip((a, b), sizes, strict=True)))
+    return math.sqrt(sum(share * (1 - share) / size for share, size in zip(shares, sizes, strict=True)))
 
 
 def _run(folder: Path) -> Run:
@@ -122,8 +133,7 @@ def _settings(config: dict) -> dict[str, str]:
 
 def _code(run: Run) -> dict[str, str]:
     """Commit, versions and hardware by dotted keys."""
-    known = section(run.summary, "provenance")
-    return _flat({name: known[name] for name in CODE if isinstance(known.get(name), dict)})
+    return _flat({name: part for name in CODE if (part := run.section("provenance", name))})
 
 
 def _flat(values: Mapping, prefix: str = "") -> dict[str, str]:
@@ -152,44 +162,30 @@ def _differing(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]
 
 
 def _results(runs: Sequence[Run]) -> tuple[Measured, ...]:
-    """Status, scores, losses, speed and size; what no run tells is left out."""
+    """Status, scores, losses, speed and size; a row without any value is left out."""
     rows = [Measured("status", "text", tuple(run.status for run in runs))]
+    titles = {}
     for score in [name for name in SCORES if any(run.score == name for run in runs)]:
-        own = [run if run.score == score else None for run in runs]
-        word = SCORES[score]
-        rows += [
-            Measured(f"best validation {word}", "share", tuple(run and run.best for run in own)),
-            Measured(f"test {word} (of best.pt)", "share", tuple(run and run.final for run in own)),
-            Measured(f"test {word} (last weights)", "share", _told(runs, "last", score)),
-        ]
-    rows += [
-        Measured("best epoch", "text", tuple(run.best_epoch for run in runs)),
-        Measured("best validation loss", "loss", tuple(run.best_loss for run in runs)),
-        Measured("test loss (of best.pt)", "loss", tuple(run.final_loss for run in runs)),
-        Measured("test loss (last weights)", "loss", _told(runs, "last", "loss")),
-        Measured("parameters", "count", _told(runs, "model", "num_params")),
-        Measured("multiply-adds", "count", _told(runs, "model", "multiply_adds")),
-        Measured("training images/s", "speed", tuple(run.images_per_second for run in runs)),
-        Measured("training time", "seconds", _told(runs, "throughput", "train_seconds")),
-        Measured("peak GPU memory (GiB)", "memory", _told(runs, "throughput", "peak_memory_gib")),
-    ]
-    methods = dict.fromkeys(name for run in runs for name in section(run.summary, "methods"))
-    rows += [Measured(f"changed by {name}", "count", _told(runs, "methods", name)) for name in methods]
+        titles |= {
+            f"best validation {SCORES[score]}": ("share", f"validation/{score}"),
+            f"test {SCORES[score]} (of best.pt)": ("share", f"test/{score}"),
+            f"test {SCORES[score]} (last weights)": ("share", f"last/{score}"),
+        }
+    titles |= RESULTS
+    titles |= {f"changed by {name}": ("count", f"methods/{name}") for run in runs for name in run.section("methods")}
+    rows += [Measured(title, kind, tuple(run.number(name) for run in runs)) for title, (kind, name) in titles.items()]
     return tuple(row for row in rows if any(value is not None for value in row.values))
-
-
-def _told(runs: Sequence[Run], part: str, key: str) -> Values:
-    return tuple(section(run.summary, part).get(key) for run in runs)
 
 
 def _score_sentence(a: Run, letter: str, b: Run) -> str | None:
     """How far B's test score is from A's, and whether that is more than the test images can tell."""
-    if a.final is None or b.final is None:
+    shares = [run.number("test/score") for run in (a, b)]
+    if None in shares:
         return None
-    data = [section(run.summary, "data") for run in (a, b)]
+    data = [run.section("data") for run in (a, b)]
     if a.score != b.score or data[0].get("name") != data[1].get("name"):
         return f"{letter} - A: no difference of test scores, which are of different kinds or data sets."
-    difference, error = b.final - a.final, score_error(a, b)
+    difference, error = shares[1] - shares[0], score_error(a, b)
     begin = f"{letter} - A: test {SCORES[a.score]} {100 * difference:+.2f} percentage points"
     if math.isnan(error):
         return f"{begin}; how much of it is chance is not known."
@@ -203,10 +199,9 @@ def _score_sentence(a: Run, letter: str, b: Run) -> str | None:
 
 def _curve(folder: Path) -> dict[tuple[float, str], dict]:
     """The rows of whole epochs by epoch and split."""
-    file = folder / "metrics.jsonl"
-    rows = MetricsLog.read(file) if is_there(file) else []
-    found = {(row["epoch"], row["split"]): row for row in rows if row["split"] in ("train", "validation")}
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))))
+    rows = read_rows(folder) if is_there(folder / METRICS) else []
+    by_place = {(row["epoch"], row["split"]): row for row in rows if row["split"] in ("train", "validation")}
+    return dict(sorted(by_place.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))))
 
 
 def _first_difference(letter: str, a: Mapping, b: Mapping) -> str | None:
@@ -219,13 +214,9 @@ def _first_difference(letter: str, a: Mapping, b: Mapping) -> str | None:
         keys = [key for key in dict.fromkeys([*a[place], *b[place]]) if key not in SPEED]
         for key in sorted(keys, key=lambda key: key in ("step", "lr")):  # scores first: they say more
             if a[place].get(key) != b[place].get(key):
-                values = [_digits(rows[place].get(key)) for rows in (a, b)]
+                values = [format_value(rows[place].get(key), 6, ABSENT) for rows in (a, b)]
                 return f"{letter}: from epoch {epoch:g} on; {split} {key}: A {values[0]}, {letter} {values[1]}."
     return None
-
-
-def _digits(value: object) -> str:
-    return ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -233,7 +224,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     lettered = list(zip(ascii_uppercase, runs, strict=False))
     notes = [f"{letter} is {run.status}: {run.error}" for letter, run in lettered if run.error]
     notes += [f"{letter}: {note}" for letter, run in lettered for note in run.notes]
-    git = {letter: section(run.summary, "provenance").get("git") or {} for letter, run in lettered}
+    git = {letter: run.section("provenance", "git") for letter, run in lettered}
     if dirty := [letter for letter in git if git[letter].get("dirty")]:
         notes.append(f"{', '.join(dirty)}: uncommitted changes, so the commit does not say all of what ran.")
     if unknown := [letter for letter, run in lettered if run.summary and not git[letter]]:

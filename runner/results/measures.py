@@ -10,13 +10,10 @@ from runner.config.limits import did_you_mean
 from runner.config.options import CONF
 from runner.config.text import canonical
 from runner.files.readers import Unreadable, read_arrays
-from runner.results.probe_files import probe_files
-from runner.results.probe_labels import PROBE_LABELS
-from runner.results.runs import Run, section
-from runner.tracking.console import SCORES
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import SCORES, SECTIONS, read_rows
+from runner.results.run_folder import probe_files
+from runner.results.runs import Run
 
-SECTIONS = {"test": "metrics", "last": "last", "validation": "best"}  # of summary.json
 SHARES = {"score": "score", **SCORES, "pixel_accuracy": "pixel accuracy"}  # of 1, shown in %
 METRICS = (*SHARES, "loss")
 LABELS = {
@@ -25,6 +22,22 @@ LABELS = {
     "status/diverged": "diverged runs (%)",
     "model/num_params": "parameters",
     "model/multiply_adds": "multiply-adds an image",
+}
+PROBE_LABELS = {  # words and unit; a number with the unit % is a share of 1
+    "activation_statistics/slope_log10_std": ("slope of log10 std", "decades a layer"),
+    "activation_statistics/slope_log10_mean": ("slope of log10 |mean|", "decades a layer"),
+    "class_gradients/most_frequent_share": ("share of the most frequent class, first batch", "%"),
+    "class_gradients/most_frequent_share_all": ("share of the most frequent class, all batches", "%"),
+    "class_gradients/largest_column_share": ("share of the largest column in the gradient", "%"),
+    "divergence_trace/rms_growth_first_layer": ("growth of the first layer's RMS", ""),
+    "divergence_trace/rms_growth_last_layer": ("growth of the last layer's RMS", ""),
+    "gradient_histogram/range": ("range of the gradient", ""),
+    "gradient_histogram/excess_kurtosis": ("excess kurtosis of the gradient", ""),
+    "gradient_histogram/tail_index": ("tail index of the gradient", ""),
+    "gradient_terms/ratio": ("sum of |terms| over |sum|", ""),
+    "loss_landscape/last_improving_step": ("last improving step size", ""),
+    "signal_propagation/final_avg_var": ("average variance after the last block", ""),
+    "signal_propagation/largest_factor_off": ("largest factor off the expected variance", ""),
 }
 UNITS = {"throughput/images_per_second": "images/s", "throughput/train_seconds": "s"}
 SPLITS = {"test": "test", "last": "test {} of the last weights", "validation": "validation", "train": "training"}
@@ -40,9 +53,9 @@ def measure(run: Run, name: str) -> float:
     """
     family, rest, at = _parts(name)
     if family in ("validation", "train") and at is not None:
-        return _row_value(run, family, _metric(run, rest), at)
-    if family in SECTIONS:
-        return _number(section(run.summary, SECTIONS[family]), _metric(run, rest)) if _is_whole(run) else math.nan
+        return _row_number(run, family, run.score if rest == "score" else rest, epoch=at)
+    if family in SECTIONS and run.status != "completed":
+        return math.nan  # its best epoch, if it has one, is not the result of the whole training
     if family == "status":
         return {"completed": 0.0, "diverged": 1.0}.get(run.status, math.nan)
     if family == "probe":
@@ -50,7 +63,7 @@ def measure(run: Run, name: str) -> float:
     if family == "setting":
         value = canonical(run.settings[rest]) if rest in run.settings else math.nan
         return value if isinstance(value, float) else math.nan
-    return _number(section(run.summary, family), rest)
+    return _or_nan(run.number(name))
 
 
 def check_measure(name: str) -> None:
@@ -137,30 +150,20 @@ def _parts(name: str) -> tuple[str, str, int | None]:
     return family, rest, int(place.group(1)) if place else None
 
 
-def _is_whole(run: Run) -> bool:
-    """A diverged or interrupted run may have a best epoch behind it, which is not what its training comes to."""
-    return run.status == "completed"
-
-
-def _metric(run: Run, rest: str) -> str:
-    return run.score if rest == "score" else rest
-
-
-def _number(part: dict, key: str) -> float:
-    value = part.get(key)
+def _or_nan(value: object) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number else math.nan
 
 
-def _row_value(run: Run, split: str, metric: str, epoch: int) -> float:
-    rows = [row for row in _rows(run) if row.get("split") == split and row.get("epoch") == epoch]
-    return _number(rows[-1], metric) if rows else math.nan
+def _row_number(run: Run, split: str, metric: str, *, epoch: int) -> float:
+    rows = [row for row in _rows(run) if row["split"] == split and row["epoch"] == epoch]
+    return _or_nan(rows[-1].get(metric)) if rows else math.nan
 
 
 def _rows(run: Run) -> list[dict]:
-    """The rows of metrics.jsonl; none where it is missing or was changed."""
+    """The rows of metrics.jsonl, none if it is missing or damaged."""
     try:
-        return MetricsLog.read(run.folder / "metrics.jsonl")
+        return read_rows(run.folder)
     except Unreadable:
         return []
 
@@ -178,7 +181,7 @@ def _probe_number(run: Run, probe: str, number: str, *, step: int | None) -> flo
 
 def _was_measured(run: Run, probe: str, step: int) -> bool:
     """Whether the run's metrics tell that the probe was made after this step; its file alone does not."""
-    rows = (row for row in _rows(run) if row.get("split") == "probe" and row.get("step") == step)
+    rows = (row for row in _rows(run) if row["split"] == "probe" and row["step"] == step)
     return any(key.startswith(f"{probe}/") for row in rows for key in row)
 
 

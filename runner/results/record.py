@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.config.text import SettingError, shortened, to_override
-from runner.files.readers import Unreadable, is_there, parse_json, read_json_object, read_text, read_yaml_mapping
+from runner.files.readers import Unreadable, is_there, parse_json, read_text, read_yaml_mapping
+from runner.results.metrics import SUMMARY, read_summary
 
-RECORD, CONFIG, SUMMARY = "record.json", "config.yaml", "summary.json"
+RECORD, CONFIG = "record.json", "config.yaml"
 MISSING = object()
 
 
@@ -119,10 +120,7 @@ def known_run(folder: Path, checkpoints: Mapping[Path, Mapping]) -> Known:
 
 
 def _summary_id(folder: Path) -> str | None:
-    try:
-        id = read_json_object(folder / SUMMARY).get("wandb_id")
-    except Unreadable:
-        return None
+    id = read_summary(folder).get("wandb_id")
     return id if isinstance(id, str) else None
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
-from runner.config.diagnose import chosen_options
-from runner.config.grammar import all_parsed, quoted
 from runner.config.secrets import redact
-from runner.config.text import SettingError, override_key, visible
-from runner.config.trust import as_words, check_words, without_places
-from runner.config.validation import METHOD_GROUPS
+from runner.config.text import visible
 from runner.files.atomic import finite, new_folder, write_atomically
-from runner.files.readers import Unreadable, is_there, read_json_object, read_yaml
-from runner.results.record import CONFIG, RECORD, SUMMARY, Record, read_record, record_in
+from runner.files.readers import is_there
+from runner.results.metrics import METRICS, SUMMARY, read_summary
+from runner.results.record import CONFIG, RECORD, Record
 
 CHECKPOINTS = ("last", "previous", "best")  # in the order in which one stands in for another
 
@@ -29,7 +27,7 @@ class RunFolder:
         self.config = path / CONFIG
         self.record = path / RECORD
         self.overrides = path / "overrides.yaml"  # of runs before there was a record
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = path / METRICS
         self.summary = path / SUMMARY
         self.error = path / "error.txt"
         self.checkpoints = path / "checkpoints"
@@ -62,11 +60,8 @@ class RunFolder:
         self.write_summary({**summary, "status": "failed", "error": redact(reason)})
 
     def read_summary(self) -> dict:
-        """What `summary.json` says; empty where there is none that can be read."""
-        try:
-            return read_json_object(self.summary)
-        except Unreadable:
-            return {}
+        """The content of `summary.json`, empty without one that can be read."""
+        return read_summary(self.path)
 
     def check(self) -> None:
         """Raise a ValueError if a file of the run is something else, or a folder leads elsewhere by a link."""
@@ -80,59 +75,19 @@ class RunFolder:
                 what = "a symbolic link" if folder.is_symlink() else "no folder"
                 raise ValueError(f"{folder} is {what}; a run writes into folders of its own alone. Remove it.")
 
-    def recorded_overrides(self, source: str) -> tuple[list[str], Path]:
-        """The overrides that a resumed run starts from, and the file that holds them.
 
-        Where the record cannot be read a checkpoint stands in for it. Raises a SettingError, which begins with
-        `source`, if there is none either.
-        """
-        reason = f"{self.record.name} is missing"
-        if is_there(self.record):
-            try:
-                return list(read_record(self.record).overrides), self.record
-            except Unreadable as error:
-                reason = str(error)
-        for path in (self.checkpoint(name) for name in CHECKPOINTS):
-            if path.is_file():
-                from runner.training.checkpoint import load_checkpoint
-                from runner.training.checkpoint_content import check_weights
+class ProbeFile(NamedTuple):
+    """A file of a probe: probes/<probe>-step<step>, or probes/<probe> and no step if the run measured once."""
 
-                try:
-                    record = record_in(load_checkpoint(path, check=check_weights), path)
-                except ValueError:  # told when the run goes on
-                    continue
-                if record is not None:
-                    return list(record.overrides), path
-        if not is_there(self.overrides):
-            raise SettingError(f"{source}: no run lies there ({reason}).")
-        try:
-            return as_words(read_yaml(self.overrides), f"{source}: {self.overrides.name}"), self.overrides
-        except Unreadable as error:
-            raise SettingError(f"{source}: {error}.") from None
+    probe: str
+    step: int | None
+    path: Path
 
 
-def earlier_overrides(arguments: Sequence[str]) -> list[str]:
-    """The command line's arguments, with those of the folder that `resume=` names put before them.
-
-    An earlier override gives way to a new one of the same key, and to another option of its group: a new
-    `schedule=constant` takes the place of `schedule=cosine` and of `schedule.final_lr_share=0.1`. So do the settings
-    of a method that a new `norm=...` or `regularization=...` no longer names.
-    """
-    resume = [override.value() for override in all_parsed(arguments) if override.key_or_group == "resume"]
-    if not resume or resume[-1] is None:
-        return list(arguments)
-    if not isinstance(resume[-1], str):
-        raise SettingError(f"resume={resume[-1]}: it must be the folder of a run, as in resume=outputs/runs/NAME.")
-    folder = RunFolder(Path(resume[-1]))
-    if any(word in ("-m", "--multirun") for word in arguments):
-        raise SettingError(f"resume={resume[-1]}: one run goes on, not a sweep; leave out -m.")
-    # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
-    arguments = [f"resume={quoted(resume[-1])}" if override_key(word) == "resume" else word for word in arguments]
-    new = {override_key(word) for word in arguments}
-    earlier, file = folder.recorded_overrides(source=f"resume={resume[-1]}")
-    source = f"resume={resume[-1]}: {file.name}"
-    before, now = chosen_options(earlier), chosen_options(arguments)
-    new |= {method for group in new.intersection(METHOD_GROUPS) for method in {*before[group]} - {*now[group]}}
-    kept = [word for word in earlier if new.isdisjoint((override_key(word), override_key(word).partition(".")[0]))]
-    check_words(kept, source)
-    return [*without_places(kept), *arguments]
+def probe_files(folder: Path, suffix: str) -> list[ProbeFile]:
+    """The files of a run's probes that end in `suffix`, by probe and step."""
+    files = []
+    for path in (folder / "probes").glob(f"*.{suffix}"):
+        probe, _, step = path.stem.partition("-step")
+        files.append(ProbeFile(probe, int(step) if step.isdigit() else None, path))
+    return sorted(files, key=lambda file: (file.probe, -1 if file.step is None else file.step))

@@ -1,17 +1,17 @@
-"""How a run's folder stands, as any process can see: not begun, at work, ended in one way or another."""
+"""The state of a run, read from its folder: to do, running, or how it ended."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.files.readers import LARGEST_LOG, Unreadable, is_there, read_bytes, read_json_object
+from runner.files.readers import is_there
+from runner.results.metrics import SCORES, last_step, read_summary, score_of, section, summary_number
+from runner.results.number_text import format_share
 from runner.results.run_lock import is_held
-from runner.tracking.console import SCORES, format_share
 
 TO_DO, RUNNING, INTERRUPTED, FAILED = "to do", "running", "interrupted", "failed"
-BEGUN = ("record.json", "overrides.yaml")  # what a run has written that has begun; the second, in older versions
+BEGUN = ("record.json", "overrides.yaml")  # files that show that a run has begun; older versions wrote the second
 RESULTS = ("completed", "diverged")  # the statuses of a run that has nothing left to do
 
 
@@ -19,7 +19,7 @@ RESULTS = ("completed", "diverged")  # the statuses of a run that has nothing le
 class RunState:
     """`status` is "to do", "running", "completed", "diverged", "failed" or "interrupted", also by a sudden death.
 
-    `step` is the last one that was recorded; `summary` is that of summary.json, empty where there is none.
+    `step` is the last recorded one; `summary` is the content of summary.json.
     """
 
     status: str
@@ -28,57 +28,35 @@ class RunState:
 
     @property
     def error(self) -> str | None:
-        """What went wrong, where something did."""
+        """The error that ended the run, None without one."""
         error = self.summary.get("error")
         return None if error is None else str(error)
 
     def is_left_alone(self, *, retry_failed: bool) -> bool:
-        """Whether a sweep does not run it again: it has a result, or it failed and is not to be tried again."""
+        """Whether a sweep skips the run: it has a result, or it failed and `retry_failed` is off."""
         return self.status in RESULTS or (self.status == FAILED and not retry_failed)
 
     @property
     def text(self) -> str:
-        """The status, and of a completed run what it reached: `completed, test accuracy 98.3 %`."""
-        found = self.summary.get("metrics")
-        score = next((name for name in SCORES if isinstance(found, dict) and name in found), None)
-        if self.status != "completed" or score is None or not isinstance(found[score], float | int):
+        """The status, with the test score of a completed run: `completed, test accuracy 98.3 %`."""
+        score = score_of(section(self.summary, "metrics"))
+        share = summary_number(self.summary, f"test/{score}")
+        if self.status != "completed" or share is None:
             return self.status
-        return f"{self.status}, test {SCORES[score]} {format_share(found[score])}"
+        return f"{self.status}, test {SCORES[score]} {format_share(share)}"
 
 
 def read_state(folder: Path, *, taken: bool | None = None) -> RunState:
     """The state of the run in `folder`, which need not exist.
 
-    `taken` says whether a process works on it, for who has the folder and is not at work yet; else that is looked up.
+    `taken` says whether a process works on it; None looks at the lock. Pass False if you hold the lock yourself but
+    have not started.
     """
-    taken = is_held(folder) if taken is None else taken
-    summary = {} if taken is True else _summary(folder / "summary.json")
-    if taken:
-        return RunState(RUNNING, _last_step(folder / "metrics.jsonl"))
+    if is_held(folder) if taken is None else taken:
+        return RunState(RUNNING, last_step(folder))
+    summary = read_summary(folder)
     if isinstance(summary.get("status"), str):
-        step = 0 if summary["status"] in RESULTS else _last_step(folder / "metrics.jsonl")
-        return RunState(summary["status"], step, summary)
+        return RunState(summary["status"], 0 if summary["status"] in RESULTS else last_step(folder), summary)
     if any(is_there(folder / name) for name in BEGUN):
-        return RunState(INTERRUPTED, _last_step(folder / "metrics.jsonl"))
+        return RunState(INTERRUPTED, last_step(folder))
     return RunState(TO_DO)
-
-
-def _summary(path: Path) -> dict:
-    try:
-        return read_json_object(path)
-    except Unreadable:
-        return {}
-
-
-def _last_step(path: Path) -> int:
-    """The step of the last whole row of a metrics.jsonl, 0 where there is none."""
-    try:
-        lines = read_bytes(path, largest=LARGEST_LOG).splitlines()
-    except Unreadable:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue
-    return 0

@@ -1,8 +1,7 @@
-"""Run folders and a sweep's record, as reports read them."""
+"""Runs and sweeps as their folders record them."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,145 +11,139 @@ from pathlib import Path
 
 from runner.config.text import canonical, shortened, to_override
 from runner.files.readers import Unreadable, is_there, read_json_object, read_yaml, read_yaml_mapping
+from runner.results.metrics import METRICS, SUMMARY, read_rows, score_of, section, summary_number
 from runner.results.record import CONFIG, RECORD, known_run, read_record
 from runner.results.run_lock import is_held
 from runner.results.run_state import INTERRUPTED, RUNNING
-from runner.tracking.console import SCORES
-from runner.tracking.metrics_log import MetricsLog
 
 UNREADABLE = "unreadable"
-MARKS = ("summary.json", "metrics.jsonl", CONFIG, RECORD)
-APART = ("seed", "name", "resume")  # keys that do not make another arm, nor do these nodes
-NODES_APART = ("wandb", "paths", "sweep")
-TEXTS = ("command", "title", "source", "about")  # of sweep.yaml
+RUN_FILES = (SUMMARY, METRICS, CONFIG, RECORD)  # a folder with one of these holds a run
+NOT_COMPARED = ("seed", "name", "resume")  # keys in which repetitions of one arm may differ
+NODES_NOT_COMPARED = ("wandb", "paths", "sweep")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it; None stands for what the folder does not say.
+    """A run as its folder records it.
 
-    `status` is that of summary.json; without one "running", or "interrupted" by a sudden death; "unreadable" where it
-    cannot be read. `error` then has the reason and `has_summary` is false. `settings` are the overrides as key and
-    value. `best` is the best metric on the validation split, `final` the one on the test split, both shares of 1,
-    with `score` as their name ("accuracy" or "mean_iou"). `on_test` says that the test split stood in for the
-    validation split. `summary` is the whole of summary.json, `resolved` the configuration. `notes` say what
-    is odd about its files.
+    `status` is that of summary.json. Without the file it is "running", or "interrupted" if the run was killed; if the
+    file cannot be read it is "unreadable". In these cases `summary` is empty and `error` has the reason. `settings`
+    maps the key of each override to its value, `resolved` is the whole configuration. `notes` are sentences on files
+    that are not as the run wrote them.
     """
 
     folder: Path
     status: str
     overrides: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
-    score: str = "accuracy"
-    best: float | None = None
-    best_loss: float | None = None
-    best_epoch: float | None = None
-    final: float | None = None
-    final_loss: float | None = None
-    images_per_second: float | None = None
-    error: str | None = None
-    on_test: bool = False
-    summary: dict = field(default_factory=dict, repr=False)
     seed: int | None = None
-    has_summary: bool = True
+    error: str | None = None
+    summary: dict = field(default_factory=dict, repr=False)
     resolved: dict = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @cached_property
+    def score(self) -> str:
+        """The metric that chooses best.pt: "accuracy" or "mean_iou"."""
+        return score_of(self.section("best"), self.section("metrics")) or "accuracy"
+
+    @property
+    def on_test(self) -> bool:
+        """Whether the test split stood in for the validation split."""
+        return self.section("data").get("validation_source") == "test"
+
+    @cached_property
     def arm(self) -> dict[str, object]:
-        """What it has in common with its repetitions: every setting but the seed, names and paths, as `canonical`."""
+        """The `canonical` settings that it shares with its repetitions: all but the seed, names and paths."""
         return {
             key: canonical(value)
             for key, value in self.settings.items()
-            if key not in APART and key.partition(".")[0] not in NODES_APART
+            if key not in NOT_COMPARED and key.partition(".")[0] not in NODES_NOT_COMPARED
         }
+
+    def number(self, name: str) -> float | None:
+        """A number of summary.json, as `test/score`, `validation/loss` or `model/num_params`; None without one."""
+        split, _, metric = name.partition("/")
+        return summary_number(self.summary, f"{split}/{self.score}" if metric == "score" else name)
+
+    def section(self, *names: str) -> dict:
+        """The mapping under these nested names of summary.json, empty without one."""
+        return section(self.summary, *names)
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A sweep's record, sweep.yaml: what was swept, and for a study what it asks and how its table is to look.
+class SweepRecord:
+    """The content of sweep.yaml: what was swept, and for a study its claims and the look of its table.
 
-    `axes` gives each swept key its values in order; `names` says how values are called in tables, by key and value;
-    `jobs` are the names of the jobs' folders.
+    `axes` has the values of each swept key in order, `names` their names in tables by key and value, `jobs` the names
+    of the jobs' folders.
     """
 
     command: str | None = None
-    axes: dict[str, list[str]] = field(default_factory=dict)
     title: str | None = None
     source: str | None = None
     about: str | None = None
+    axes: dict[str, list[str]] = field(default_factory=dict)
     measures: list[str] = field(default_factory=list)
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     claims: list[dict] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
 
     def without_run(self, folder: Path) -> list[str]:
-        """Its jobs in whose folders no run lies: they have not begun, or were moved, deleted or damaged."""
-        return [job for job in self.jobs if not _is_run(folder / job)]
+        """The jobs whose folders hold no run: not begun, moved, deleted or damaged."""
+        return [job for job in self.jobs if not holds_run(folder / job)]
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """The run in `folder`, whatever is left of it; see Run."""
+    """The run in `folder`, as far as its files can be read; see Run."""
     folder = Path(folder)
-    if not is_there(folder / "summary.json"):
-        if is_held(folder):
-            return _without_summary(folder, RUNNING, "it has no summary.json yet: it is running")
-        return _without_summary(folder, INTERRUPTED, "it has no summary.json: killed, or running on another machine")
+    summary, status, error = {}, UNREADABLE, "its summary.json has no status"
     try:
-        summary = read_json_object(folder / "summary.json")
-    except Unreadable as error:
-        return _without_summary(folder, UNREADABLE, f"its summary.json cannot be read: {error.reason}")
-    if not isinstance(summary.get("status"), str):
-        return _without_summary(folder, UNREADABLE, "its summary.json has no status")
-    best, final, throughput = (section(summary, name) for name in ("best", "metrics", "throughput"))
-    score = next((name for name in SCORES if name in best or name in final), "accuracy")
-    overrides, error = summary.get("overrides"), summary.get("error")
-    overrides = tuple(map(str, overrides)) if isinstance(overrides, list) else ()
-    settings = _settings(overrides)
+        content = read_json_object(folder / SUMMARY)
+        if isinstance(content.get("status"), str):
+            summary, status = content, content["status"]
+            error = None if content.get("error") is None else str(content["error"])
+    except Unreadable as unreadable:
+        error = f"its summary.json cannot be read: {unreadable.reason}"
+        if not is_there(folder / SUMMARY) and is_held(folder):
+            status, error = RUNNING, "it has no summary.json yet: it is running"
+        elif not is_there(folder / SUMMARY):
+            status, error = INTERRUPTED, "it has no summary.json: killed, or running on another machine"
     resolved, notes = _resolved(folder)
+    overrides = _overrides(folder, summary)
+    settings = _settings(overrides)
     return Run(
         folder=folder,
-        status=summary["status"],
+        status=status,
         overrides=overrides,
         settings=settings,
-        score=score,
-        best=_number(best, score),
-        best_loss=_number(best, "loss"),
-        best_epoch=_number(best, "epoch"),
-        final=_number(final, score),
-        final_loss=_number(final, "loss"),
-        images_per_second=_number(throughput, "images_per_second"),
-        error=None if error is None else str(error),
-        on_test=section(summary, "data").get("validation_source") == "test",
-        summary=summary,
         seed=_seed(settings, resolved),
+        error=error,
+        summary=summary,
         resolved=resolved,
         notes=(*notes, *_rows_missing(folder, summary)),
     )
 
 
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """The runs of several folders, each a run's or a sweep's, whose jobs come in natural order; each run once.
+    """The runs in several folders of runs or sweeps, each run once, a sweep's jobs in natural order.
 
-    Raises ValueError for a folder that does not exist; a folder of a sweep without jobs gives none.
+    A sweep without jobs gives none. Raises ValueError for a folder that does not exist.
     """
-    found = {}
+    run_folders = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ValueError(f"{folder}: there is no such folder. Name the folder of a run or of a sweep.")
-        for run in [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir()), key=_natural):
-            found.setdefault(run.resolve(), run)
-    return [read_run(folder) for folder in found.values()]
+        for run in [folder] if holds_run(folder) else sorted(filter(holds_run, folder.iterdir()), key=_natural):
+            run_folders.setdefault(run.resolve(), run)
+    return [read_run(folder) for folder in run_folders.values()]
 
 
-def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
-    """The record of the sweep in `folder`, an empty one where there is no sweep.yaml.
-
-    Raises ValueError if the file is not what a sweep writes.
-    """
+def read_sweep(folder: str | os.PathLike[str]) -> SweepRecord:
+    """The content of sweep.yaml in `folder`, empty without the file. Raises ValueError if it is damaged."""
     path = Path(folder) / "sweep.yaml"
     if not is_there(path):
-        return Sweep()
+        return SweepRecord()
     remedy = "Mend it, or delete it to have a report without titles and claims."
     try:
         record = read_yaml_mapping(path)
@@ -163,8 +156,10 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
             raise Unreadable(path, "names: each axis must have a mapping of values to names")
     except Unreadable as error:
         raise ValueError(f"{error}. {remedy}") from None
-    texts = {key: None if (text := record.get(key)) is None else str(text) for key in TEXTS}
-    return Sweep(
+    texts = {
+        key: None if (text := record.get(key)) is None else str(text) for key in ("command", "title", "source", "about")
+    }
+    return SweepRecord(
         **texts,
         axes={str(key): _texts(values) for key, values in (record.get("axes") or {}).items()},
         measures=[str(name) for name in record.get("measures") or []],
@@ -177,45 +172,28 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
     )
 
 
-def section(summary: dict, name: str) -> dict:
-    """A mapping of the summary, empty where there is none."""
-    part = summary.get(name)
-    return part if isinstance(part, dict) else {}
+def holds_run(folder: Path) -> bool:
+    """Whether a file of a run lies in the folder."""
+    return any(is_there(folder / name) for name in RUN_FILES)
 
 
-def _without_summary(folder: Path, status: str, reason: str) -> Run:
-    """A run with the settings that it began with if it wrote them."""
-    resolved, notes = _resolved(folder)
-    overrides = tuple(word for word in _begun_with(folder) if not word.startswith("sweep."))
-    settings = _settings(overrides)
-    return Run(
-        folder,
-        status,
-        overrides,
-        settings,
-        error=reason,
-        seed=_seed(settings, resolved),
-        has_summary=False,
-        resolved=resolved,
-        notes=notes,
-    )
-
-
-def _begun_with(folder: Path) -> list[str]:
-    """The overrides that a run has recorded; one of before there was a record, in overrides.yaml."""
+def _overrides(folder: Path, summary: dict) -> tuple[str, ...]:
+    """The overrides in summary.json; those in the record, or in an older version's overrides.yaml, without it."""
+    if summary:
+        words = summary.get("overrides")
+        return tuple(map(str, words)) if isinstance(words, list) else ()
     try:
-        return list(read_record(folder / RECORD).overrides)
+        words = list(read_record(folder / RECORD).overrides)
     except Unreadable:
-        pass
-    try:
-        words = read_yaml(folder / "overrides.yaml")
-    except Unreadable:
-        words = None
-    return [str(word) for word in words] if isinstance(words, list) else []
+        try:
+            words = read_yaml(folder / "overrides.yaml")
+        except Unreadable:
+            words = ()
+    return tuple(str(word) for word in words if not str(word).startswith("sweep.")) if isinstance(words, list) else ()
 
 
 def _resolved(folder: Path) -> tuple[dict, tuple[str, ...]]:
-    """The configuration of a run, and what is odd about the files that tell it."""
+    """The configuration of a run, and sentences on the files that should hold it and do not."""
     try:
         known = known_run(folder, {})
         if known.record is not None:
@@ -234,15 +212,15 @@ def _resolved(folder: Path) -> tuple[dict, tuple[str, ...]]:
 
 
 def _rows_missing(folder: Path, summary: dict) -> list[str]:
-    """That metrics.jsonl has not the rows that the run wrote, or cannot be read."""
+    """A sentence if metrics.jsonl cannot be read or lacks rows that the run wrote."""
     expected = summary.get("rows")
     if not isinstance(expected, int):
         return []
     try:
-        found = len(MetricsLog.read(folder / "metrics.jsonl"))
+        count = len(read_rows(folder))
     except Unreadable as error:
         return [str(error)]
-    return [] if found == expected else [f"{folder / 'metrics.jsonl'} has {found} rows, where {expected} were written."]
+    return [] if count == expected else [f"{folder / METRICS} has {count} rows, where {expected} were written."]
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:
@@ -256,20 +234,9 @@ def _seed(settings: dict[str, str], resolved: dict) -> int | None:
     return int(text) if re.fullmatch(r"-?\d{1,20}", text) else None
 
 
-def _number(section: dict, key: str) -> float | None:
-    """A finite number of a summary's section, else None."""
-    value = section.get(key)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
-
-
 def _texts(values: object) -> list[str]:
     """Values as the command line takes them."""
     return [to_override(value) for value in (values if isinstance(values, list) else [values])]
-
-
-def _is_run(folder: Path) -> bool:
-    return any(is_there(folder / mark) for mark in MARKS)
 
 
 def _natural(folder: Path) -> list[tuple[int, float, str]]:

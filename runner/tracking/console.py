@@ -16,6 +16,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from runner.results.metrics import SCORES, score_of
+from runner.results.number_text import format_duration, format_lr, format_number, format_share
 from runner.tracking.terminal import terminal
 
 WIDEST = 100  # a panel or bar wider than this is hard to read
@@ -28,7 +30,6 @@ STATUS_STYLES = {
     "failed": "bold red",
 }
 MESSAGE_STYLES = {"note": "bold cyan", "warning": "bold yellow", "error": "bold red"}
-SCORES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
 EPOCH_COLUMNS = (  # headings and widths, 78 characters with the mark of the best epoch
     ("epoch", 8),
     ("loss", 9),
@@ -141,7 +142,7 @@ class RunConsole:
         if self.quiet:
             return
         train, validation = row.get("train") or {}, row.get("validation") or {}
-        score = next((name for name in SCORES if name in validation or name in train), "accuracy")
+        score = score_of(validation, train) or "accuracy"
         best = bool(row.get("best"))
         speed = format_number(row.get("images_per_second"), 0)
         seconds = format_duration(row.get("seconds"))
@@ -256,38 +257,3 @@ class RunConsole:
 def is_plain(console: Console) -> bool:
     """Whether the output is a file or a pipe, or a terminal without cursor movements or box characters."""
     return not console.is_terminal or console.is_dumb_terminal or not console.encoding.startswith("utf")
-
-
-def format_count(count: float) -> str:
-    """A large number in three figures: 11.2 M."""
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(count) >= 0.9995 * size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:g}"
-
-
-def format_number(number: float | None, digits: int = 3) -> str:
-    """A number of changing size in at most eight characters, "-" for none."""
-    if number is None:
-        return "-"
-    if not math.isfinite(number) or number == 0 or 10.0**-digits <= abs(number) < 1e4:
-        return f"{number:.{digits}f}"
-    return f"{number:.0f}" if abs(number) >= 1e4 and digits == 0 else f"{number:.1e}"
-
-
-def format_lr(lr: float | None) -> str:
-    return "-" if lr is None else f"{lr:.3g}"
-
-
-def format_share(share: float | None) -> str:
-    """A share of 1 as a percentage, "-" for none."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-:--"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

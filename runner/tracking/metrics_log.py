@@ -1,17 +1,15 @@
-"""metrics.jsonl: the truth of a run, one JSON object a line."""
+"""The writer of metrics.jsonl, the file that W&B mirrors and reports read."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from runner.files.atomic import CannotWrite, finite, open_unlinked, write_atomically
-from runner.files.readers import LARGEST_LOG, Unreadable, is_there, read_bytes, read_json_lines
-
-SPLITS = ("train", "validation", "test", "steps", "probe")
+from runner.files.readers import LARGEST_LOG, is_there, read_bytes
+from runner.results.metrics import SPLITS, read_lines, read_rows
 
 
 class MetricsLog:
@@ -22,8 +20,8 @@ class MetricsLog:
     keep their full precision. A NaN or an infinity is written as `null`, because JSON has no word for them and strict
     readers fail on `NaN`.
 
-    A process that dies while it writes leaves a line without its end; such a line is dropped by `read`, and removed
-    from the file by the next MetricsLog that opens it.
+    A process that is killed while it writes leaves an unfinished line. `read_rows` drops it, and the next MetricsLog
+    that opens the file removes it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,38 +49,19 @@ class MetricsLog:
         """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic.
 
         The test split is evaluated after the last checkpoint, so its row goes too. Below 0 all rows go, readable or
-        not. Raises Unreadable as `read` does.
+        not. Raises Unreadable as `read_rows`.
         """
         if is_there(self.path):
-            kept = [f"{line}\n" for line, row in _rows(self.path) if _is_before(row, step)] if step >= 0 else []
+            kept = [f"{line}\n" for line, row in read_lines(self.path) if _is_before(row, step)] if step >= 0 else []
             write_atomically(self.path, "".join(kept))
             self.rows = len(kept)
 
     @staticmethod
     def count(path: str | os.PathLike[str], step: int) -> int:
-        """The number of rows that `cut_back` would keep. Raises Unreadable as `read` does."""
-        return sum(_is_before(row, step) for row in MetricsLog.read(path)) if is_there(Path(path)) else 0
-
-    @staticmethod
-    def read(path: str | os.PathLike[str]) -> list[dict]:
-        """The rows of a metrics file, without a torn last line. Raises Unreadable at any other line that is no row."""
-        return [row for _, row in _rows(Path(path))]
-
-
-def _rows(path: Path) -> list[tuple[str, dict]]:
-    """Each complete line of a file with the row that it says. Raises Unreadable, with the number of the line."""
-    rows = []
-    for number, line, row in read_json_lines(path):
-        if not (_is_number(row.get("step")) and _is_number(row.get("epoch")) and row.get("split") in SPLITS):
-            raise Unreadable(f"{path}, line {number}", 'no row of metrics: "step", "epoch" and "split" are wrong')
-        rows.append((line, row))
-    return rows
+        """The number of rows that `cut_back` would keep. Raises Unreadable as `read_rows`."""
+        return sum(_is_before(row, step) for row in read_rows(path)) if is_there(Path(path)) else 0
 
 
 def _is_before(row: Mapping, step: int) -> bool:
     """Whether a row was there at the checkpoint of this step: the test split is evaluated after the last one."""
     return row["step"] <= step and row["split"] != "test"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.limits import check
+from runner.results.metrics import SPLITS, metric_names
 
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60
 LONGEST_TAG = 64
 SERVICE = "WANDB_SERVICE"  # where W&B's service is told to child processes
-MOST_BINS = 512  # of a histogram; W&B refuses more
-BEST = {"accuracy": "max", "mean_iou": "max", "loss": "min"}
-NOT_COLUMNS = ("name", "resume", "sweep", "wandb", "paths")  # say where a run lies, not what it is
+MOST_BINS = 512  # W&B refuses histograms with more
+NODES_WITHOUT_COLUMN = ("name", "resume", "sweep", "wandb", "paths")  # say where a run lies, not what it is
 
 
 def new_run_id(name: str) -> str:
@@ -52,7 +52,7 @@ def override_columns(overrides: Sequence[str]) -> dict[str, float | str]:
     columns = {}
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if not key.startswith("~") and key.partition(".")[0] not in NOT_COLUMNS:
+        if not key.startswith("~") and key.partition(".")[0] not in NODES_WITHOUT_COLUMN:
             columns[override_column(key)] = _column_value(value)
     return columns
 
@@ -66,11 +66,6 @@ def _column_value(text: str) -> float | str:
             if math.isfinite(number := kind(text)):
                 return number
     return text
-
-
-def metric_names(row: Mapping[str, object]) -> dict[str, str]:
-    """How W&B calls each metric of a row of the metrics file: `<split>/<metric>`."""
-    return {key: f"{row['split']}/{key}" for key in row if key not in ("step", "epoch", "split")}
 
 
 class WandbRun:
@@ -143,7 +138,7 @@ class WandbRun:
     def summary(self, values: Mapping[str, object]) -> None:
         """Add to the run's summary."""
         if self._run is not None:
-            self._attempt("write its summary", self._run.summary.update, dict(values))
+            self._attempt("write its summary", self._write_summary, values)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run; online it waits for `FINISH_TIMEOUT_SECONDS` at most. Later calls do nothing."""
@@ -194,13 +189,15 @@ class WandbRun:
         )
         for axis in ("step", "epoch"):
             run.define_metric(axis, hidden=True)  # not drawn by themselves; either may be a panel's x axis
-        for split in ("train", "validation", "test", "steps", "probe"):
+        for split in SPLITS:
             run.define_metric(f"{split}/*", step_metric="step")
-        for metric, best in BEST.items():
-            run.define_metric(f"validation/{metric}", step_metric="step", summary=best)
         self._run = run
         self.url = run.url if self.mode == "online" else None
         self.run_folder = Path(run.settings.sync_dir)
+
+    def _write_summary(self, values: Mapping[str, object]) -> None:
+        self._run.log({}, commit=True)  # the last row, whose values would replace those of the summary
+        self._run.summary.update(dict(values))
 
     def _log_figure(self, name: str, path: Path, step: int) -> None:
         import wandb

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from runner.tracking.console import SCORES
+from runner.results.metrics import SCORES
 from runner.tracking.wandb_run import override_column
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MOST_RUNS = 100  # in one panel
 class Logged:
     """What the runs of a sweep put into W&B.
 
-    `names` are those of its metrics (`train/loss`) and of its summaries (`best/accuracy`), `pictures` the probes that
+    `names` are those of its metrics (`train/loss`) and of its summaries (`test/accuracy`), `pictures` the probes that
     drew one. `moments` are the steps at which probes measured.
     """
 
@@ -65,7 +65,7 @@ def build_workspace(
 
     score = next((name for name in SCORES if f"validation/{name}" in logged.names), "accuracy")
     columns = [override_column(key) for key in swept]
-    shown = ["status", *_present(logged.names, f"best/{score}", f"test/{score}", "throughput/images_per_second")]
+    shown = ["status", *_present(logged.names, f"validation/{score}", f"test/{score}", "throughput/images_per_second")]
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -75,7 +75,7 @@ def build_workspace(
         runset_settings=workspaces.RunsetSettings(
             filters=expr.And(expr.Metric("Group") == group),
             groupby=[expr.Config(column) for column in columns],
-            order=[expr.Ordering(expr.Summary(f"best/{score}"), ascending=False)],
+            order=[expr.Ordering(expr.Summary(f"validation/{score}"), ascending=False)],
             pinned_columns=[*(f"config:{column}.value" for column in columns), *(f"summary:{name}" for name in shown)],
         ),
         auto_generate_panels=True,
@@ -104,11 +104,13 @@ def _sections(logged: Logged, score: str) -> list[Section]:
     sections = {
         f"Score: {word}": [
             *_lines(names, (f"validation/{score}", f"validation {word}"), (f"train/{score}", f"training {word}")),
-            *_bars(names, (f"best/{score}", f"best validation {word}"), (f"test/{score}", f"test {word} of best.pt")),
+            *_bars(
+                names, (f"validation/{score}", f"best validation {word}"), (f"test/{score}", f"test {word} of best.pt")
+            ),
         ],
         "Loss": [
             *_lines(names, ("validation/loss", "validation loss"), ("train/loss", "training loss")),
-            *_bars(names, ("best/loss", "best validation loss"), ("test/loss", "test loss of best.pt")),
+            *_bars(names, ("validation/loss", "best validation loss"), ("test/loss", "test loss of best.pt")),
         ],
         "Divergence (the column `status` of the runs says which)": [
             *_lines(names, (f"{within}/loss", "training loss, log scale"), log_y=True),

@@ -25,9 +25,12 @@ def a_run(
         status=status,
         settings={**texts, "seed": str(seed)},
         seed=seed,
-        on_test=on_test,
         error="out of memory\nmore" if status == "failed" else None,
-        summary={"metrics": {"accuracy": test, "loss": 1.0}, "best": {"accuracy": validation, "loss": 1 - validation}},
+        summary={
+            "metrics": {"accuracy": test, "loss": 1.0},
+            "best": {"accuracy": validation, "loss": 1 - validation},
+            "data": {"validation_source": "test" if on_test else "train"},
+        },
     )
 
 

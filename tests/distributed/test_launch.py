@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 from runner.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -49,7 +49,7 @@ def run(folder, *arguments, code=0, **options):
 
 
 def losses(folder, name):
-    rows = MetricsLog.read(folder / "outputs/runs" / name / "metrics.jsonl")
+    rows = read_rows(folder / "outputs/runs" / name / "metrics.jsonl")
     return [row["loss"] for row in rows if row["split"] == "steps"]
 
 
@@ -168,11 +168,7 @@ def test_two_ranks_go_on_to_the_same_bits(tmp_path):
         assert torch.equal(parts["model"][name], value), name
     assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
     tests = [
-        [
-            row["loss"]
-            for row in MetricsLog.read(tmp_path / f"outputs/runs/{name}/metrics.jsonl")
-            if row["split"] == "test"
-        ]
+        [row["loss"] for row in read_rows(tmp_path / f"outputs/runs/{name}/metrics.jsonl") if row["split"] == "test"]
         for name in ("whole", "parts")
     ]
     assert tests[0] == tests[1]

@@ -28,23 +28,26 @@ def test_full_precision_and_a_column_for_each_key(make_run, write):
     rows = write()
     row = rows["norm=agc,agc.clip=0.01"]
     assert (row["norm"], row["agc.clip"], row["seed"]) == ("agc", "0.01", "")
-    assert float(row["best_validation_accuracy"]) == 1 / 3
-    assert (row["test_accuracy"], row["best_epoch"], row["best_on"]) == ("0.2", "3", "validation")
+    assert float(row["validation/accuracy"]) == 1 / 3
+    assert (row["test/accuracy"], row["validation/epoch"], row["best_on"]) == ("0.2", "3", "validation")
     assert row["error"] == "two\nlines, and a comma"
     assert rows["norm=[agc,none],seed=1"]["norm"] == "[agc,none]"
     killed = rows["killed=1"]
-    assert (killed["status"], killed["test_accuracy"]) == ("interrupted", "")
+    assert (killed["status"], killed["test/accuracy"]) == ("interrupted", "")
 
 
-def test_measures_of_the_study_and_two_scores(make_run, write):
+def test_measures_of_the_study_and_two_scores(make_run, write, tmp_path):
     make_run("a=1", test=0.7)
     make_run("a=2", best={"mean_iou": 0.4}, metrics={"mean_iou": 0.3})
     make_run("a=3", status="diverged", data={"validation_source": "test"})
-    rows = write(["test/loss", "status/diverged"])
-    assert [row["test/loss"] for row in rows.values()] == ["0.3", "", ""]
+    rows = write(["test/score", "test/loss", "status/diverged"])
+    assert [row["test/score"] for row in rows.values()] == ["0.7", "0.3", ""]
+    assert [row["test/loss"] for row in rows.values()] == ["0.3", "", "0.3"]
+    header = (tmp_path / "sweep/results.csv").read_text().splitlines()[0].split(",")
+    assert header.count("test/loss") == 1  # a measure that is a column anyway
     assert [row["status/diverged"] for row in rows.values()] == ["0.0", "0.0", "1.0"]
-    assert (rows["a=1"]["test_accuracy"], rows["a=1"]["test_mean_iou"]) == ("0.7", "")
-    assert (rows["a=2"]["test_accuracy"], rows["a=2"]["test_mean_iou"]) == ("", "0.3")
+    assert (rows["a=1"]["test/accuracy"], rows["a=1"]["test/mean_iou"]) == ("0.7", "")
+    assert (rows["a=2"]["test/accuracy"], rows["a=2"]["test/mean_iou"]) == ("", "0.3")
     assert rows["a=3"]["best_on"] == "test"
 
 
@@ -74,7 +77,7 @@ def test_it_is_replaced_as_a_whole(make_run, write, tmp_path, monkeypatch):
     ],
 )
 def test_no_cell_is_a_formula(tmp_path, text, cell):
-    run = Run(tmp_path / "job", "failed", settings={"a": text}, error=text, best=-0.5)
+    run = Run(tmp_path / "job", "failed", settings={"a": text}, error=text, summary={"best": {"accuracy": -0.5}})
     write_results_csv([run], tmp_path / "results.csv")
     [row] = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
-    assert (row["a"], row["error"], row["best_validation_accuracy"]) == (cell, cell, "-0.5")
+    assert (row["a"], row["error"], row["validation/accuracy"]) == (cell, cell, "-0.5")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from runner.report.arm_table import decimals
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.results.arms import arms_of
-from runner.results.number_text import decimals, number_text
 from runner.results.runs import read_runs
 
 TITLE = "test accuracy (%)"
@@ -131,23 +131,6 @@ def test_categories_are_rows_with_the_best_on_top_or_in_order(draw):
 def test_categories_in_order(draw):
     figure, _ = draw([((f"case={c}",), a) for c, a in (("a", 0.7), ("b", 0.9), ("c", 0.8))], in_order=True)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("value", "places", "text"),
-    [
-        (float("nan"), 2, "no value"),
-        (float("inf"), None, "infinite"),
-        (float("-inf"), 1, "minus infinite"),
-        (91.256, 1, "91.3"),
-        (0.00123456, None, "0.001235"),
-        (123456789.0, 2, "1.235e+08"),
-        (14321.0, None, "14320"),
-        (1.4e-6, None, "1.4e-06"),
-    ],
-)
-def test_numbers_as_text(value, places, text):
-    assert number_text(value, places) == text
 
 
 @pytest.mark.parametrize(("images", "between", "places"), [(359, 0.001, 1), (10_000, 0.001, 2), (10_000, 0.1, 1)])

@@ -7,7 +7,7 @@ import scipy.stats
 import yaml
 
 from runner.results.arms import ABSENT, arms_of, best_arms, common_overrides, spread
-from runner.results.runs import Sweep, read_runs
+from runner.results.runs import SweepRecord, read_runs
 
 
 def grouped(tmp_path, sweep=None):
@@ -69,7 +69,7 @@ def test_the_sweep_gives_order_and_names_and_values_may_be_written_otherwise(mak
     for value in ("0.10", "0.2"):
         for case in ("[none]", "batchnorm"):
             make_run(f"case={case}", f"optimizer.lr={value}")
-    sweep = Sweep(
+    sweep = SweepRecord(
         axes={"case": ["none", "batchnorm", "never run"], "optimizer.lr": ["2e-1", "1e-1"], "seed": ["0"]},
         names={"case": {"none": "no batch norm"}},
     )
@@ -98,7 +98,7 @@ def test_the_sweep_gives_order_and_names_and_values_may_be_written_otherwise(mak
 def test_an_axis_is_numeric_if_its_values_are_numbers_without_names(make_run, tmp_path, values, names, numbers):
     for value in values:
         make_run(f"x={value}")
-    [axis], _ = grouped(tmp_path, Sweep(names={"x": names}))
+    [axis], _ = grouped(tmp_path, SweepRecord(names={"x": names}))
     assert list(axis.numbers.values()) == numbers
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from runner.results.measurement import Measurement
-from runner.results.measures import check_measure, label, measure, scale, unit
-from runner.results.probe_labels import PROBE_LABELS
+from runner.results.measures import PROBE_LABELS, check_measure, label, measure, scale, unit
 from runner.results.runs import Run, read_run
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runner.config.text import same_value
-from runner.results.runs import Sweep, read_run, read_runs, read_sweep
+from runner.results.runs import SweepRecord, read_run, read_runs, read_sweep
 
 OVERRIDES = ["norm=[agc]", "++agc.clip=0.01", "~case", "wandb.mode=disabled", "name=x", "seed=3"]
 
@@ -30,8 +30,11 @@ def write(folder: Path, *, config: str = "model:\n  seed: 5\nseed: 7\n", **summa
 
 def test_a_run_as_its_summary_tells_it(tmp_path):
     run = read_run(write(tmp_path / "job"))
-    assert (run.status, run.score, run.best, run.best_loss, run.best_epoch) == ("completed", "mean_iou", 0.6, None, 4)
-    assert (run.final, run.final_loss, run.images_per_second, run.error) == (0.5, 0.3, 812.4, None)
+    assert (run.status, run.score, run.error) == ("completed", "mean_iou", None)
+    names = ("validation/mean_iou", "validation/loss", "validation/epoch", "test/mean_iou", "test/loss")
+    assert [run.number(name) for name in names] == [0.6, None, 4, 0.5, 0.3]
+    assert (run.number("test/score"), run.number("throughput/images_per_second")) == (0.5, 812.4)
+    assert (run.number("test/accuracy"), run.number("data/validation_source")) == (None, None)
     assert (run.seed, run.on_test, run.overrides) == (3, False, tuple(OVERRIDES))
     assert run.settings["norm"] == "[agc]"
     assert run.settings["agc.clip"] == "0.01"
@@ -64,7 +67,7 @@ def test_a_run_that_cannot_be_read_says_why_and_what_it_was(tmp_path, content, r
     (folder / "overrides.yaml").write_text("- norm=[agc]\n- sweep.name=a\n")
     run = read_run(folder)
     assert run.status == ("interrupted" if content is None else "unreadable")
-    assert not run.has_summary
+    assert not run.summary
     assert reason in run.error
     assert (run.settings, run.seed, run.summary) == ({"norm": "[agc]"}, 7, {})
 
@@ -94,7 +97,7 @@ def test_values_that_are_one_setting(a, b, same):
 
 
 def test_a_sweeps_record(tmp_path):
-    assert read_sweep(tmp_path) == Sweep()
+    assert read_sweep(tmp_path) == SweepRecord()
     (tmp_path / "sweep.yaml").write_text(
         "command: python -m runner\naxes:\n  case: [none, batchnorm]\n  train.ema: [null, 0.9]\n  seed: ['0', '1']\n"
         "title: A\nmeasures:\nnames: {train.compile: {true: compiled}}\nclaims: [{claim: it grows}]\n"

@@ -111,8 +111,8 @@ def test_a_sweep_ends_with_a_table(small, tmp_path, overrides, key, values):
     for row in rows:
         summary = by_value[row[key]]
         assert row["status"] == "completed"
-        assert float(row["best_validation_accuracy"]) == summary["best"]["accuracy"]
-        assert float(row["test_accuracy"]) == summary["metrics"]["accuracy"]
+        assert float(row["validation/accuracy"]) == summary["best"]["accuracy"]
+        assert float(row["test/accuracy"]) == summary["metrics"]["accuracy"]
         assert (sweep / row["job"] / "checkpoints/best.pt").is_file()
 
 
@@ -274,7 +274,7 @@ def test_a_diverged_job_is_a_result(small, tmp_path):
     assert outcome.code == 0
     rows = {row["optimizer.lr"]: row for row in results(tmp_path / "outputs/sweeps/s")}
     assert [rows[lr]["status"] for lr in ("10000000", "0.001")] == ["diverged", "completed"]
-    assert rows["10000000"]["test_accuracy"] == ""
+    assert rows["10000000"]["test/accuracy"] == ""
     [best] = [line for line in table_of(outcome.out) if line.startswith("*")]
     assert "optimizer.lr=0.001" in best
 

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from runner.tracking import console as module
-from runner.tracking.console import RunConsole, format_count, format_duration, format_lr, format_number, format_share
+from runner.tracking.console import RunConsole
 
 ROWS = [
     ("model", "resnet18, 11.2 M parameters"),
@@ -240,29 +240,3 @@ def test_quiet_says_nothing_but_errors(clock):
     assert stream.getvalue() == ""
     run.message("out of memory", "error")
     assert stream.getvalue() == "error: out of memory\n"
-
-
-def test_formats():
-    assert [format_count(n) for n in (512, 11_173_962, 141_000_000, 999_999, 2.5e9)] == [
-        "512",
-        "11.2 M",
-        "141 M",
-        "1 M",
-        "2.5 G",
-    ]
-    numbers = (None, 0.0, 0.4123, 0.0001, 9999.0, 12345.6, float("nan"), float("inf"))
-    assert [format_number(n) for n in numbers] == [
-        "-",
-        "0.000",
-        "0.412",
-        "1.0e-04",
-        "9999.000",
-        "1.2e+04",
-        "nan",
-        "inf",
-    ]
-    assert [format_number(n, 0) for n in (None, 812.4, 123456.7, 0.4)] == ["-", "812", "123457", "4.0e-01"]
-    assert [format_lr(n) for n in (None, 0.1, 0.0512345, 5e-7)] == ["-", "0.1", "0.0512", "5e-07"]
-    assert [format_share(n) for n in (None, 0.97834, 1.0)] == ["-", "97.8 %", "100.0 %"]
-    seconds = (None, 7.2, 59.7, 3725, float("nan"))
-    assert [format_duration(n) for n in seconds] == ["-:--", "0:07", "1:00", "1:02:05", "-:--"]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.results.metrics import read_rows
 from runner.tracking.metrics_log import MetricsLog
 
 
@@ -25,14 +26,14 @@ def test_rows_come_back_in_order_one_json_object_a_line(log):
     for entry in rows:
         log.write(entry)
         assert json.loads(log.path.read_text().splitlines()[-1]) == entry  # on disk at once, not at the end
-    assert MetricsLog.read(log.path) == rows
+    assert read_rows(log.path) == rows
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_floats_keep_their_full_precision(tmp_path_factory, value):
     log = MetricsLog(tmp_path_factory.mktemp("log") / "metrics.jsonl")
     log.write(row(1, loss=value))
-    assert MetricsLog.read(log.path)[0]["loss"] == value
+    assert read_rows(log.path)[0]["loss"] == value
 
 
 def test_non_finite_numbers_are_null_for_strict_readers(log):
@@ -56,16 +57,16 @@ def test_a_torn_last_line_is_dropped_and_does_not_spoil_the_next_row(log, torn):
     log.write(row(3))
     with open(log.path, "ab") as file:
         file.write(torn)
-    assert MetricsLog.read(log.path) == [row(3)]
+    assert read_rows(log.path) == [row(3)]
     again = MetricsLog(log.path)
     again.write(row(5))
-    assert MetricsLog.read(log.path) == [row(3), row(5)]
+    assert read_rows(log.path) == [row(3), row(5)]
 
 
 def test_a_broken_line_within_the_file_is_an_error_that_names_it(log):
     log.path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
-        MetricsLog.read(log.path)
+        read_rows(log.path)
 
 
 def test_cut_back_keeps_the_rows_up_to_the_step_and_the_log_goes_on(log):
@@ -74,11 +75,11 @@ def test_cut_back_keeps_the_rows_up_to_the_step_and_the_log_goes_on(log):
     with open(log.path, "a") as file:
         file.write('{"step": 20, "ep')
     log.cut_back(20)
-    assert [entry["step"] for entry in MetricsLog.read(log.path)] == [10, 20, 20]
+    assert [entry["step"] for entry in read_rows(log.path)] == [10, 20, 20]
     assert log.path.read_bytes().endswith(b"}\n")
     log.write(row(21))
-    assert [entry["step"] for entry in MetricsLog.read(log.path)] == [10, 20, 20, 21]
-    assert MetricsLog.read(log.path)[0]["loss"] == 0.1 + 0.2
+    assert [entry["step"] for entry in read_rows(log.path)] == [10, 20, 20, 21]
+    assert read_rows(log.path)[0]["loss"] == 0.1 + 0.2
 
 
 def test_cut_back_without_a_file_does_nothing(log):

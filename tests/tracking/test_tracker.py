@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from runner.results.metrics import read_rows
 from runner.tracking.console import RunConsole
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.tracker import Tracker
@@ -45,7 +46,7 @@ def test_the_metrics_file_comes_first(tracker, monkeypatch):
     monkeypatch.setattr(tracker.wandb, "log", fail)
     with pytest.raises(KeyboardInterrupt):
         tracker.log(ROW)
-    assert MetricsLog.read(tracker.metrics.path) == [ROW]
+    assert read_rows(tracker.metrics.path) == [ROW]
 
 
 def test_a_whole_run(tracker, events, monkeypatch):

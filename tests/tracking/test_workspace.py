@@ -88,9 +88,13 @@ def test_without_an_account_the_workspace_is_a_file_in_the_sweeps_folder(call, s
     runs = found.runset_settings
     assert runs.filters == """Metric("Group") == 'clips'"""
     assert [group.name for group in runs.groupby] == ["overrides/agc/clip"]  # a seed is a repetition, no group
-    assert {"config:overrides/agc/clip.value", "summary:status", "summary:best/accuracy"} <= {*runs.pinned_columns}
+    assert {"config:overrides/agc/clip.value", "summary:status", "summary:validation/accuracy"} <= {
+        *runs.pinned_columns
+    }
     shown = metrics_of(found)
-    assert {"validation/accuracy", "best/accuracy", "test/accuracy", "train/loss", "steps/loss"} <= shown
+    assert {"validation/accuracy", "test/accuracy", "train/loss", "steps/loss"} <= shown
+    bars = [panel for section in found.sections for panel in section.panels if hasattr(panel, "metrics")]
+    assert [bar.metrics[0].name for bar in bars if bar.title == "best validation accuracy"] == ["validation/accuracy"]
     assert {"steps/agc/clipped_share", "throughput/images_per_second", "probe/clipping", "step"} <= shown
     assert "steps/images_per_second" not in shown  # which no run logged
 
@@ -161,5 +165,5 @@ def test_every_panel_shows_what_wandb_has(call, runner, small_model, records, tm
     known |= {key for summary in found["summary"] for key in summary["update"]}
     about = {"title": "t", "group": "s", "swept": [], "project": "p"}
     shown = metrics_of(read_back(as_json(build_workspace(logged, **about))))
-    assert {"steps/agc/clipped_share", "probe/clipping", "best/loss", "throughput/train_seconds"} <= shown
+    assert {"steps/agc/clipped_share", "probe/clipping", "validation/loss", "throughput/train_seconds"} <= shown
     assert shown <= known

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runner.data.batches import TensorTrainBatches
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 from runner.training import clock as clock_module
 from runner.training.accumulator import MetricAccumulator
 from runner.training.checkpoint import load_checkpoint
@@ -35,7 +35,7 @@ def checkpoint(tmp_path, name="last.pt", run="run"):
 
 
 def rows(tmp_path, split, name="run"):
-    return [row for row in MetricsLog.read(folder(tmp_path, name) / "metrics.jsonl") if row["split"] == split]
+    return [row for row in read_rows(folder(tmp_path, name) / "metrics.jsonl") if row["split"] == split]
 
 
 @pytest.fixture

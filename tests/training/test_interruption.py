@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runner.distributed import signals
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 from runner.training.checkpoint import load_checkpoint
 from runner.training.step import OptimizerStep
 from runner.training.tasks import Classification
@@ -42,7 +42,7 @@ def goes_on(small, tmp_path, monkeypatch):
         whole, parts = (load_checkpoint(folder / "checkpoints/last.pt")["model"] for folder in folders)
         assert all(torch.equal(value, parts[name]) for name, value in whole.items())
         whole, parts = (
-            [{key: value for key, value in row.items() if key not in TIMINGS} for row in MetricsLog.read(file)]
+            [{key: value for key, value in row.items() if key not in TIMINGS} for row in read_rows(file)]
             for file in (folder / "metrics.jsonl" for folder in folders)
         )
         assert parts == whole

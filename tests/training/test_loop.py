@@ -16,7 +16,7 @@ from runner.methods import estimate_batchnorm_statistics, remove_batchnorm
 from runner.methods.cutmix import CutMix
 from runner.methods.mixup import MixUp
 from runner.models import resnet18
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 from runner.training.checkpoint import load_checkpoint
 from runner.training.loop import Trainer
 from runner.training.precision import Precision, choose_device
@@ -100,8 +100,7 @@ def assert_same(a, b):
 def rows(folder):
     timings = ("images_per_second", "seconds")
     return [
-        {key: value for key, value in row.items() if key not in timings}
-        for row in MetricsLog.read(folder / "metrics.jsonl")
+        {key: value for key, value in row.items() if key not in timings} for row in read_rows(folder / "metrics.jsonl")
     ]
 
 

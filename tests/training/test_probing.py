@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from runner.probes import Measurement
-from runner.tracking.metrics_log import MetricsLog
+from runner.results.metrics import read_rows
 
 STATEFUL = (
     "model=resnet20",
@@ -38,7 +38,7 @@ def test_training_goes_on_as_if_nothing_had_looked(tiny, tmp_path):
         assert torch.equal(value, second["model"][name]), name
     assert torch.equal(first["random"]["cpu"], second["random"]["cpu"])
     assert str(first["methods"]) == str(second["methods"])
-    steps = [row["step"] for row in MetricsLog.read(probed / "metrics.jsonl") if row["split"] == "probe"]
+    steps = [row["step"] for row in read_rows(probed / "metrics.jsonl") if row["split"] == "probe"]
     assert steps == [moment for moment in (0, 3, 4, 8) for _ in range(5)]
     assert {file.name for file in (probed / "probes").glob("clipping*.npz")} == {
         f"clipping-step{step}.npz" for step in (0, 3, 4, 8)
@@ -47,7 +47,7 @@ def test_training_goes_on_as_if_nothing_had_looked(tiny, tmp_path):
     rows = [
         [
             {key: value for key, value in row.items() if key not in timings}
-            for row in MetricsLog.read(folder / "metrics.jsonl")
+            for row in read_rows(folder / "metrics.jsonl")
             if row["split"] != "probe"
         ]
         for folder in (plain, probed)
@@ -62,11 +62,11 @@ def test_one_moment_leaves_one_file_a_probe_and_its_numbers(small, tmp_path):
     files = {file.name for file in (folder / "probes").iterdir()}
     assert files == {f"{name}.{kind}" for name in ("gradient_histogram", "learning_curves") for kind in ("npz", "png")}
     found = Measurement.load(folder / "probes/gradient_histogram.npz")
-    [row] = [row for row in MetricsLog.read(folder / "metrics.jsonl") if row["split"] == "probe"]
+    [row] = [row for row in read_rows(folder / "metrics.jsonl") if row["split"] == "probe"]
     for name, number in found.numbers.items():
         assert row[f"gradient_histogram/{name}"] == number
     curves = Measurement.load(folder / "probes/learning_curves.npz")
-    losses = [row["loss"] for row in MetricsLog.read(folder / "metrics.jsonl") if row["split"] == "validation"]
+    losses = [row["loss"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "validation"]
     assert np.array_equal(curves.arrays["validation/loss"], losses)
 
 
@@ -84,7 +84,7 @@ def test_epochs_alone_are_moments_too(small, tmp_path):
     chosen = ("probe=[gradient_histogram,learning_curves]", "probe_at=[]", "probe_every_epochs=2", "train.epochs=3")
     assert small(*chosen, "name=run").code == 0
     folder = tmp_path / "outputs/runs/run"
-    assert [row["step"] for row in MetricsLog.read(folder / "metrics.jsonl") if row["split"] == "probe"] == [8]
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "probe"] == [8]
     assert (folder / "probes/gradient_histogram-step8.png").is_file()
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from runner.probes.learning_curves import learning_curves
+from runner.results.learning_curves import learning_curves
 
 ROWS = [
     {"step": 3, "epoch": 1, "split": "steps", "loss": 2.0, "agc/clipped_share": 0.25},
@@ -82,5 +82,5 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f"{json.dumps(ROWS[0])}\n\n{line}\n")
-    with pytest.raises(ValueError, match="line 3: not"):
+    with pytest.raises(ValueError, match="line 3: no"):
         learning_curves(path)
