@@ -116,13 +116,7 @@ def _normalize(
 
 
 def _gradient(
-    x: Tensor,
-    grad_out: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    sizes: list[int],
+    x: Tensor, grad_out: Tensor, grad: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, sizes: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient at x into `grad`; return those at weight and bias.
 
@@ -172,13 +166,7 @@ def _normalize_on_views(
 
 
 def _gradient_on_views(
-    x: Tensor,
-    grad_out: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    sizes: list[int],
+    x: Tensor, grad_out: Tensor, grad: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, sizes: list[int]
 ) -> tuple[Tensor, Tensor]:
     """`_gradient` without batch norm's kernels."""
     sums = []

@@ -15,9 +15,8 @@ from runner.methods.cutmix import cutmix_batch
 from runner.methods.dropout import apply_dropout
 from runner.methods.fixup import FixupBias, FixupScale
 from runner.methods.ghost_batchnorm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, apply_ghost_batchnorm
-from runner.methods.groupnorm import apply_group_norm
+from runner.methods.groupnorm import apply_group_norm, apply_layer_norm
 from runner.methods.instancenorm import apply_instance_norm
-from runner.methods.layernorm import apply_layer_norm
 from runner.methods.mixup import mixup_batch
 from runner.methods.none import SkipInit, remove_batchnorm
 from runner.methods.precise_batchnorm import estimate_batchnorm_statistics

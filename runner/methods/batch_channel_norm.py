@@ -13,7 +13,7 @@ from runner.layers.surgery import refuse_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
-from runner.methods.norm_replacement import batch_norms, check_num_groups, replace_batch_norms
+from runner.methods.norm_replacement import batch_norms, check_num_groups, placement_of, replace_batch_norms
 
 
 class BatchChannelNorm2d(nn.BatchNorm2d):
@@ -23,23 +23,23 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
         y = (z - mu_g) / sqrt(var_g + eps) * group_weight_g + group_bias_g
 
     with mu_g and the biased var_g over the positions and the C / num_groups channels of a group g, sample by sample.
-    The affine part of the second step is one scale and one shift for each *group*: `group_weight` and `group_bias` of
-    shape (num_groups,). All else, in evaluation too, is plain batch norm's, with its parameters, buffers and keys.
+    The second step has one scale and one shift for each *group*: `group_weight` and `group_bias` of shape
+    (num_groups,). All else, in evaluation too, is plain batch norm's, with its parameters, buffers and keys.
 
     `estimate=False`: mu_c and var_c are the statistics of the mini-batch, as in plain batch norm, for large batches.
 
-    `estimate=True`, for micro-batches: training normalizes with the running estimates. Before, these are updated,
-    without gradient, with the step r = `momentum`, in this order (the authors' published code):
+    `estimate=True`, for micro-batches: training normalizes with the running estimates, which it first updates, without
+    gradient, with the step r = `momentum`, in this order (the authors' published code):
 
         s    = mean of (x - running_mean)^2 over samples and positions, about the estimate *before* its update
         running_mean <- (1 - r) running_mean + r mean(x)
         running_var  <- (1 - r) running_var + r s
 
-    Here s is biased, where plain batch norm keeps the unbiased variance. Gradients pass the first step as an affine
-    map: mu_c and var_c are constants. momentum=None takes r = 1 / `num_batches_tracked`.
+    Here s is biased, where plain batch norm keeps the unbiased variance. For gradients the first step is an affine
+    map, with mu_c and var_c as constants. momentum=None takes r = 1 / `num_batches_tracked`.
 
     Arguments are those of `nn.BatchNorm2d`; affine=False leaves out both affine parts. The output has the dtype of x.
-    ValueError if `num_groups` does not divide `num_features`, and for `estimate` without running statistics.
+    Raises ValueError if `num_groups` does not divide `num_features`, and for `estimate` without running statistics.
 
     >>> import torch
     >>> from runner.methods import BatchChannelNorm2d
@@ -75,7 +75,7 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
             self.register_parameter(name, parameter)
 
     def reset_parameters(self) -> None:
-        """Bring all parameters and running statistics back to their first values."""
+        """Set all parameters and running statistics to their initial values."""
         super().reset_parameters()
         if getattr(self, "group_weight", None) is not None:  # not yet there when nn.BatchNorm2d's constructor calls
             nn.init.ones_(self.group_weight)
@@ -103,7 +103,7 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
 
     def _group_affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """`group_weight` and `group_bias`, given to each channel of a group."""
+        """`group_weight` and `group_bias`, repeated for each channel of a group."""
         if self.group_weight is None:
             return None, None
         channels = self.num_features // self.num_groups
@@ -115,17 +115,17 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
 
 
 def apply_batch_channel_norm(model: nn.Module, *, num_groups: int = 32, estimate: bool = False) -> int:
-    """Turn the batch norms of `model` into `BatchChannelNorm2d`, in place; the number of layers changed is returned.
+    """Turn the batch norms of `model` into `BatchChannelNorm2d`, in place; return how many layers were changed.
 
-    That layer's docstring gives the equations and says what `estimate` does. Parameter and buffer objects, hooks and
-    keys stay. New are `group_weight` and `group_bias` in each layer: a checkpoint of the unchanged model loads with
-    strict=False, and back, and an optimizer made before knows nothing of them: make it afterwards, or add them as a
-    parameter group. Layers that are batch-channel norms of `num_groups` groups already take the new `estimate`, and
-    count if it differs from theirs.
+    That layer's docstring gives the equations and explains `estimate`. Parameter and buffer objects, hooks and keys
+    stay. `group_weight` and `group_bias` are new in each layer: a checkpoint of the unchanged model loads with
+    strict=False, and back. An optimizer made before does not train them: make it afterwards, or add them as a parameter
+    group. Layers that already are batch-channel norms of `num_groups` groups take the new `estimate`, and count if it
+    differs from theirs.
 
-    Raises ValueError if there is no `nn.BatchNorm2d`, if the model itself is one, if `num_groups` does not divide the
-    features of a layer, and for every other kind of batch norm; for batch-channel norms of another number of
-    groups; and with `estimate` for a layer without running statistics. Nothing is changed then.
+    Raises ValueError, and changes nothing, if there is no `nn.BatchNorm2d`, if the model itself is one, if `num_groups`
+    does not divide the features of a layer, for every other kind of batch norm, for batch-channel norms of another
+    number of groups, and with `estimate` for a layer without running statistics.
 
     >>> from torch import nn
     >>> from runner.methods import apply_batch_channel_norm
@@ -161,20 +161,10 @@ def apply_batch_channel_norm(model: nn.Module, *, num_groups: int = 32, estimate
             )
 
     def make(norm: _BatchNorm) -> BatchChannelNorm2d:
-        like = next((tensor for tensor in (norm.weight, norm.running_mean) if tensor is not None), torch.empty(0))
-        return BatchChannelNorm2d(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            norm.affine,
-            norm.track_running_stats,
-            like.device,
-            like.dtype,
-            num_groups=num_groups,
-            estimate=estimate,
-        )
+        settings = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        return BatchChannelNorm2d(*settings, *placement_of(norm), num_groups=num_groups, estimate=estimate)
 
-    changed = replace_batch_norms(model, plain, make, is_converted=lambda model: bool(converted))
+    changed = replace_batch_norms(model, plain, make, is_converted=bool(converted))
     for norm in converted.values():
         changed += norm.estimate != estimate
         norm.estimate = estimate

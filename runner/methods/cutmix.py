@@ -7,9 +7,10 @@ from math import floor
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
-from runner.methods.mixing import Mixing, check_partners, mixed_probabilities
+from runner.methods.mixing import Batch, Lambda, Mixing, check_partners, mixed_probabilities
 
 Box = tuple[int, int, int, int]
 
@@ -21,11 +22,11 @@ def cutmix_batch(
 
         x <- x_i outside the box, x_j inside,    y <- lam * y_i + (1 - lam) * y_j,    1 - lam = box area / image area.
 
-    `box` is (top, bottom, left, right) in pixels, bottom and right excluded, the same for all images, or one of these
-    for each. `images` is (B, C, H, W); `targets` are class indices (B,), or probabilities (B, num_classes) where they
-    have been mixed before. Returns new images and probabilities (B, num_classes); the arguments stay as they are.
+    `box` is (top, bottom, left, right) in pixels, bottom and right excluded, one for all images or one for each.
+    `images` is (B, C, H, W); `targets` are class indices (B,), or probabilities (B, num_classes) if they were mixed
+    before. Returns new images and probabilities (B, num_classes).
 
-    Raises ValueError for a box that does not lie in the image and for numbers or shapes that do not fit.
+    Raises ValueError for a box outside the image and for numbers or shapes that do not fit.
 
     >>> import torch
     >>> from runner.methods import cutmix_batch
@@ -63,8 +64,8 @@ def cutmix_batch(
 def box_around(centre: tuple[float, float], lam: float, height: int, width: int) -> Box:
     """The box (top, bottom, left, right) with sides sqrt(1 - lam) * (height, width), cut off at the image's edges.
 
-    `centre` is (y, x) in pixels. Edges are rounded to whole pixels, so that over uniform centres a side that is not
-    cut off has the right length in the mean.
+    `centre` is (y, x) in pixels. Edges are rounded to whole pixels: over uniform centres, the mean length of a side
+    that is not cut off is exact.
 
     >>> from runner.methods.cutmix import box_around
     >>> box_around((8.0, 14.0), lam=0.75, height=16, width=16)
@@ -81,12 +82,11 @@ def box_around(centre: tuple[float, float], lam: float, height: int, width: int)
 
 
 class CutMix(Mixing):
-    """`cutmix_batch` with lambda ~ Beta(alpha, alpha) and one box for each batch, as in the authors' code.
+    """`cutmix_batch` with one lambda ~ Beta(alpha, alpha) and one box for each batch, as in the authors' code.
 
-    With `per_image` one of both for each image, as in that of NFNets (arXiv 2102.06171).
-
-    The box has the sides sqrt(1 - lambda) * (H, W) and a uniform centre, and is cut off at the edges of the image; the
-    labels are mixed by the area that is left of it. `portion` is the part of the batch that is mixed, see `Mixing`.
+    With `per_image` each image has its own, as in the code of NFNets (arXiv 2102.06171). The box has the sides
+    sqrt(1 - lambda) * (H, W) and a uniform centre, and is cut off at the edges of the image; the labels are mixed by
+    the area that remains. `portion` is the part of the batch that is mixed, see `Mixing`.
 
     >>> import torch
     >>> from runner.methods.cutmix import CutMix
@@ -101,14 +101,7 @@ class CutMix(Mixing):
     def __init__(self, *, alpha: float = 1.0, portion: str = "auto", per_image: bool = False) -> None:
         super().__init__(alpha=alpha, portion=portion, per_image=per_image)
 
-    def mix(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        lam: float | np.ndarray,
-        permutation: Tensor,
-        generator: np.random.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, targets: Tensor, lam: Lambda, permutation: Tensor, generator: Generator) -> Batch:
         height, width = images.shape[-2:]
         boxes = [
             box_around((generator.uniform(0, height), generator.uniform(0, width)), share, height, width)

@@ -14,10 +14,7 @@ from runner.methods.norm_replacement import batch_norms, replace_batch_norms
 
 
 class _BatchedInstanceNorm(_InstanceNorm):
-    """What the layers below have in common: they refuse what torch's would misread, and load what these would not.
-
-    There are no running statistics, nor buffers for them that those of a batch norm could be handed over to.
-    """
+    """The base of the layers below, without buffers for running statistics, which `carry_over` would fill."""
 
     num_dims: int  # of the input, with those of the batch and the channels
 
@@ -46,8 +43,8 @@ class _BatchedInstanceNorm(_InstanceNorm):
             )
 
     def _load_from_state_dict(self, *args) -> None:
-        # torch's own takes running statistics in a state dict without a version, such as any dict of tensors, for an
-        # error, even with strict=False. Here they are what they are for every layer: keys that are not expected.
+        # torch's own raises an error for running statistics in a state dict without a version, such as any dict of
+        # tensors, even with strict=False. Here they are unexpected keys, as in every layer.
         _NormBase._load_from_state_dict(self, *args)
 
 
@@ -79,21 +76,15 @@ _INSTANCE_NORMS |= {ghost: _INSTANCE_NORMS[plain] for plain, ghost in GHOST_BATC
 
 
 def apply_instance_norm(model: nn.Module) -> int:
-    """Replace the batch norms of `model` by instance norms, in place; the number of layers replaced is returned.
+    """Replace the batch norms of `model` by instance norms, in place; return how many were replaced.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased variance over the positions of one channel
-    of one sample (Ulyanov et al. 2016, arXiv 1607.08022), and batch norm's weight and bias; training and evaluation
-    are alike, and there are no running statistics. Plain and ghost batch norms become the `nn.InstanceNorm1d/2d/3d` of
+    of one sample (Ulyanov et al. 2016, arXiv 1607.08022), and batch norm's weight and bias, in training and in
+    evaluation; there are no running statistics. Plain and ghost batch norms become the `nn.InstanceNorm1d/2d/3d` of
     their dimension. An `nn.SyncBatchNorm`, which does not know its dimension, becomes a 2d one.
 
-    An input without positions (N, C), and feature maps of one position, which would all turn to 0, are refused with a
-    ValueError in the forward pass.
-
-    Everything else is as in `apply_group_norm`: what stays and what vanishes from the state dict. A model whose norms
-    are instance norms already is left as it is, and 0 returned.
-
-    Raises ValueError if there is no batch norm, if the model itself is one, and for lazy or other subclasses of batch
-    norm. Nothing is changed then.
+    The forward pass raises ValueError for an input without positions (N, C), and for feature maps of one position,
+    which would all turn to 0. See `apply_group_norm` for all else.
 
     >>> from torch import nn
     >>> from runner.methods import apply_instance_norm
@@ -111,7 +102,7 @@ def apply_instance_norm(model: nn.Module) -> int:
         model,
         batch_norms(model, "become instance norms"),
         make,
-        is_converted=lambda model: any(isinstance(module, _InstanceNorm) for module in model.modules()),
+        is_converted=any(isinstance(module, _InstanceNorm) for module in model.modules()),
     )
 
 

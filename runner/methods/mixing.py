@@ -1,4 +1,4 @@
-"""What MixUp and CutMix have in common: partners within a batch, soft targets, draws that a resumed run repeats."""
+"""What MixUp and CutMix share: partners within a batch, soft targets, draws that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.methods.method import Method
 
+Lambda = float | np.ndarray
+Batch = tuple[Tensor, Tensor]
+
 
 class Mixing(Method):
     """Mixes each image of a portion of the batch with a partner from the same portion.
 
-    A subclass has a `node` (its option's name) and a `mix` of its own. Per batch one share lambda ~ Beta(alpha, alpha)
-    and one random permutation, which gives the partners, are drawn on the CPU from a generator seeded by the run's
-    seed, the option and the number of the batch: nothing waits for a GPU, a resumed run goes on with the same draws,
-    and all processes have the same lambda. With `per_image` every image has a lambda of its own.
+    A subclass defines `node`, its option's name, and `mix`. For each batch a generator on the CPU, seeded by the run's
+    seed, the option and the number of the batch, draws a permutation, which gives the partners, and one
+    lambda ~ Beta(alpha, alpha), with `per_image` one for each image. So nothing waits for a GPU, a resumed run repeats
+    the draws, and all processes have the same lambda.
 
-    `portion`: "all", "first_half" (B // 2 images), "second_half" (the others) or "auto", which is what the
-    configuration chooses, and the whole batch here.
+    `portion`: "all", "first_half" (B // 2 images), "second_half" (the others) or "auto", the whole batch unless the
+    configuration has chosen another portion.
     """
 
     node: ClassVar[str]
@@ -36,7 +40,7 @@ class Mixing(Method):
         self.num_batches = 0
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
-        """Change no module; take the seed."""
+        """Store the seed; no module changes."""
         self.seed = seed
         return 0
 
@@ -56,18 +60,8 @@ class Mixing(Method):
         images[first:last], targets[first:last] = mixed
         return images, targets
 
-    def mix(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        lam: float | np.ndarray,
-        permutation: Tensor,
-        generator: np.random.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """The mixed images and the mixed probabilities; `generator` is for what else has to be drawn.
-
-        `lam` is one number, or (B,) of them.
-        """
+    def mix(self, images: Tensor, targets: Tensor, lam: Lambda, permutation: Tensor, generator: Generator) -> Batch:
+        """The mixed images and probabilities, for one `lam` or (B,) of them; `generator` draws what else is needed."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, int]:
@@ -78,7 +72,7 @@ class Mixing(Method):
 
 
 def probabilities(targets: Tensor, num_classes: int) -> Tensor:
-    """Class indices (B,) as one-hot rows (B, num_classes) in float32; probabilities of that shape as they are.
+    """Class indices (B,) as one-hot rows (B, num_classes) in float32; probabilities of that shape unchanged.
 
     >>> import torch
     >>> from runner.methods.mixing import probabilities
@@ -104,7 +98,7 @@ def mixed_probabilities(targets: Tensor, num_classes: int, lam: float | Tensor, 
 
 
 def along(lam: float | Tensor, x: Tensor) -> float | Tensor:
-    """Numbers (B,) for the samples of `x` (B, ...), in a shape that multiplies them; one number as it is."""
+    """`lam` in a shape that broadcasts over the samples of `x`, (B, ...): one number, or (B,) of them."""
     return lam.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) if isinstance(lam, Tensor) else lam
 
 

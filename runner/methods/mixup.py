@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
-from runner.methods.mixing import Mixing, along, check_partners, mixed_probabilities
+from runner.methods.mixing import Batch, Lambda, Mixing, along, check_partners, mixed_probabilities
 
 
 def mixup_batch(
@@ -18,9 +19,8 @@ def mixup_batch(
 
         x <- lam * x_i + (1 - lam) * x_j,    y <- lam * y_i + (1 - lam) * y_j.
 
-    `images` is (B, ...) of floating point; `targets` are class indices (B,), or probabilities (B, num_classes) where
-    they have been mixed before; `lam` is one number, or B of them. Returns new images and probabilities
-    (B, num_classes); the arguments stay as they are.
+    `images` is (B, ...) of floating point; `targets` are class indices (B,), or probabilities (B, num_classes) if they
+    were mixed before; `lam` is one number, or B of them. Returns new images and probabilities (B, num_classes).
 
     Raises ValueError for a `lam` outside [0, 1] and for numbers or shapes that do not fit.
 
@@ -44,9 +44,9 @@ def mixup_batch(
 class MixUp(Mixing):
     """`mixup_batch` with one lambda ~ Beta(alpha, alpha) for each batch, as in the authors' code.
 
-    With `per_image` one for each image, as in that of NFNets (2102.06171). `portion` is the part of the batch that
-    is mixed, see `Mixing`. The training loss is the cross-entropy with the mixed labels, which is that mean of the two
-    cross-entropies.
+    With `per_image` each image has its own, as in the code of NFNets (arXiv 2102.06171). `portion` is the part of the
+    batch that is mixed, see `Mixing`. The training loss is the cross-entropy with the mixed labels, which equals the
+    weighted mean of the two cross-entropies.
 
     >>> import torch
     >>> from runner.methods.mixup import MixUp
@@ -62,12 +62,5 @@ class MixUp(Mixing):
     def __init__(self, *, alpha: float = 0.2, portion: str = "auto", per_image: bool = False) -> None:
         super().__init__(alpha=alpha, portion=portion, per_image=per_image)
 
-    def mix(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        lam: float | np.ndarray,
-        permutation: Tensor,
-        generator: np.random.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, targets: Tensor, lam: Lambda, permutation: Tensor, generator: Generator) -> Batch:
         return mixup_batch(images, targets, num_classes=targets.shape[1], lam=lam, permutation=permutation)

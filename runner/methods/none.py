@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.methods.fixup import FixupBias, FixupScale, fixup_classifier, initialize_fixup
 from runner.methods.method import Method
-from runner.methods.norm_replacement import batch_norms, replace_batch_norms
+from runner.methods.norm_replacement import batch_norms, placement_of, replace_batch_norms
 from runner.methods.residual_branches import residual_branches
 
 
@@ -34,10 +34,10 @@ class RemovedNorm(nn.Identity):
 
 
 def remove_batchnorm(model: nn.Module, *, skipinit: bool = False, fixup: bool = False) -> int:
-    """Replace the batch norms of `model` by the identity, in place; the number of layers replaced is returned.
+    """Replace the batch norms of `model` by the identity, in place; return how many were replaced.
 
     With `skipinit` the last batch norm of each residual branch becomes a learnable scalar, 0 at first, so that each
-    block starts as its shortcut (De & Smith 2020, arXiv 2002.10444); see `residual_branches` for what is taken for one.
+    block starts as its shortcut (De & Smith 2020, arXiv 2002.10444). `residual_branches` says what counts as one.
 
     With `fixup` the model is *initialized anew* for training without norms (Zhang et al. 2019, arXiv 1901.09321): with
     L blocks of m convolutions in the branch, the last convolution of each branch and the classifier start at 0, the
@@ -47,12 +47,12 @@ def remove_batchnorm(model: nn.Module, *, skipinit: bool = False, fixup: bool = 
     has biases at more places, where no norm stood: before each convolution and before the classifier.
 
     The keys of the batch norms vanish from the state dict, and their parameters from the model. An optimizer made
-    before knows nothing of the new scalars: make it afterwards, or add them as a parameter group.
-    A model without batch norm that was treated in the same way before is left as it is, and 0 returned.
+    before does not train the new scalars: make it afterwards, or add them as a parameter group. A model that this
+    function changed in the same way before stays as it is, and the function returns 0.
 
-    Raises ValueError if there is no batch norm, if the model itself is one, for lazy or other subclasses of batch
-    norm, which may compute more, and for `skipinit` with `fixup`; with either of them if there is no residual block,
-    or one whose last norm cannot be told; with `fixup` if the classifier cannot be told. Nothing is changed then.
+    Raises ValueError, and changes nothing, if there is no batch norm, if the model itself is one, for lazy or other
+    subclasses of batch norm, and for `skipinit` with `fixup`; with either if there is no residual block, or one whose
+    last norm is unclear; with `fixup` if the classifier is unclear.
 
     >>> from torchvision.models.resnet import BasicBlock
     >>> from runner.methods import remove_batchnorm
@@ -72,19 +72,15 @@ def remove_batchnorm(model: nn.Module, *, skipinit: bool = False, fixup: bool = 
     classifier = fixup_classifier(model) if norms and fixup else None
 
     def make(norm: _BatchNorm) -> nn.Module:
-        like = next((t for t in (norm.weight, norm.running_mean) if t is not None), torch.empty(()))
         if norm in last_norms:
-            return (FixupScale if fixup else SkipInit)(like.device, like.dtype)
+            return (FixupScale if fixup else SkipInit)(*placement_of(norm))
         if fixup and norm not in in_shortcuts:
-            return FixupBias(like.device, like.dtype)
+            return FixupBias(*placement_of(norm))
         return RemovedNorm()
 
     treated = SkipInit if skipinit else FixupScale if fixup else (RemovedNorm, SkipInit, FixupScale)
     removed = replace_batch_norms(
-        model,
-        norms,
-        make,
-        is_converted=lambda model: any(isinstance(module, treated) for module in model.modules()),
+        model, norms, make, is_converted=any(isinstance(module, treated) for module in model.modules())
     )
     if classifier is not None:
         initialize_fixup(model, branches, classifier)

@@ -1,10 +1,11 @@
-"""Putting another layer in the place of every batch norm of a model: what the methods that do so share."""
+"""Replacing every batch norm of a model by another layer: what the methods that do so share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
@@ -18,10 +19,10 @@ BATCH_NORMS = (*PLAIN_BATCH_NORMS, *GHOST_BATCH_NORMS.values(), *SYNC_BATCH_NORM
 def batch_norms(
     model: nn.Module, outcome: str, kinds: tuple[type[_BatchNorm], ...] = BATCH_NORMS
 ) -> dict[str, _BatchNorm]:
-    """The batch norms of `model` by name, a shared one once.
+    """The batch norms of `model` by name; a shared one appears once.
 
-    Raises ValueError if one is of a class that is not in `kinds`; `outcome` says what becomes of those that are, as in
-    "become group norms".
+    Raises ValueError if the class of one is not in `kinds`. `outcome` completes the message: what becomes of those that
+    are, as in "become group norms".
 
     >>> from torch import nn
     >>> from runner.methods.norm_replacement import batch_norms
@@ -40,7 +41,7 @@ def batch_norms(
 def check_num_groups(node: str, num_groups: int, norms: Mapping[str, _BatchNorm]) -> None:
     """Raise a ValueError, with the divisors to choose from, if `num_groups` does not divide the features of a layer.
 
-    `node` is the name of the method's settings, for the message.
+    `node` is the name of the method's settings.
     """
     for name, norm in norms.items():
         if norm.num_features % num_groups:
@@ -52,34 +53,37 @@ def check_num_groups(node: str, num_groups: int, norms: Mapping[str, _BatchNorm]
 
 
 def replace_batch_norms(
-    model: nn.Module,
-    norms: Mapping[str, _BatchNorm],
-    make: Callable[[_BatchNorm], nn.Module],
-    *,
-    is_converted: Callable[[nn.Module], bool],
+    model: nn.Module, norms: Mapping[str, _BatchNorm], make: Callable[[_BatchNorm], nn.Module], *, is_converted: bool
 ) -> int:
-    """Put `make(norm)` in the place of each of `norms`, which `batch_norms` found, and return their number.
+    """Put `make(norm)` in the place of each of `norms`, which `batch_norms` gave, and return their number.
 
-    What the new layer has in common with the old one, by name, is carried over; see `replace_modules`. Without any
-    batch norm the answer is 0 if `is_converted(model)`, and else a ValueError; so it is if the model itself is one.
+    The new layer takes over what it shares with the old one by name; see `replace_modules`. Raises ValueError if the
+    model itself is a batch norm, or if there is none, unless the model `is_converted` already: then it returns 0.
     """
-    if not norms and not is_converted(model):
+    if not norms and not is_converted:
         raise nothing_to_change(model, "batch norm (nn.BatchNorm1d, 2d, 3d)")
     to_replace = set(norms.values())
 
-    def make_and_note(norm: _BatchNorm) -> nn.Module:
+    def make_and_mark(norm: _BatchNorm) -> nn.Module:
         new = make(norm)
         if was_trained(norm):
-            new.replaces_trained_norm = True  # what a method that comes later can no longer see
+            new.replaces_trained_norm = True  # a later method can no longer see it
         return new
 
-    return replace_modules(model, lambda module: module in to_replace, make_and_note)
+    return replace_modules(model, lambda module: module in to_replace, make_and_mark)
+
+
+def placement_of(norm: _BatchNorm) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of the norm's parameters, else of its statistics, else the defaults."""
+    tensors: list[Tensor | None] = [norm.weight, norm.running_mean]
+    like = next((tensor for tensor in tensors if tensor is not None), torch.empty(0))
+    return like.device, like.dtype
 
 
 def was_trained(module: nn.Module) -> bool:
-    """Whether `module` is a batch norm that holds statistics of data, or stands in the place of one.
+    """Whether `module` is a batch norm that holds statistics of data, or replaces one.
 
-    `num_batches_tracked` would not tell: old weights lack it. On the meta device the answer is no.
+    `num_batches_tracked` cannot tell, since old weights lack it. On the meta device the answer is no.
     """
     mean = module.running_mean if isinstance(module, _BatchNorm) else None
     has_statistics = mean is not None and not mean.is_meta and bool(mean.any())

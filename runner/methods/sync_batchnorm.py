@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from runner.layers import sync_batch_norm as layer
 from runner.layers.surgery import refuse_modules
+from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS, SyncBatchNorm
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import PLAIN_BATCH_NORMS, batch_norms, replace_batch_norms
 
 
 def apply_sync_batchnorm(model: nn.Module) -> int:
-    """Turn the batch norms of `model` into synchronized ones, in place; the number of layers turned is returned.
+    """Turn the batch norms of `model` into synchronized ones, in place; return how many were changed.
 
     In training the mean and the variance are those of the whole mini-batch over all devices of the default process
     group; evaluation, and training without such a group, are plain batch norm's. The layers compute what
-    torch's `nn.SyncBatchNorm` does, on a CPU too. torch's converter, called on a whole model, loses hooks, makes
-    several layers of a shared one and turns subclasses of batch norm into what they are not; here none of this
-    happens. Parameter and buffer objects, training flags and state-dict keys stay, so an optimizer made before goes on
-    training the model, and checkpoints load both ways.
+    `nn.SyncBatchNorm` does, on a CPU too. Unlike torch's converter, this function keeps hooks and shared layers, and
+    refuses subclasses of batch norm. Parameter and buffer objects, training flags and state-dict keys stay, so an
+    optimizer made before goes on training the model, and checkpoints load both ways. A model whose batch norms already
+    are synchronized stays as it is, and the function returns 0.
 
-    A model whose batch norms are synchronized already is left as it is, and 0 returned.
-
-    Raises ValueError if there is no batch norm, if the model itself is one, for ghost batch norms (statistics over a
-    few samples are the opposite of those over devices), and for lazy or other subclasses of batch norm. Nothing
-    is changed then.
+    Raises ValueError, and changes nothing, if there is no batch norm, if the model itself is one, for ghost batch norms
+    (whose statistics over a few samples are the opposite), and for lazy or other subclasses of batch norm.
 
     >>> from torch import nn
     >>> from runner.methods import apply_sync_batchnorm
@@ -40,14 +37,14 @@ def apply_sync_batchnorm(model: nn.Module) -> int:
         tuple(GHOST_BATCH_NORMS.values()),
         "its statistics over a few samples are the opposite of those over all devices; choose one of the two",
     )
-    norms = batch_norms(model, "become synchronized", (*PLAIN_BATCH_NORMS, nn.SyncBatchNorm, layer.SyncBatchNorm))
+    norms = batch_norms(model, "become synchronized", (*PLAIN_BATCH_NORMS, *SYNC_BATCH_NORMS))
     plain = {name: norm for name, norm in norms.items() if isinstance(norm, PLAIN_BATCH_NORMS)}
-    return replace_batch_norms(model, plain, _synchronized, is_converted=lambda model: bool(norms))
+    return replace_batch_norms(model, plain, _synchronized, is_converted=bool(norms))
 
 
-def _synchronized(norm: nn.modules.batchnorm._BatchNorm) -> layer.SyncBatchNorm:
+def _synchronized(norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
     settings = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    return layer.SyncBatchNorm(*settings, device="meta")  # it takes the tensors of `norm`
+    return SyncBatchNorm(*settings, device="meta")  # it takes over the tensors of `norm`
 
 
 class SyncBatchNormMethod(Method):

@@ -38,11 +38,7 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        blocks_per_stage: int,
-        num_classes: int = 10,
-        shortcut: str = "zero_pad",
-        zero_init_residual: bool = False,
+        self, blocks_per_stage: int, num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False
     ) -> None:
         super().__init__()
         check("model", shortcut=shortcut)

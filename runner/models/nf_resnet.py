@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import (
-    NormalizerFreeBlock,
-    NormalizerFreeNet,
-    SqueezeExcite,
-    normalizer_free_stages,
-)
+from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, SqueezeExcite, normalizer_free_stages
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stem import MaxPool2dSame, stem_named
 

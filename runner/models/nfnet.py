@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import (
-    NormalizerFreeBlock,
-    NormalizerFreeNet,
-    SqueezeExcite,
-    normalizer_free_stages,
-)
+from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, SqueezeExcite, normalizer_free_stages
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 
 WIDTHS = (256, 512, 1536, 1536)

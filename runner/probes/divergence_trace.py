@@ -19,13 +19,7 @@ from runner.results.measurement import Measurement
 
 
 def divergence_trace(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    loss: Loss,
-    *,
-    lr: float,
-    steps: int = 1,
-    parts: int = 1,
+    model: nn.Module, batches: Iterable[Batch], loss: Loss, *, lr: float, steps: int = 1, parts: int = 1
 ) -> Measurement:
     """Channel means and variances by layer through plain SGD steps (Bjorck et al. 2018, arXiv 1806.02375, fig. 4).
 

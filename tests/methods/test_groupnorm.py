@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from runner.methods.ghost_batchnorm import GhostBatchNorm2d
-from runner.methods.groupnorm import GroupNormMethod, apply_group_norm
+from runner.methods.groupnorm import GroupNormMethod, apply_group_norm, apply_layer_norm
 from runner.methods.weight_standardization import apply_weight_standardization
 
 
@@ -198,3 +198,10 @@ def test_the_method_applies_its_settings():
     assert model[0].num_groups == 4
     with pytest.raises(ValueError, match=r"groupnorm\.num_groups=0"):
         GroupNormMethod(num_groups=0)
+
+
+def test_group_norms_are_no_layer_norms():
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    apply_group_norm(model, num_groups=2)
+    with pytest.raises(ValueError, match="nothing to change"):
+        apply_layer_norm(model)

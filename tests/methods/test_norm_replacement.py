@@ -15,8 +15,8 @@ from runner.methods.ghost_batchnorm import (
     GhostBatchNorm3d,
     apply_ghost_batchnorm,
 )
+from runner.methods.groupnorm import LayerNormMethod, apply_layer_norm
 from runner.methods.instancenorm import InstanceNormMethod, apply_instance_norm
-from runner.methods.layernorm import LayerNormMethod, apply_layer_norm
 from runner.methods.weight_standardization import apply_weight_standardization
 
 BATCH_CHANNEL_NORMS = [
