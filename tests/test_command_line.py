@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from runner import __version__
 from runner.commands import SUBCOMMANDS
@@ -289,3 +290,17 @@ def test_a_setting_of_a_swept_option_is_set_in_each_job(runner, tmp_path):
     jobs = [file.parent.name for file in (tmp_path / "outputs/sweeps/s").glob("*/summary.json")]
     assert len(jobs) == 2
     assert all(any(model in name for name in jobs) for model in ("model=resnet20", "model=resnet32"))
+
+
+@pytest.mark.parametrize(("words", "times"), [([], 1), (["hydra.mode=RUN"], 2)])
+def test_a_run_composes_once(small, monkeypatch, words, times):
+    """Not a second time for Hydra's mode, unless a word sets that."""
+    composed, compose = [], ConfigLoaderImpl._load_configuration_impl
+
+    def counted(*args, **options):
+        composed.append(args)
+        return compose(*args, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    assert small("train.max_steps=0", *words).code == 0
+    assert len(composed) == times

@@ -92,7 +92,12 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any
     ) -> DictConfig:
-        """Compose, and check what came out."""
+        """Compose, and check what came out.
+
+        Hydra asks first for `hydra.mode` alone and composes everything for it, errors unseen; only a word can set it.
+        """
+        if options.get("validate_sweep_overrides") is False and not any("hydra.mode" in word for word in overrides):
+            return OmegaConf.create({"hydra": {"mode": None}})
         composed = super().load_configuration(config_name, overrides, run_mode, **options)
         check_composed(composed, self.allowed)
         target = OmegaConf.select(composed, f"hydra.callbacks.sweep.{TARGET}")
