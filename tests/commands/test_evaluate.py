@@ -16,9 +16,8 @@ def evaluate(capsys):
     return call
 
 
-def test_a_checkpoint_gives_the_numbers_of_the_summary(tiny, tmp_path, evaluate):
-    assert tiny("train.epochs=2", "name=run").code == 0
-    folder = tmp_path / "outputs/runs/run"
+def test_a_checkpoint_gives_the_numbers_of_the_summary(finished, evaluate):
+    folder = finished("train.epochs=2")
     summary = json.loads((folder / "summary.json").read_text())
     for split, checkpoint, expected in (
         ("test", "best", summary["metrics"]),
@@ -30,9 +29,8 @@ def test_a_checkpoint_gives_the_numbers_of_the_summary(tiny, tmp_path, evaluate)
         assert f"accuracy {100 * expected['accuracy']:.2f} %, loss {expected['loss']:.4f}" in line
 
 
-def test_another_data_set_and_wrong_settings(tiny, tmp_path, evaluate, capsys):
-    assert tiny("train.max_steps=1", "name=run").code == 0
-    folder = str(tmp_path / "outputs/runs/run")
+def test_another_data_set_and_wrong_settings(finished, tmp_path, evaluate, capsys):
+    folder = str(finished("train.max_steps=1"))
     assert "digits validation, 143 images" in evaluate(folder, "--split", "validation", "dataset=digits")
     for arguments, message in (
         ([folder, "dataset.num_classes=7"], "it has 7 classes, the model was trained for 10"),
@@ -45,9 +43,9 @@ def test_another_data_set_and_wrong_settings(tiny, tmp_path, evaluate, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_split_of_which_nothing_is_measured(tiny, tmp_path, evaluate, monkeypatch):
-    assert tiny("train.max_steps=1", "name=run").code == 0
+def test_a_split_of_which_nothing_is_measured(finished, evaluate, monkeypatch):
+    folder = finished("train.max_steps=1")
     monkeypatch.setattr("runner.data.batches.TensorEvaluationBatches.__iter__", lambda batches: iter(()))
     with pytest.raises(SystemExit, match="random test: An evaluation had no image: nothing is measured") as end:
-        evaluate(str(tmp_path / "outputs/runs/run"))
+        evaluate(str(folder))
     assert "Traceback" not in str(end.value)

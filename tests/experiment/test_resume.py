@@ -26,11 +26,11 @@ def files(folder):
 
 
 @pytest.fixture
-def refused(small, tmp_path):
+def refused(small, finished, tmp_path):
     """`refused(first, then, *parts)`: a run with `first` is not resumed with `then`; the message has all of `parts`."""
 
     def call(first, then, *parts):
-        assert small(*first, "train.epochs=1", "name=run").code == 0
+        finished(*first, "train.epochs=1")
         before = files(tmp_path)
         outcome = small(RESUME, *then)
         assert outcome.code == 2, outcome.out
@@ -59,10 +59,9 @@ def test_a_method_that_was_given_settings_cannot_leave_either(refused):
     refused(first, ["train.epochs=2", "regularization=[]"], "mixup is part of the run")
 
 
-def test_a_run_whose_classes_had_other_names_goes_on(small, tmp_path):
+def test_a_run_whose_classes_had_other_names_goes_on(small, finished):
     """Records of older versions name runner.methods.groupnorm.GroupNorm, and so on."""
-    assert small("norm=groupnorm", "regularization=dropout", "train.epochs=1", "name=run").code == 0
-    run = tmp_path / "outputs/runs/run"
+    run = finished("norm=groupnorm", "regularization=dropout", "train.epochs=1")
     record = read_record(run / "record.json")
     for node, target in {"groupnorm": "groupnorm.GroupNorm", "dropout": "dropout.Dropout"}.items():
         assert record.settings[node]["_target_"] == f"runner.methods.{target}Method"
@@ -96,10 +95,10 @@ def test_what_a_run_keeps(refused, first, then, earlier):
     refused([first], ["train.epochs=2", then], f"{then.replace(chr(39), '')}: the run so far has {earlier}, which a")
 
 
-def test_what_may_change(small):
+def test_what_may_change(small, finished):
     first = ["norm=[batchnorm,agc]", "regularization=[mixup,label_smoothing]"]
     then = ["agc.clip=0.1", "agc.groups={3.conv1:0.02}", "mixup.alpha=0.4", "label_smoothing.smoothing=0.2"]
-    assert small(*first, "train.epochs=1", "name=run").code == 0
+    finished(*first, "train.epochs=1")
     outcome = small(RESUME, "train.epochs=2", "optimizer.lr=0.01", "schedule=constant", *then)
     assert outcome.code == 0, outcome.err
 
@@ -109,8 +108,8 @@ def test_nothing_left_to_train(refused, then):
     refused([], then, "nothing is left to train: the run has 1 epochs done, 4 steps")
 
 
-def test_a_run_stopped_before_its_test_is_tested(small, tmp_path):
-    assert small("train.epochs=1", "name=run").code == 0
+def test_a_run_stopped_before_its_test_is_tested(small, finished, tmp_path):
+    finished("train.epochs=1")
     file = tmp_path / "outputs/runs/run/summary.json"
     file.write_text(json.dumps({"status": "interrupted"}))
     assert small(RESUME).code == 0
@@ -206,9 +205,8 @@ def in_its_place(name, make):
         (in_its_place(".lock", os.mkfifo), "it is no regular file"),
     ],
 )
-def test_a_refusal_changes_no_byte_of_the_folder(small, tmp_path, change, part):
-    assert small("train.epochs=1", "train.log_every_steps=2", "name=run").code == 0
-    change(tmp_path / "outputs/runs/run")
+def test_a_refusal_changes_no_byte_of_the_folder(small, finished, tmp_path, change, part):
+    change(finished("train.epochs=1", "train.log_every_steps=2"))
     before = files(tmp_path)
     outcome = small(RESUME, "train.epochs=2")
     assert outcome.code == 2, outcome.out
@@ -216,23 +214,23 @@ def test_a_refusal_changes_no_byte_of_the_folder(small, tmp_path, change, part):
     assert files(tmp_path) == before
 
 
-def test_a_refusal_leaves_no_lock_behind(small, tmp_path):
-    assert small("train.epochs=1", "name=run").code == 0
+def test_a_refusal_leaves_no_lock_behind(small, finished, tmp_path):
+    finished("train.epochs=1")
     (tmp_path / "outputs/runs/run/.lock").unlink()
     before = files(tmp_path)
     assert small(RESUME).code == 2  # nothing is left to train
     assert files(tmp_path) == before
 
 
-def test_damage_of_what_a_resumed_run_writes_anew_does_not_hinder_it(small, tmp_path):
-    assert small("train.epochs=1", "name=run").code == 0
+def test_damage_of_what_a_resumed_run_writes_anew_does_not_hinder_it(small, finished, tmp_path):
+    finished("train.epochs=1")
     (tmp_path / "outputs/runs/run/summary.json").write_text("[]")
     assert small(RESUME, "train.epochs=2").code == 0
     assert json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["status"] == "completed"
 
 
-def test_a_finished_run_without_its_last_checkpoint_is_not_begun_anew(small, tmp_path):
-    assert small("train.epochs=1", "name=run").code == 0
+def test_a_finished_run_without_its_last_checkpoint_is_not_begun_anew(small, finished, tmp_path):
+    finished("train.epochs=1")
     (tmp_path / "outputs/runs/run/checkpoints/last.pt").unlink()
     before = files(tmp_path)
     outcome = small(RESUME, "train.epochs=2")

@@ -22,10 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def folder(small, tmp_path):
+def folder(finished):
     """A run of one epoch with settings that are not the defaults."""
-    assert small("optimizer.lr=0.03", "seed=3", "train.epochs=1", "name=run").code == 0
-    return tmp_path / "outputs/runs/run"
+    return finished("optimizer.lr=0.03", "seed=3", "train.epochs=1")
 
 
 def content(folder):

@@ -54,10 +54,9 @@ OF_THE_WRONG_TYPE = {  # what whoever takes the part up would stumble over
 
 
 @pytest.fixture
-def whole(small, tmp_path):
+def whole(finished):
     """The last.pt of a finished run, and the model of its best.pt."""
-    assert small("train.epochs=1", "name=run").code == 0
-    folder = tmp_path / "outputs/runs/run"
+    folder = finished("train.epochs=1")
     return load_checkpoint(folder / "checkpoints/last.pt"), load_run(folder)[0]
 
 
@@ -92,9 +91,8 @@ def test_the_optimizers_state_and_the_ranks_buffers_are_those_of_the_model(whole
 
 
 @pytest.mark.parametrize(("place", "value"), [("about.record", None), ("progress.best", {"epoch": 1, "loss": 1.0})])
-def test_what_a_checkpoint_lacks_stands_elsewhere_or_is_found_anew(small, tmp_path, place, value):
-    assert small("train.epochs=1", "name=run").code == 0
-    last = tmp_path / "outputs/runs/run/checkpoints/last.pt"
+def test_what_a_checkpoint_lacks_stands_elsewhere_or_is_found_anew(small, finished, place, value):
+    last = finished("train.epochs=1") / "checkpoints/last.pt"
     checkpoint = load_checkpoint(last)
     put(checkpoint, place, value)
     save_checkpoint(last, checkpoint)
@@ -115,9 +113,8 @@ def put(checkpoint, place, value):
 
 
 @pytest.mark.slow
-def test_a_forged_last_checkpoint_is_refused_before_anything_is_written(small, tmp_path):
-    assert small("train.epochs=1", "name=run").code == 0
-    folder = tmp_path / "outputs/runs/run"
+def test_a_forged_last_checkpoint_is_refused_before_anything_is_written(small, finished, tmp_path):
+    folder = finished("train.epochs=1")
     last = folder / "checkpoints/last.pt"
     (folder / "checkpoints" / PREVIOUS).unlink(missing_ok=True)
     shutil.copy(last, tmp_path / "whole.pt")
@@ -137,9 +134,8 @@ def test_a_forged_last_checkpoint_is_refused_before_anything_is_written(small, t
                     load_run(folder, "last")
 
 
-def test_a_number_that_is_stretched_over_terabytes_is_none(small, tmp_path):
-    assert small("train.epochs=1", "name=run").code == 0
-    best = tmp_path / "outputs/runs/run/checkpoints/best.pt"
+def test_a_number_that_is_stretched_over_terabytes_is_none(finished):
+    best = finished("train.epochs=1") / "checkpoints/best.pt"
     checkpoint = load_checkpoint(best)
     name = next(iter(checkpoint["model"]))
     checkpoint["model"][name] = torch.zeros(1).expand(10**12)

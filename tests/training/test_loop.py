@@ -15,7 +15,7 @@ from runner.data.random import random
 from runner.methods import estimate_batchnorm_statistics, remove_batchnorm
 from runner.methods.cutmix import CutMix
 from runner.methods.mixup import MixUp
-from runner.models import resnet18
+from runner.models import MODELS
 from runner.results.metrics import read_rows
 from runner.training.checkpoint import load_checkpoint
 from runner.training.loop import Trainer
@@ -35,7 +35,6 @@ STATEFUL = (
 )
 # batches changed by draws of their own, statistics measured before each evaluation; stopped between two logged rows
 MIXED = (
-    "model=resnet20",
     "norm=[ghost_batchnorm,precise_batchnorm]",
     "ghost_batchnorm.ghost_batch_size=4",
     "precise_batchnorm.num_batches=3",
@@ -45,7 +44,6 @@ MIXED = (
 )
 # a number of epochs that is doubled after the first, an average of the weights and of the running statistics
 PROLONGED = (
-    "model=resnet20",
     "optimizer=lars",
     "schedule=plateau",
     "schedule.patience=1",
@@ -104,10 +102,10 @@ def rows(folder):
     ]
 
 
-def test_training_is_what_a_bare_loop_in_torch_does(tiny, tmp_path):
-    assert tiny("train.epochs=2", "optimizer.lr=0.02", "seed=3", "schedule=constant", "name=run").code == 0
+def test_training_is_what_a_bare_loop_in_torch_does(finished):
+    folder = finished("train.epochs=2", "optimizer.lr=0.02", "seed=3", "schedule=constant")
     torch.manual_seed(3)
-    model = resnet18(num_classes=10, stem="wide").train()
+    model = MODELS["resnet18"](num_classes=10).train()
     weights = [p for n, p in model.named_parameters() if p.ndim > 1]
     others = [p for n, p in model.named_parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
@@ -121,29 +119,29 @@ def test_training_is_what_a_bare_loop_in_torch_does(tiny, tmp_path):
         optimizer.zero_grad()
         F.cross_entropy(model(images), targets).backward()
         optimizer.step()
-    trained = last(tmp_path / "outputs/runs/run")["model"]
+    trained = last(folder)["model"]
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_micro_batches_add_up_to_the_batch(tiny, tmp_path):
+def test_micro_batches_add_up_to_the_batch(small, tmp_path):
     """Without batch norm the gradient of a batch is the mean over its micro-batches."""
     for name, parts in (("whole", 1), ("parts", 4)):
         steps = ("train.epochs=1", "train.max_steps=2", f"train.accumulation_steps={parts}", f"name={name}")
-        assert tiny("model=nf_resnet26", "model.width=0.25", "norm=agc", *steps).code == 0
+        assert small("model=nf_resnet26", "model.width=0.25", "norm=agc", *steps).code == 0
     whole, parts = (last(tmp_path / "outputs/runs" / name) for name in ("whole", "parts"))
     for name, value in whole["model"].items():
         torch.testing.assert_close(parts["model"][name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_mixed_batches_are_trained_on_with_the_formula(tiny, tmp_path, parts):
+def test_mixed_batches_are_trained_on_with_the_formula(finished, parts):
     """Mixed before a batch is cut into micro-batches, half by MixUp and half by CutMix; then labels are smoothed."""
     methods = ("norm=none", "none.skipinit=true", "regularization=[mixup,cutmix,label_smoothing]", "mixup.alpha=1.0")
     settings = ("train.epochs=1", "optimizer.lr=0.02", "seed=3", "schedule=constant", "train.log_every_steps=4")
-    assert tiny(*methods, *settings, f"train.accumulation_steps={parts}", "name=run").code == 0
+    folder = finished(*methods, *settings, f"train.accumulation_steps={parts}")
     torch.manual_seed(3)
-    model = resnet18(num_classes=10, stem="wide").train()
+    model = MODELS["resnet18"](num_classes=10).train()
     remove_batchnorm(model, skipinit=True)
     weights = [p for n, p in model.named_parameters() if p.ndim > 1]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1]
@@ -167,7 +165,6 @@ def test_mixed_batches_are_trained_on_with_the_formula(tiny, tmp_path, parts):
         optimizer.step()
         losses.append(loss.item())
         correct += (logits.argmax(1) == targets.argmax(1)).sum().item()
-    folder = tmp_path / "outputs/runs/run"
     trained = last(folder)["model"]
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-5)
@@ -176,10 +173,9 @@ def test_mixed_batches_are_trained_on_with_the_formula(tiny, tmp_path, parts):
     assert row["accuracy"] == correct / 32
 
 
-def test_statistics_are_measured_over_the_micro_batches_of_the_epoch_before_evaluation(tiny, tmp_path):
+def test_statistics_are_measured_over_the_micro_batches_of_the_epoch_before_evaluation(finished):
     methods = ("norm=precise_batchnorm", "precise_batchnorm.num_batches=5", "train.accumulation_steps=2", "seed=2")
-    assert tiny(*methods, "train.epochs=2", "name=run").code == 0
-    folder = tmp_path / "outputs/runs/run"
+    folder = finished(*methods, "train.epochs=2")
     data = random(num_images=32, image_size=8)
     batches = data.train_batches(batch_size=8, seed=2, device=torch.device("cpu"))
     for checkpoint in ("last", "best"):
@@ -200,13 +196,16 @@ def test_statistics_are_measured_over_the_micro_batches_of_the_epoch_before_eval
     ids=[f"{name}-{step}" for name in ("stateful", "mixed", "prolonged", "scenes") for step in (4, 6)],
 )
 def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(
-    runner, tiny, make_scenes, tmp_path, monkeypatch, settings, stop_after_step
+    runner, small, finished, make_scenes, tmp_path, monkeypatch, settings, stop_after_step
 ):
     """Stopped at the end of an epoch (4) and within one (6)."""
     if settings is SCENES:
         make_scenes(tmp_path / "scenes", training=16, validation=3)
-        tiny = runner
-    assert tiny(*settings, "name=whole").code == 0
+        run = runner
+        assert run(*settings, "name=run").code == 0
+    else:
+        run = small
+        finished(*settings)
 
     step = Trainer._step
 
@@ -217,7 +216,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopping)
-        stopped = tiny(*settings, "name=parts")
+        stopped = run(*settings, "name=parts")
     folder = tmp_path / "outputs/runs/parts"
     assert stopped.code == 130
     assert "python -m runner resume=outputs/runs/parts" in stopped.out
@@ -225,9 +224,9 @@ def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(
     assert last(folder)["progress"]["step"] == stop_after_step
 
     torch.manual_seed(123)  # whatever the process did in between
-    resumed = (runner if settings is SCENES else tiny)("resume=outputs/runs/parts")
+    resumed = run("resume=outputs/runs/parts")
     assert resumed.code == 0, resumed.err
-    whole = tmp_path / "outputs/runs/whole"
+    whole = tmp_path / "outputs/runs/run"
     assert_same(last(folder), last(whole))
     assert_same(rows(folder), rows(whole))
     summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, whole)]
@@ -256,9 +255,8 @@ def test_resume_takes_overrides_of_its_own(small, tmp_path):
         ("optimizer=adamw", "holds the state of sgd, not of optimizer=adamw"),
     ],
 )
-def test_an_override_that_does_not_fit_the_checkpoint_changes_nothing(small, tmp_path, override, message):
-    assert small("train.max_steps=1", "name=run").code == 0
-    folder = tmp_path / "outputs/runs/run"
+def test_an_override_that_does_not_fit_the_checkpoint_changes_nothing(small, finished, override, message):
+    folder = finished("train.max_steps=1")
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     outcome = small("resume=outputs/runs/run", override)
     assert outcome.code == 2
@@ -266,17 +264,16 @@ def test_an_override_that_does_not_fit_the_checkpoint_changes_nothing(small, tmp
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
-    assert tiny("train.max_steps=1", "name=run").code == 0
-    path = tmp_path / "outputs/runs/run/checkpoints/last.pt"
+def test_a_damaged_checkpoint_is_named(small, finished):
+    path = finished("train.max_steps=1") / "checkpoints/last.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    outcome = tiny("resume=outputs/runs/run")
+    outcome = small("resume=outputs/runs/run")
     assert outcome.code == 2
     assert "last.pt: this checkpoint cannot be used; it is cut off" in outcome.err
 
 
-def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
-    outcome = tiny("norm=none", "optimizer.lr=1e9", "schedule.warmup_epochs=0", "train.epochs=2", "name=run")
+def test_a_run_that_diverges_is_a_result(small, tmp_path):
+    outcome = small("norm=none", "optimizer.lr=1e9", "schedule.warmup_epochs=0", "train.epochs=2", "name=run")
     summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())
     assert outcome.code == 0
     assert summary["status"] == "diverged"
@@ -285,12 +282,12 @@ def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
     assert "diverged" in outcome.out
 
 
-def test_a_failure_is_told_and_kept(tiny, tmp_path, monkeypatch):
+def test_a_failure_is_told_and_kept(small, tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("\x1b[31mthe device fell off")
 
     monkeypatch.setattr(Trainer, "_step", fail)
-    outcome = tiny("name=run")
+    outcome = small("name=run")
     folder = tmp_path / "outputs/runs/run"
     assert outcome.code == 1
     assert "the device fell off" in outcome.out
@@ -300,10 +297,9 @@ def test_a_failure_is_told_and_kept(tiny, tmp_path, monkeypatch):
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
 
 
-def test_load_run_brings_the_best_model_back(tiny, tmp_path):
+def test_load_run_brings_the_best_model_back(finished, tmp_path):
     methods = ("norm=[ghost_batchnorm,weight_standardization]", "ghost_batchnorm.ghost_batch_size=4")
-    assert tiny(*methods, "regularization=stochastic_depth", "train.epochs=2", "name=run").code == 0
-    folder = tmp_path / "outputs/runs/run"
+    folder = finished(*methods, "regularization=stochastic_depth", "train.epochs=2")
     model, config = load_run(folder)
     assert not model.training
     assert config.ghost_batchnorm.ghost_batch_size == 4
