@@ -32,10 +32,10 @@ from runner.methods import (
 from runner.methods.stochastic_depth import StochasticDepthMethod
 from runner.models import nf_resnet26, nf_resnet50
 from runner.optim.optimizers import parameter_groups, sgd
-from runner.training import loop, validation
-from runner.training.accumulator import MetricAccumulator
+from runner.training import evaluation, loop
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 from runner.training.evaluation import Evaluation
+from runner.training.metrics import MetricAccumulator
 
 
 class Calls(TorchDispatchMode):
@@ -430,7 +430,7 @@ def test_timm_train_resume_restores_the_generators(small, tmp_path):
 
 def test_timm_train_resume_keeps_the_best_metric(small, tmp_path, monkeypatch):
     found = (Evaluation({"accuracy": accuracy, "loss": 1.0}, [0, 1], 1) for accuracy in (0.5, 0.9, 0.7, 0.8))
-    monkeypatch.setattr(validation, "evaluate", lambda *_: next(found))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: next(found))
     assert small("train.epochs=2", "schedule=constant", "name=parts").code == 0
     best = tmp_path / "outputs/runs/parts/checkpoints/best.pt"
     before = best.read_bytes()
@@ -475,7 +475,7 @@ def test_timm_train_nothing_is_read_from_a_gpu_within_a_step(small, monkeypatch)
         reads.append(sums.steps)
         return read(sums)
 
-    def on_another_device(trainer, interruption):
+    def on_another_device(trainer):
         own = trainer.precision
         trainer.precision = SimpleNamespace(
             device=SimpleNamespace(type="cuda"), autocast=own.autocast, scaler=own.scaler
@@ -483,7 +483,7 @@ def test_timm_train_nothing_is_read_from_a_gpu_within_a_step(small, monkeypatch)
         trainer.take_step.precision = trainer.precision
         monkeypatch.setattr(MetricAccumulator, "read", counted)
         with calls:
-            train_epoch(trainer, interruption)
+            train_epoch(trainer)
         monkeypatch.setattr(MetricAccumulator, "read", read)
         trainer.precision = trainer.take_step.precision = own
 

@@ -231,7 +231,7 @@ def _train_and_test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dic
     if reason := trainer.why_ended():
         found["ended_early"] = reason
         tracker.message(f"{reason}: training has ended after {trainer.progress.step} steps")
-    return {**found, **(_test(trainer, checked, tracker) if trainer.total_steps > 0 else {})}
+    return {**found, **(_test(trainer, checked, tracker) if trainer.schedule.total_steps > 0 else {})}
 
 
 def _divergences(trainer: Trainer) -> dict[str, int]:

@@ -16,7 +16,7 @@ from runner.results.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
 from runner.training.ema import Ema
 from runner.training.loop import Trainer
-from runner.training.plan import Plan
+from runner.training.plan import TrainingPlan
 from runner.training.probing import Prober
 
 PLANNED = ("max_time", "early_stopping_epochs", "evaluate_every_epochs", "checkpoint_every_epochs")
@@ -68,7 +68,7 @@ def prepare(
     placing = {"device": device, "channels_last": channels_last}
     batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, shard=shard, **placing)
     steps_per_epoch = len(batches)
-    plan = Plan(
+    plan = TrainingPlan(
         epochs=train.epochs,
         max_steps=train.max_steps,
         accumulation_steps=train.accumulation_steps,

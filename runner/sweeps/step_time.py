@@ -14,9 +14,9 @@ from torch import Tensor
 from runner.data.dataset import SEGMENTATION
 from runner.experiment import builders
 from runner.experiment.check import Checked
-from runner.training.accumulator import MetricAccumulator
 from runner.training.divergence import FirstNonFinite
 from runner.training.ema import Ema
+from runner.training.metrics import MetricAccumulator
 from runner.training.step import OptimizerStep
 
 ENOUGH_SECONDS = 2.0  # of timed steps
@@ -56,7 +56,7 @@ def measure_step(checked: Checked) -> StepTime:
         built.methods,
         task=checked.task,
         precision=checked.precision,
-        sums=MetricAccumulator(checked.task, device),
+        metrics=MetricAccumulator(checked.task, device),
         non_finite=FirstNonFinite(device),
         num_classes=data.num_classes,
         ema=None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup),

@@ -1,7 +1,11 @@
-"""Checkpoints: written whole or not at all, two generations of the last one, read without running code they hold."""
+"""Checkpoint files: written atomically with a checksum, read with `weights_only=True`, two generations of the last."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +18,18 @@ from runner.files.atomic import CannotWrite, write_atomically
 from runner.files.readers import is_there
 from runner.files.tensors import read_tensors
 from runner.methods.method import Method
-from runner.training import checksum
 
 PREVIOUS = "previous.pt"  # the generation before last.pt
+CHECKSUM_PREFIX = b"sha256:"  # of the comment of a checkpoint's zip archive
+_LENGTH_BYTES = 2  # of the field before the comment, its length
+_COMMENT_BYTES = len(CHECKSUM_PREFIX) + 64
+_END_RECORD_BYTES = 22  # of a zip archive's last record, without a comment
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Latest:
-    """The newest checkpoint that can be used. `damaged` says what is wrong with a newer one, which it stands in for."""
+    """The newest usable checkpoint. `damaged`: what is wrong with a newer one, if there is one."""
 
     checkpoint: dict
     path: Path
@@ -29,19 +37,18 @@ class Latest:
 
 
 def save_checkpoint(path: Path, checkpoint: dict, *, previous: Path | None = None) -> None:
-    """Write tensors, numbers, strings and containers of them, atomically and with a checksum.
+    """Write a checkpoint atomically, with a checksum. Keep the file that was there as `previous`, if given.
 
-    The file that was there stays under the name `previous`, if that is given. Raises CannotWrite if there is no room
-    or no right to; what was there before then stays as it was.
+    Raises CannotWrite, and changes nothing, if the disk is full or does not permit it.
     """
 
     def write(file: IO[bytes]) -> None:
         torch.save(checkpoint, file)
-        checksum.seal(file)
+        add_checksum(file)
 
     try:
         write_atomically(path, write, previous=previous)
-    except RuntimeError as error:  # torch tells a full disk by an error of its own, raised over the first
+    except RuntimeError as error:  # torch's own error, raised while it handles the OSError
         if not isinstance(error.__context__, OSError):
             raise
         raise CannotWrite.from_os_error(path, error.__context__) from error
@@ -50,14 +57,11 @@ def save_checkpoint(path: Path, checkpoint: dict, *, previous: Path | None = Non
 def load_checkpoint(
     path: Path, device: torch.device | str = "cpu", *, check: Callable[[object], None] | None = None
 ) -> dict:
-    """Read a checkpoint with `weights_only=True`. Raises ValueError if there is none, it is damaged or fails `check`.
-
-    `check` is one of runner.training.checkpoint_content.
-    """
+    """Read a checkpoint. Raises ValueError if it is missing, damaged, or fails `check` of checkpoint_content."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint.")
     try:
-        fault = checksum.fault(path)
+        fault = checksum_fault(path)
         if fault:
             raise ValueError(fault)
         content = read_tensors(path, device)
@@ -73,9 +77,9 @@ def load_checkpoint(
 def load_latest(
     last: Path, device: torch.device | str = "cpu", *, check: Callable[[object], None] | None = None
 ) -> Latest | None:
-    """The checkpoint `last`, or the generation before it where it is damaged; None if there is neither.
+    """Read `last`, or the generation before it if that is damaged. None if there is neither.
 
-    Raises ValueError, which names what is damaged, if there is no checkpoint but damaged ones.
+    Raises ValueError if all that are there are damaged.
     """
     faults = []
     for path in (last, last.with_name(PREVIOUS)):
@@ -91,7 +95,7 @@ def load_latest(
 
 
 def restore_model(checkpoint: Mapping, model: nn.Module, methods: Mapping[str, Method]) -> None:
-    """Load the model's tensors and the state of its methods, which may say how it is evaluated."""
+    """Load the state of a model and of its methods, which may change how it is evaluated."""
     model.load_state_dict(checkpoint["model"])
     for name, method in methods.items():
         method.load_state_dict(checkpoint["methods"].get(name, {}))
@@ -106,7 +110,53 @@ def random_state(device: torch.device) -> dict:
 
 
 def restore_random_state(state: dict, device: torch.device) -> None:
-    """Take up what `random_state` gave."""
+    """Restore the result of `random_state`."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def add_checksum(file: IO[bytes]) -> None:
+    """Append a SHA-256 to a file of `torch.save`, as the comment of its zip archive, which torch ignores.
+
+    `torch.load` checks no checksum: a changed byte would go unnoticed. The digest covers all bytes before the comment.
+    """
+    size = file.seek(0, os.SEEK_END) - _LENGTH_BYTES
+    comment = CHECKSUM_PREFIX + _digest(file, size).encode()
+    file.seek(size)
+    file.write(len(comment).to_bytes(_LENGTH_BYTES, "little") + comment)
+
+
+def checksum_fault(path: Path) -> str | None:
+    """How a file fails its SHA-256, or the CRC-32s of its zip archive if it has none; None if it does not.
+
+    Raises OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - _COMMENT_BYTES - _LENGTH_BYTES
+        file.seek(max(size, 0))
+        end = file.read()
+        if end.startswith(_COMMENT_BYTES.to_bytes(_LENGTH_BYTES, "little") + CHECKSUM_PREFIX):
+            digest = end[_LENGTH_BYTES + len(CHECKSUM_PREFIX) :]
+            return None if _digest(file, size).encode() == digest else "its checksum does not match"
+        if end[-_END_RECORD_BYTES:].startswith(b"PK\5\6") and end.endswith(bytes(_LENGTH_BYTES)):
+            return _crc_fault(file)
+    return "it is cut off or damaged"
+
+
+def _digest(file: IO[bytes], size: int) -> str:
+    """The digest of the first `size` bytes."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0 and (chunk := file.read(min(CHUNK_BYTES, size))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest()
+
+
+def _crc_fault(file: io.BufferedIOBase) -> str | None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return None if archive.testzip() is None else "its checksum does not match"
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError):
+        return "it is cut off or damaged"

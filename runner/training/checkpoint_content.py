@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.config import limits
 from runner.distributed.collectives import floating_buffers
-from runner.training.accumulator import Snapshot
+from runner.training.metrics import Snapshot
 from runner.training.plan import Progress
 
 LARGEST_COUNT = 2**53

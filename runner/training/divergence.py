@@ -1,4 +1,4 @@
-"""When training has diverged: the first loss or gradient that is not finite, found without waiting for the device."""
+"""Divergence: the first loss or gradient that is not finite, detected without a device sync."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from runner.distributed.collectives import all_reduce_min
 
 QUANTITIES = ("training loss", "gradient")
-SMALLEST_SCALE = 1.0  # of the loss in fp16: a gradient that overflows without being enlarged has diverged
+SMALLEST_LOSS_SCALE = 1.0  # in fp16: a gradient that overflows unscaled has diverged
 
 
 class Diverged(Exception):
-    """A loss or gradient is not finite: a result, not a fault. The message names step, quantity and learning rate."""
+    """A loss or gradient is not finite: a result of a run, not an error. The message names step and learning rate."""
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], *, may_wait: bool = False) -> tuple[Tensor, Tensor]:
-    """The Euclidean norm of all gradients together, and a number that is finite if all their entries are.
+    """The L2 norm of all gradients together, and a number that is finite exactly if all their entries are.
 
-    Both in float64 on the gradients' device; 0 without any. The norm itself may be infinite where no entry is: the sum
-    of squares of a tensor is taken in its own precision. With `may_wait` the host may look at the norm, which saves
-    most of the work.
+    Both are float64 on the gradients' device, 0 without gradients. The norm may overflow where no entry does, since a
+    tensor's squares are summed in its own precision. `may_wait` allows a device sync, which saves most of the work.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
@@ -35,10 +34,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter], *, may_wait: bool = False)
 
 
 class FirstNonFinite:
-    """The first optimizer step at which the loss was not finite, and that of the gradient; kept on the device.
+    """The first step with a loss that is not finite, and the first with such a gradient; kept on the device.
 
-    Under loss scaling a gradient may overflow: the scaler skips the step and lowers the scale. At `SMALLEST_SCALE`
-    more than `max_overflows` such steps in a row are a gradient that is not finite.
+    Under loss scaling a gradient may overflow, and the scaler then skips the step and lowers the scale. An overflow
+    counts only if there are more than `max_overflows` in a row at `SMALLEST_LOSS_SCALE`.
     """
 
     def __init__(self, device: torch.device, *, max_overflows: int = 0) -> None:
@@ -47,23 +46,23 @@ class FirstNonFinite:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was seen."""
+        """Forget all steps."""
         self._steps = torch.full((len(QUANTITIES),), math.inf, dtype=torch.float64, device=self.device)
         self._overflows = torch.zeros((), device=self.device)  # in a row, at the smallest scale
 
-    def look(self, step: int, loss: Tensor, gradient: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Look at optimizer step number `step`, counted from 1; returns which are not finite, (2,) bool.
+    def update(self, step: int, loss: Tensor, gradient: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Record step number `step`, counted from 1; return whether loss and gradient are not finite, (2,) bool.
 
-        `gradient` is a number as `gradient_norm` gives it, `scale` that of the loss if it is scaled.
+        `gradient` is finite if all its entries are, see `gradient_norm`; `scale` is the loss scale, if there is one.
         """
-        wrong = ~torch.stack([loss.double(), gradient.double()]).isfinite()
+        is_non_finite = ~torch.stack([loss.double(), gradient.double()]).isfinite()
         if scale is not None:
-            self._overflows = torch.where(wrong[1] & (scale <= SMALLEST_SCALE), self._overflows + 1, 0)
-            wrong[1] = self._overflows > self.max_overflows
-        self._steps.masked_fill_(wrong & self._steps.isinf(), float(step))
-        return wrong
+            self._overflows = torch.where(is_non_finite[1] & (scale <= SMALLEST_LOSS_SCALE), self._overflows + 1, 0)
+            is_non_finite[1] = self._overflows > self.max_overflows
+        self._steps.masked_fill_(is_non_finite & self._steps.isinf(), float(step))
+        return is_non_finite
 
     def read(self) -> tuple[int, str] | None:
-        """The first such step and the quantity, on any rank; here the host waits for the device, once."""
+        """The first such step on any rank, and its quantity. One device sync."""
         first, quantity = min(zip(all_reduce_min(self._steps).tolist(), QUANTITIES, strict=True))
         return None if math.isinf(first) else (int(first), quantity)

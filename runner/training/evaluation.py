@@ -1,23 +1,27 @@
-"""The loss and the scores of a model on a split."""
+"""Evaluation: of a model on a split, and on the validation split while training goes on."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from runner.data.dataset import DataFault, EvaluationBatches
-from runner.distributed.collectives import all_reduce_sum
+from runner.data.dataset import DataFault, EvaluationBatches, TrainBatches
+from runner.distributed.collectives import all_reduce_buffers, all_reduce_sum, any_rank
+from runner.distributed.signals import GracefulStop, StopRequested
 from runner.layers.standardized_conv import cached_standardized_weights
+from runner.methods.method import Method
+from runner.training.ema import Ema
 from runner.training.precision import Precision
 from runner.training.tasks import Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` by name, the task's score first; `counts` are what the scores were computed from."""
+    """`metrics` by name, the task's score first; `counts` are what the scores are computed from."""
 
     metrics: dict[str, float]
     counts: list[int]
@@ -25,11 +29,10 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision, task: Task) -> Evaluation:
-    """The task's scores, and its loss in nats, without any training-time change such as label smoothing.
+def evaluate(model: nn.Module, batches: Iterable[tuple], precision: Precision, task: Task) -> Evaluation:
+    """Compute the task's scores and its loss in nats, without training-time changes such as label smoothing.
 
-    Sums are kept on the device and read once, after the last batch; over several processes they are added. The model
-    is left in the mode it was in.
+    Sums over all ranks. The host waits for the device once, after the last batch. Restores the model's mode.
     """
     was_training = model.training
     model.eval()
@@ -53,3 +56,56 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, precision: Precision,
     if math.isnan(scores[task.score]):
         raise DataFault(f"None of the {int(number)} masks of an evaluation has a labelled pixel: nothing is measured.")
     return Evaluation({**scores, "loss": loss / number}, totals, int(number))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Evaluates the model, or the average of its weights, on the validation split during training.
+
+    Raises StopRequested, on all ranks together, if a rank gets a signal; training can then resume before it.
+    """
+
+    model: nn.Module
+    ema: Ema | None
+    methods: Mapping[str, Method]
+    train_batches: TrainBatches
+    batches: EvaluationBatches
+    accumulation_steps: int
+    precision: Precision
+    task: Task
+    stop: GracefulStop
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """The loss and the scores. A method may look at the training images of `epoch` before."""
+        average = None if self.ema is None else self.ema.model
+        evaluated = self.model if average is None else average
+        self.check()
+        with self.precision.autocast():
+            for method in self.methods.values():
+                method.before_evaluation(evaluated, lambda: self._train_images(epoch))
+        all_reduce_buffers(self.model)
+        if average is not None:
+            all_reduce_buffers(average)
+        metrics = evaluate(evaluated, self._batches_until_stop(), self.precision, self.task).metrics
+        self.check()
+        return metrics
+
+    def check(self) -> None:
+        """Raise StopRequested if any rank got a signal. Call it on all ranks."""
+        self.stop.extend_deadline()
+        if any_rank(self.stop.requested):
+            raise StopRequested
+
+    def _train_images(self, epoch: int) -> Iterator[Tensor]:
+        """The micro-batches of the epoch, without `transform_batch`."""
+        for images, _ in self.train_batches.epoch(epoch):
+            self.check()
+            yield from images.chunk(self.accumulation_steps)
+
+    def _batches_until_stop(self) -> Iterator[tuple]:
+        """The batches, without those after a signal. No collective: ranks may have different numbers of batches."""
+        for batch in self.batches:
+            self.stop.extend_deadline()
+            yield batch
+            if self.stop.requested:
+                return

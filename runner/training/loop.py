@@ -13,26 +13,24 @@ from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.distributed.collectives import AsyncAnyRank, is_distributed
 from runner.distributed.signals import GracefulStop, StopRequested
 from runner.methods.method import Method
-from runner.optim.schedules import make_schedule
 from runner.tracking.tracker import Tracker
-from runner.training.accumulator import MetricAccumulator, Snapshot
-from runner.training.clock import Clock, StepTimer
 from runner.training.divergence import Diverged, FirstNonFinite
 from runner.training.ema import Ema
-from runner.training.plan import Interrupted, Plan, Progress
+from runner.training.evaluation import Validation
+from runner.training.metrics import MetricAccumulator
+from runner.training.plan import Clock, Interrupted, LRSchedule, Progress, StepTimer, TrainingPlan
 from runner.training.precision import Precision
 from runner.training.probing import Prober
 from runner.training.state import State
 from runner.training.step import OptimizerStep
 from runner.training.tasks import Task
 from runner.training.top_k import TopKCheckpoints
-from runner.training.validation import Validation
 
 
 class Trainer:
-    """Trains a model to the end of its plan, from wherever the checkpoint left off.
+    """Trains a model to the end of its plan, from `checkpoint` if there is one.
 
-    Each rank has one, over its share of the batches; `forward_model` is torch's wrapper of `model` for several.
+    Each rank has its own, over its shard of the batches. `forward_model` is the model in DistributedDataParallel.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class Trainer:
         validation_batches: EvaluationBatches,
         *,
         task: Task,
-        plan: Plan,
+        plan: TrainingPlan,
         precision: Precision,
         tracker: Tracker,
         forward_model: nn.Module | None = None,
@@ -63,8 +61,8 @@ class Trainer:
         self.plan = plan
         self.precision = precision
         self.tracker = tracker
-        self.sums = MetricAccumulator(task, precision.device)
-        may_skip = plan.on_divergence == "skip"  # each wrong step is looked at, and counted, by itself
+        self.metrics = MetricAccumulator(task, precision.device)
+        may_skip = plan.on_divergence == "skip"  # then each overflow is counted by the loop
         self.non_finite = FirstNonFinite(precision.device, max_overflows=0 if may_skip else plan.max_divergences)
         self.take_step = OptimizerStep(
             model,
@@ -73,38 +71,46 @@ class Trainer:
             methods,
             task=task,
             precision=precision,
-            sums=self.sums,
+            metrics=self.metrics,
             non_finite=self.non_finite,
             num_classes=train_batches.num_classes,
-            parts=plan.accumulation_steps,
+            accumulation_steps=plan.accumulation_steps,
             ema=ema,
             may_skip=may_skip,
         )
-        self.kept = TopKCheckpoints(plan, task.score)
-        self.logged = self.sums.read()  # the sums at the last row that was logged
+        self.top_k = TopKCheckpoints(plan, task.score)
+        self.logged = self.metrics.read()  # the sums at the last logged row
         self.progress = Progress(probes_left=list(prober.probes) if prober is not None and prober.is_due(0) else [])
-        self.state = State(model, optimizer, methods, precision, self.sums, ema, plan)
+        self.state = State(model, optimizer, methods, precision, self.metrics, ema, plan)
         if checkpoint is not None:
             self.progress, self.logged = self.state.restore(checkpoint)
-            self.kept.check(self.progress, tracker)
+            self.top_k.check(self.progress, tracker)
         self.clock = Clock(plan, self.progress)
         self.timer = StepTimer()
-        self._start_schedule()
+        self.schedule = LRSchedule(optimizer, plan, len(train_batches))
+        self.schedule.restart(self.progress)
         self.stop = GracefulStop(single_process=not is_distributed())
-        parts = plan.accumulation_steps
         self.validate = Validation(
-            model, ema, methods, train_batches, validation_batches, parts, precision, task, self.stop
+            model,
+            ema,
+            methods,
+            train_batches,
+            validation_batches,
+            plan.accumulation_steps,
+            precision,
+            task,
+            self.stop,
         )
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model that is evaluated and kept in best.pt: the average of the weights, where there is one."""
+        """The model that is evaluated and saved in best.pt: the average of the weights, if there is one."""
         return self.model if self.ema is None else self.ema.model
 
     def train(self) -> None:
-        """Train; at the end of epochs evaluate and write last.pt, and best.pt if it is best on the validation split.
+        """Train. Write last.pt as the plan says, and best.pt after an epoch with the best validation score.
 
-        Raises Diverged; and Interrupted, after writing last.pt, when SIGINT or SIGTERM came.
+        Raises Diverged; and, after writing last.pt, Interrupted if SIGINT or SIGTERM came.
         """
         self.clock.start(self.progress)
         with self.stop:
@@ -121,49 +127,43 @@ class Trainer:
         while self.progress.is_to_evaluate or not self._is_over():
             try:
                 if not self.progress.is_to_evaluate:
-                    self._train_epoch(self.stop)
+                    self._train_epoch()
                 self._finish_epoch()
             except Diverged as reason:
-                self._go_back(reason)
+                self._restore_last(reason)
             self.validate.check()
 
     def why_ended(self) -> str | None:
-        """Why training ended before the epochs or steps of its plan were done; None if they are."""
+        """Why training ended before the epochs or steps of its plan. None if it did not."""
         return None if self._is_done() else self.plan.why_ended(self.progress, self.task.score, self.clock.time_is_up)
 
     def _is_done(self) -> bool:
-        return self.progress.epoch >= self.epochs or self.progress.step >= self.total_steps
+        return self.progress.epoch >= self.schedule.epochs or self.progress.step >= self.schedule.total_steps
 
     def _is_over(self) -> bool:
         return self._is_done() or self.why_ended() is not None
 
-    def _train_epoch(self, stop: GracefulStop) -> None:
-        progress, plan, flags = self.progress, self.plan, AsyncAnyRank()
+    def _train_epoch(self) -> None:
+        progress, plan, stop, flags = self.progress, self.plan, self.stop, AsyncAnyRank()
         self.model.train()
-        # a CPU computes at once, so that reading costs nothing; a GPU, or other ranks, would be waited for
-        at_once = self.precision.device.type == "cpu" and not is_distributed()
-        read_every = 1 if at_once else plan.log_every_steps
+        # reading metrics is free on a CPU; it would wait for a GPU, or for other ranks
+        is_sync_free = self.precision.device.type == "cpu" and not is_distributed()
+        read_every = 1 if is_sync_free else plan.log_every_steps
         if progress.batch == 0:
-            self.logged = self.sums.read()
+            self.logged = self.metrics.read()
         self.timer.start()
         for images, targets in self.train_batches.epoch(progress.epoch, progress.batch):
             stop.begin_step()
             self._step(images, targets)
-            progress.batch += 1
-            progress.step += 1
-            progress.trained_images += self.train_batches.batch_size
+            progress.count_step(self.train_batches.batch_size)
             interrupted, time_is_up, minutes_over = flags.poll(stop.requested, *self.clock.poll())
             self.clock.time_is_up |= time_is_up
-            all_batches = progress.batch == len(self.train_batches)
-            ended = all_batches or progress.step == self.total_steps or self.clock.time_is_up
+            is_last_step = progress.step == self.schedule.total_steps or self.clock.time_is_up
+            ended = is_last_step or progress.batch == len(self.train_batches)
             due = plan.checkpoint_every_steps is not None and progress.step % plan.checkpoint_every_steps == 0
             saves = not ended and (due or minutes_over or interrupted)
             if progress.step % read_every == 0 or ended or saves or self.timer.is_first:
-                totals = self.sums.read()  # waits for the device, without which no time could be told
-                self.timer.stop(progress, self.train_batches.batch_size)
-                self._report(totals.since(self.logged))
-                if progress.step % plan.log_every_steps == 0:
-                    self.logged = totals
+                self._report_steps()
             stop.end_step()
             progress.is_to_evaluate = ended
             if self.prober is not None and self.prober.is_due(progress.step):
@@ -182,98 +182,103 @@ class Trainer:
         flags.wait()
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
-        """One optimizer step over all micro-batches of a batch."""
+        """Take one optimizer step over all micro-batches of a batch."""
         progress = self.progress
-        taken = self.take_step(images, targets, number=progress.step + 1, progress=progress.step / self.total_steps)
+        share = progress.step / self.schedule.total_steps
+        taken = self.take_step(images, targets, number=progress.step + 1, progress=share)
         progress.skipped_in_a_row = 0 if taken else progress.skipped_in_a_row + 1
         progress.skipped_steps += not taken
-        self.lr = self.schedule.get_last_lr()[0]
         self.schedule.step()
         if not taken:
-            self._skipped()
+            what = self._first_non_finite()
+            if progress.skipped_in_a_row > self.plan.max_divergences:
+                raise Diverged(f"{what}; {progress.skipped_in_a_row} steps in a row were skipped")
+            self.tracker.message(f"{what}: the step was skipped", "warning")
+            self.non_finite.clear()
 
-    def _skipped(self) -> None:
-        """Tell of a step that was skipped; raise Diverged if it was one too many."""
-        step, quantity = self.non_finite.read()
-        what = f"the {quantity} was not finite at step {step}, at a learning rate of {self.lr:.3g}"
-        if self.progress.skipped_in_a_row > self.plan.max_divergences:
-            raise Diverged(f"{what}; {self.progress.skipped_in_a_row} steps in a row were skipped")
-        self.tracker.message(f"{what}: the step was skipped", "warning")
-        self.non_finite.clear()
+    def _first_non_finite(self) -> str | None:
+        """The first step whose loss or gradient was not finite, in words. None if there is none."""
+        first = self.non_finite.read()
+        if first is None:
+            return None
+        step, quantity = first
+        return f"the {quantity} was not finite at step {step}, at a learning rate of {self.schedule.lr_at(step):.3g}"
 
-    def _report(self, window: Snapshot) -> None:
-        """Show, and at times log, the means over the last steps; raise Diverged if a step was not finite."""
-        progress, plan = self.progress, self.plan
-        found = self.non_finite.read()
-        if found is not None:
-            step, quantity = found
-            lr = self._lr_of(step)
-            raise Diverged(f"the {quantity} was not finite at step {step}, at a learning rate of {lr:.3g}")
-        if window.images == 0:
-            return  # every step of the window was skipped
-        metrics = self.sums.means(window)
-        place = {"step": progress.step, "epoch": progress.epoch + 1}
-        ends = {"total_steps": self.total_steps, "epochs": self.epochs, "steps_per_epoch": len(self.train_batches)}
-        score = (self.task.score, metrics[self.task.score])
-        self.tracker.progress(**place, **ends, loss=metrics["loss"], score=score, **self._pace())
-        if progress.step % plan.log_every_steps == 0:
-            self.tracker.log({**place, "split": "steps", **metrics, **self._pace()})
+    def _report_steps(self) -> None:
+        """Show, and every `log_every_steps` log, the means since the last logged row. Raises Diverged."""
+        progress, schedule = self.progress, self.schedule
+        sums = self.metrics.read()  # waits for the device: the time of its steps is known from here on
+        self.timer.stop(progress, self.train_batches.batch_size)
+        if what := self._first_non_finite():
+            raise Diverged(what)
+        is_logged = progress.step % self.plan.log_every_steps == 0
+        means = self.metrics.means(sums.since(self.logged))
+        if means:  # else every step was skipped
+            place = {"step": progress.step, "epoch": progress.epoch + 1}
+            ends = {"total_steps": schedule.total_steps, "epochs": schedule.epochs}
+            ends["steps_per_epoch"] = len(self.train_batches)
+            score = (self.task.score, means[self.task.score])
+            self.tracker.progress(**place, **ends, loss=means["loss"], score=score, **self._pace())
+            if is_logged:
+                self.tracker.log({**place, "split": "steps", **means, **self._pace()})
+        if is_logged:
+            self.logged = sums
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the checkpoints and show the epoch's row."""
-        progress, plan = self.progress, self.plan
-        trained = self.sums.means(self.sums.read())
+        progress, plan, schedule = self.progress, self.plan, self.schedule
+        trained = self.metrics.means(self.metrics.read())
         pace = self._pace()
         place = {"step": progress.step, "epoch": progress.epoch + 1}
-        ends_epoch = progress.batch == len(self.train_batches)  # else a resumed run may finish it
-        is_last = not ends_epoch or place["epoch"] == self.epochs or progress.step == self.total_steps
+        is_whole = progress.batch == len(self.train_batches)  # else a resumed run may finish it
+        is_last = not is_whole or place["epoch"] == schedule.epochs or progress.step == schedule.total_steps
         started = time.perf_counter()
         evaluates = is_last or place["epoch"] % plan.evaluate_every_epochs == 0
         validation = self.validate(progress.epoch) if evaluates else {}
         seconds = time.perf_counter() - started
         progress.is_to_evaluate = False
-        if ends_epoch:
+        if is_whole:
             progress.epoch, progress.batch = progress.epoch + 1, 0
-            self.sums.clear()
+            self.metrics.clear()
         self.tracker.log({**place, "split": "train", **trained, **pace})
         is_best = False
         if validation:
             self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
             weights = self.state.of_model(self.evaluated_model)
-            is_best = self.kept.update({**weights, **place, "metrics": validation}, progress)
-            self._prolong()
+            is_best = self.top_k.update({**weights, **place, "metrics": validation}, progress)
+            self._extend()
         if self.prober is not None and progress.batch == 0 and self.prober.ends_epoch(progress.epoch):
             self._probe(all_of_them=True)
         if self._is_over() or place["epoch"] % plan.checkpoint_every_epochs == 0:
             self._save_last()
-        found = {"train": trained, "validation": validation, "best": is_best, "seconds": progress.train_seconds}
-        self.tracker.epoch({"epoch": place["epoch"], "epochs": self.epochs, **found, **pace})
+        row = {"train": trained, "validation": validation, "best": is_best, "seconds": progress.train_seconds}
+        self.tracker.epoch({"epoch": place["epoch"], "epochs": schedule.epochs, **row, **pace})
 
     def _pace(self) -> dict[str, float]:
-        """The learning rate, and the images a second as soon as they can be told."""
+        """The learning rate and, once known, the images per second."""
         speed = self.progress.images_per_second
-        return {"lr": self.lr, **({} if speed is None else {"images_per_second": speed})}
+        return {"lr": self.schedule.lr, **({} if speed is None else {"images_per_second": speed})}
 
     def _probe(self, *, all_of_them: bool = False) -> None:
-        """Run the probes, or those that are left at this step."""
+        """Run all probes, or those left at this step."""
         if self.prober is not None:
             place = {"step": self.progress.step, "epoch": self.progress.epoch}
             left = self.progress.probes_left = list(self.prober.probes) if all_of_them else self.progress.probes_left
             self.prober.measure(self.model, **place, left=left, check=self.validate.check)
 
-    def _prolong(self) -> None:
-        """Double the number of epochs where the plan says so."""
+    def _extend(self) -> None:
+        """Double the number of epochs if the plan says so."""
         progress = self.progress
         if self.plan.should_extend(progress, len(self.train_batches)):
             progress.doublings += 1
-            self._start_schedule()
+            self.schedule.restart(progress)
             self.tracker.message(
                 f"no plateau after {progress.epoch} epochs (epoch {progress.best['epoch']} is the best): the number of "
-                f"epochs is doubled to {self.epochs}"
+                f"epochs is doubled to {self.schedule.epochs}"
             )
 
-    def _go_back(self, reason: Diverged) -> None:
-        """Go on from last.pt with a lower learning rate, where the plan says so; else raise the reason."""
+    def _restore_last(self, reason: Diverged) -> None:
+        """Go back to last.pt with a lower learning rate if the plan says so; else raise `reason`."""
         plan, restores = self.plan, self.progress.restores
         if plan.on_divergence != "restore":
             raise reason
@@ -283,28 +288,14 @@ class Trainer:
         self.progress.restores = restores + 1
         self.clock.start(self.progress)
         self.non_finite.clear()
-        self._start_schedule()
+        self.schedule.restart(self.progress)
         self.tracker.go_back(self.progress.step)
         what = f"back to step {self.progress.step}, with {plan.lr_factor(self.progress):.3g} times the rate"
         self.tracker.message(f"{reason}: {what}", "warning")
 
-    def _start_schedule(self) -> None:
-        """The learning rate of the step that comes next, in a training as long as it is now."""
-        self.epochs = self.plan.epochs_of(self.progress)
-        self.total_steps = self.plan.total_steps(self.progress, len(self.train_batches))
-        self._share = self.plan.lr_lambda_for(self.total_steps)
-        factor = self.plan.lr_factor(self.progress)
-        self.schedule = make_schedule(self.optimizer, lambda step: factor * self._share(step), step=self.progress.step)
-        self.lr = self._lr_of(max(self.progress.step, 1))
-
-    def _lr_of(self, step: int) -> float:
-        """The learning rate of a step, counted from 1."""
-        factor = self.plan.lr_factor(self.progress) * self._share(step - 1)
-        return self.optimizer.param_groups[0]["initial_lr"] * factor
-
     def _save_last(self) -> None:
-        self.stop.extend_deadline(math.inf)  # however slow the disk is
-        self.clock.saved(self.progress)
+        self.stop.extend_deadline(math.inf)  # the disk may be slow
+        self.clock.note_checkpoint(self.progress)
         self.progress.rows = self.tracker.rows
         self.state.save(self.progress, self.logged)
         self.stop.extend_deadline()

@@ -1,4 +1,4 @@
-"""All that a training run is made of, as one checkpoint: written, and taken up again to the last bit."""
+"""The state of a training run: saved in last.pt, and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from runner.distributed.collectives import (
     world_size,
 )
 from runner.methods.method import Method
-from runner.training.accumulator import MetricAccumulator, Snapshot
 from runner.training.checkpoint import (
     PREVIOUS,
     load_latest,
@@ -30,77 +29,85 @@ from runner.training.checkpoint import (
     save_checkpoint,
 )
 from runner.training.ema import Ema
-from runner.training.plan import Plan, Progress
+from runner.training.metrics import MetricAccumulator, Snapshot
+from runner.training.plan import Progress, TrainingPlan
 from runner.training.precision import Precision
 
 
 @dataclass(frozen=True)
 class State:
-    """What `last.pt` is made of. Of several ranks the first writes it, with what each of them has of its own."""
+    """The parts of last.pt. Rank 0 writes it, including the generators and running statistics of each rank."""
 
     model: nn.Module
     optimizer: Optimizer
     methods: Mapping[str, Method]
     precision: Precision
-    sums: MetricAccumulator
+    metrics: MetricAccumulator
     ema: Ema | None
-    plan: Plan
+    plan: TrainingPlan
 
     def of_model(self, model: nn.Module) -> dict:
-        """What it takes to evaluate `model`: a method's state may say how (the drop rates of a warm-up)."""
+        """What an evaluation of `model` needs, including the methods' state (such as warmed-up drop rates)."""
         return {
-            "model": _with_means(model),
+            "model": _mean_state_dict(model),
             "methods": {name: method.state_dict() for name, method in self.methods.items()},
             "about": self.plan.about,
         }
 
     def save(self, progress: Progress, logged: Snapshot) -> None:
-        """Write last.pt; the one that was there becomes previous.pt. To be called on all ranks together."""
+        """Write last.pt; the file that was there becomes previous.pt. Call it on all ranks."""
         checkpoint = {
             **self.of_model(self.model),
-            **({} if self.ema is None else {"ema": {**self.ema.state_dict(), "model": _with_means(self.ema.model)}}),
+            **(
+                {}
+                if self.ema is None
+                else {"ema": {**self.ema.state_dict(), "model": _mean_state_dict(self.ema.model)}}
+            ),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "sums": self.sums.state_dict(),
+            "sums": self.metrics.state_dict(),
             "logged": asdict(logged),
             "random": random_state(self.precision.device),
             "progress": asdict(progress),
         }
+        if self.ema is not None:
+            checkpoint["ema"] = {**self.ema.state_dict(), "model": _mean_state_dict(self.ema.model)}
         if is_distributed():
-            checkpoint["ranks"] = all_gather_object(self._own())
+            checkpoint["ranks"] = all_gather_object(self._rank_state())
         if rank() == 0:
             save_checkpoint(self.plan.last, checkpoint, previous=self.plan.last.with_name(PREVIOUS))
         barrier()
 
     def load_last(self) -> tuple[Progress, Snapshot]:
-        """Take up the last checkpoint again. There must be one."""
+        """Restore last.pt, which must exist."""
         latest = load_latest(self.plan.last, self.precision.device)
         assert latest is not None
         return self.restore(latest.checkpoint)
 
     def restore(self, checkpoint: Mapping) -> tuple[Progress, Snapshot]:
-        """Take up a last.pt. Learning rate, momentum and the like are this run's own settings, not the checkpoint's."""
+        """Restore a last.pt, except the optimizer's settings: learning rate, momentum and others are this run's."""
         restore_model(checkpoint, self.model, self.methods)
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": settings})
         _match_strides(self.optimizer)
         if checkpoint["scaler"]:  # else the steps so far were not in fp16
             self.precision.scaler.load_state_dict(checkpoint["scaler"])
-        self.sums.load_state_dict(checkpoint["sums"])
+        self.metrics.load_state_dict(checkpoint["sums"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], self.model)
         progress = Progress(**checkpoint["progress"])
-        own = checkpoint.get("ranks", [{"random": checkpoint["random"], "buffers": {}, "ema_buffers": {}}])
-        if len(own) == world_size():
-            self._restore_own(own[rank()])
-        elif rank() > 0:  # more ranks than before, or fewer: each draws something else, and starts from the means
+        only_rank = {"random": checkpoint["random"], "buffers": {}, "ema_buffers": {}}
+        rank_states = checkpoint.get("ranks", [only_rank])
+        if len(rank_states) == world_size():
+            self._restore_rank_state(rank_states[rank()])
+        elif rank() > 0:  # another number of ranks: new generators, and the mean buffers
             torch.manual_seed(mixed_seed(int(checkpoint["random"]["cpu"].sum()), progress.step, rank()))
         else:
             restore_random_state(checkpoint["random"], self.precision.device)
         return progress, Snapshot(**checkpoint["logged"])
 
-    def _own(self) -> dict:
-        """What a rank has that the others have not: its generators, and running statistics of its own batches."""
+    def _rank_state(self) -> dict:
+        """This rank's generators, and the running statistics of its own batches."""
         averaged = {} if self.ema is None else floating_buffers(self.ema.model)
         return {
             "random": random_state(self.precision.device),
@@ -108,19 +115,19 @@ class State:
             "ema_buffers": {name: buffer.cpu() for name, buffer in averaged.items()},
         }
 
-    def _restore_own(self, own: Mapping) -> None:
-        restore_random_state(own["random"], self.precision.device)
-        for model, saved in ((self.model, own["buffers"]), (self.ema and self.ema.model, own["ema_buffers"])):
-            buffers = floating_buffers(model) if saved else {}
-            for name, value in saved.items():
+    def _restore_rank_state(self, saved: Mapping) -> None:
+        restore_random_state(saved["random"], self.precision.device)
+        for model, values in ((self.model, saved["buffers"]), (self.ema and self.ema.model, saved["ema_buffers"])):
+            buffers = floating_buffers(model) if values else {}
+            for name, value in values.items():
                 buffers[name].copy_(value)
 
 
 def _match_strides(optimizer: Optimizer) -> None:
-    """Lay each state tensor of a parameter's shape out in memory as the parameter.
+    """Give each state tensor of a parameter's shape the parameter's memory format.
 
-    A checkpoint keeps strides, so after a resume with another memory format the two differ. Fused kernels index raw
-    memory: they would pair a weight with another weight's momentum on a CPU, and raise an error on CUDA.
+    A checkpoint keeps strides, so they differ if a run resumes with another memory format. Fused kernels index raw
+    memory: on a CPU they would pair a weight with another weight's momentum, on CUDA they raise an error.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -128,7 +135,7 @@ def _match_strides(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _with_means(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model, its running statistics as the means over the ranks."""
+def _mean_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state_dict, with running statistics averaged over the ranks."""
     state, means = model.state_dict(), mean_buffers(model)
     return {**state, **{name: value for name, value in means.items() if name in state}}

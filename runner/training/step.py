@@ -1,4 +1,4 @@
-"""One optimizer step: the micro-batches of a batch, forward and backward, the methods, the update."""
+"""One optimizer step: forward and backward of each micro-batch, the methods, the update."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.optim import Optimizer
 
 from runner.distributed.collectives import all_reduce_sum
 from runner.methods.method import Method
-from runner.training.accumulator import MetricAccumulator
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.ema import Ema
+from runner.training.metrics import MetricAccumulator
 from runner.training.precision import Precision
 from runner.training.tasks import Task
 
 
 class OptimizerStep:
-    """Takes optimizer steps on a model; what is measured on the way is added to `sums` and shown to `non_finite`.
+    """Takes optimizer steps on a model, adding to `metrics` and `non_finite`.
 
-    `forward_model` is what is called: the model, or torch's wrapper that averages the gradients over the ranks. With
-    `may_skip` the host looks at every step, and one with a loss or gradient that is not finite changes nothing: the
-    weights, the optimizer's state, the running statistics and the average of the weights stay as they are.
+    `forward_model` is the model, or its DistributedDataParallel wrapper. With `may_skip` a step whose loss or gradient
+    is not finite changes nothing: not the weights, optimizer state, running statistics or averaged weights. The host
+    then waits for the device in every step.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class OptimizerStep:
         *,
         task: Task,
         precision: Precision,
-        sums: MetricAccumulator,
+        metrics: MetricAccumulator,
         non_finite: FirstNonFinite,
         num_classes: int,
-        parts: int = 1,
+        accumulation_steps: int = 1,
         ema: Ema | None = None,
         may_skip: bool = False,
     ) -> None:
@@ -49,40 +49,40 @@ class OptimizerStep:
         self.methods = methods
         self.task = task
         self.precision = precision
-        self.sums = sums
+        self.metrics = metrics
         self.non_finite = non_finite
         self.num_classes = num_classes
-        self.parts = parts
+        self.accumulation_steps = accumulation_steps
         self.ema = ema
         self.may_skip = may_skip
         self.loss_options = {key: value for method in methods.values() for key, value in method.loss_options().items()}
 
     def __call__(self, images: Tensor, targets: Tensor, *, number: int, progress: float) -> bool:
-        """Take step `number`, counted from 1, at the share `progress` of the training; whether it was taken."""
+        """Take step `number`, counted from 1, at the share `progress` of training. Return whether it was taken."""
         buffers = [buffer.clone() for buffer in self.model.buffers()] if self.may_skip else []
         for method in self.methods.values():
             method.on_step(progress)
             images, targets = method.transform_batch(images, targets, self.num_classes)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, seen = self._backward(images, targets)
+        loss, pending_metrics = self._backward(images, targets)
         scaler = self.precision.scaler
         scaler.unscale_(self.optimizer)
         on_cpu = self.precision.device.type == "cpu"
         norm, max_abs_grad = gradient_norm(self.model.parameters(), may_wait=on_cpu)
         scale = scaler.scale(torch.ones((), device=loss.device)) if scaler.is_enabled() else None
-        wrong = self.non_finite.look(number, loss, max_abs_grad, scale)
-        if self.may_skip and all_reduce_sum(wrong.double()).any():
+        is_non_finite = self.non_finite.update(number, loss, max_abs_grad, scale)
+        if self.may_skip and all_reduce_sum(is_non_finite.double()).any():
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             self.optimizer.zero_grad(set_to_none=True)
             scaler.update()
             return False
-        for part in seen:
-            self.sums.add(*part)
-        metrics = {"gradient_norm": norm}
+        for micro_batch in pending_metrics:
+            self.metrics.add(*micro_batch)
+        measured = {"gradient_norm": norm}
         for name, method in self.methods.items():
-            metrics |= {f"{name}/{key}": value for key, value in method.transform_gradients(self.model).items()}
-        self.sums.add_step(metrics)
+            measured |= {f"{name}/{key}": value for key, value in method.transform_gradients(self.model).items()}
+        self.metrics.add_step(measured)
         scaler.step(self.optimizer)
         scaler.update()
         if self.ema is not None:
@@ -90,29 +90,29 @@ class OptimizerStep:
         return True
 
     def _backward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-        """The gradient of the batch's loss, averaged over the ranks.
+        """Compute the gradient of the batch's loss, averaged over the ranks.
 
-        Returns the sum of this rank's losses, and of each micro-batch what is to be added to the sums if the step is
-        taken; where that is certain it has been added already, and its logits are let go.
+        Returns the sum of this rank's micro-batch losses and, if the step may still be skipped, each micro-batch's
+        (loss, logits, targets), not yet counted.
         """
-        total, seen = torch.zeros((), device=images.device), []
-        parts = list(zip(images.chunk(self.parts), targets.chunk(self.parts), strict=True))
-        for number, (part_images, part_targets) in enumerate(parts, start=1):
-            with self._gradients_averaged(number == len(parts)):
+        total, pending_metrics = torch.zeros((), device=images.device), []
+        parts = (images.chunk(self.accumulation_steps), targets.chunk(self.accumulation_steps))
+        for number, (part_images, part_targets) in enumerate(zip(*parts, strict=True), start=1):
+            with self._gradient_sync(number == len(parts[0])):
                 with self.precision.autocast():
                     logits = self.forward_model(part_images)
                 logits = logits.float()
                 loss = self.task.loss(logits, part_targets, **self.loss_options)
-                share = self.task.share(part_targets, targets)
-                self.precision.scaler.scale(loss * share).backward()
+                weight = self.task.loss_weight(part_targets, targets)
+                self.precision.scaler.scale(loss * weight).backward()
             total += loss.detach()
-            seen.append((loss.detach(), logits.detach(), part_targets))
+            pending_metrics.append((loss.detach(), logits.detach(), part_targets))
             if not self.may_skip:
-                self.sums.add(*seen.pop())
-        return total, seen
+                self.metrics.add(*pending_metrics.pop())  # frees the logits
+        return total, pending_metrics
 
-    def _gradients_averaged(self, now: bool) -> AbstractContextManager:
-        """Ranks speak to each other once a step, in the backward pass of the last micro-batch."""
-        if now or not isinstance(self.forward_model, DistributedDataParallel):
+    def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
+        """Reduce gradients over the ranks once a step, in the last micro-batch's backward pass."""
+        if is_last or not isinstance(self.forward_model, DistributedDataParallel):
             return nullcontext()
         return self.forward_model.no_sync()

@@ -1,4 +1,4 @@
-"""The checkpoints of the best epochs: best.pt, and beside it those of the next best where more are wanted."""
+"""The checkpoints of the best epochs: best.pt, and with `keep_best` > 1 epoch-<number>.pt."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from runner.distributed.collectives import rank
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 from runner.training.checkpoint_content import check_best
-from runner.training.plan import Plan, Progress
+from runner.training.plan import Progress, TrainingPlan
 
 
 class TopKCheckpoints:
-    """Keeps the weights of the `plan.keep_best` epochs with the highest score, of equal ones with the lowest loss.
+    """Keeps the checkpoints of the `plan.keep_best` epochs with the highest score; the loss breaks ties.
 
-    The best lie in best.pt; with more than one wanted, each of them lies in epoch-<number>.pt too. Which they are
-    stands in the progress, so that a resumed run goes on judging as before.
+    best.pt is the best of them; with more than one, each is in epoch-<number>.pt too. `Progress` lists them, so a
+    resumed run ranks as before.
     """
 
-    def __init__(self, plan: Plan, score: str) -> None:
+    def __init__(self, plan: TrainingPlan, score: str) -> None:
         self.plan = plan
         self.score = score
 
     def update(self, checkpoint: dict, progress: Progress) -> bool:
-        """Keep an epoch's checkpoint, with its `metrics` and `epoch`, if it is good enough; whether it is the best."""
+        """Keep an epoch's checkpoint, with its `metrics` and `epoch`, if it is in the top k; whether it is the best."""
         metrics = {**checkpoint["metrics"], "epoch": checkpoint["epoch"]}
         earlier = [entry for entry in progress.kept if entry["epoch"] != metrics["epoch"]]
-        # of equal ones the earlier comes first
-        entries = sorted([*earlier, metrics], key=self._rank, reverse=True)
+        entries = sorted([*earlier, metrics], key=self._rank, reverse=True)  # stable: the earlier of equal ones first
         progress.kept, dropped = entries[: self.plan.keep_best], entries[self.plan.keep_best :]
         is_best = not progress.best or self._rank(metrics) > self._rank(progress.best)
         if is_best:
@@ -43,29 +42,27 @@ class TopKCheckpoints:
         return is_best
 
     def check(self, progress: Progress, tracker: Tracker) -> None:
-        """Choose the best anew, and say so, where best.pt is not of the epoch that progress calls the best.
+        """Forget the best epochs, with a message, if best.pt is not of the epoch that `progress` calls the best.
 
-        So it is where a run goes on from an older checkpoint, and best.pt has been written since.
+        Happens when resuming from a checkpoint older than best.pt.
         """
         if not progress.best:
             return
         if not all(self.score in entry for entry in (progress.best, *progress.kept)):
-            tracker.message(
-                f"last.pt does not tell the {self.score} of the best epoch, which is chosen anew.", "warning"
-            )
-            progress.best, progress.kept = {}, []
-            return
-        try:
-            found = load_checkpoint(self.plan.best, check=check_best)["epoch"]
-        except ValueError as error:
-            tracker.message(f"{error} The best epoch is chosen anew.", "warning")
+            text = f"last.pt does not tell the {self.score} of the best epoch, which is chosen anew."
+            tracker.message(text, "warning")
         else:
-            if found == progress.best["epoch"]:
-                return
-            tracker.message(
-                f"best.pt is of epoch {found}, after the checkpoint that the run goes on from: the best epoch is "
-                "chosen anew."
-            )
+            try:
+                epoch = load_checkpoint(self.plan.best, check=check_best)["epoch"]
+            except ValueError as error:
+                tracker.message(f"{error} The best epoch is chosen anew.", "warning")
+            else:
+                if epoch == progress.best["epoch"]:
+                    return
+                tracker.message(
+                    f"best.pt is of epoch {epoch}, after the checkpoint that the run goes on from: the best epoch is "
+                    "chosen anew."
+                )
         progress.best, progress.kept = {}, []
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:

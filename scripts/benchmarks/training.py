@@ -25,9 +25,9 @@ from torch.optim import Optimizer
 
 from runner.data.dataset import TrainBatches
 from runner.training import step as step_module
+from runner.training.evaluation import Validation
 from runner.training.loop import Trainer
 from runner.training.precision import Precision
-from runner.training.validation import Validation
 
 from . import watched_run
 from .watched_run import Clocks, Span, Stopwatch, WatchedBatches
@@ -42,16 +42,15 @@ LARGEST_MODEL_OF_START = 50_000_000  # parameters
 
 # of a step, by the function in which it is spent
 PARTS_OF_A_STEP = (
-    ("sums.add", "sums of loss and counts"),
-    ("sums.add_step", "sums of what was measured in the step"),
-    ("sums.read", "reading the sums"),
-    ("sums.means", "means, rows and display"),
+    ("metrics.add", "sums of loss and counts"),
+    ("metrics.add_step", "sums of what was measured in the step"),
+    ("metrics.read", "reading the sums"),
+    ("metrics.means", "means, rows and display"),
     ("tracker.progress", "means, rows and display"),
     ("tracker.log", "means, rows and display"),
-    ("non_finite.look", "look at whether all is finite"),
+    ("non_finite.update", "look at whether all is finite"),
     ("non_finite.read", "look at whether all is finite"),
     ("ema.update", "average of the weights"),
-    ("schedule.get_last_lr", "schedule"),
     ("schedule.step", "schedule"),
     ("precision.scaler.scale", "loss scale"),
     ("precision.scaler.unscale_", "loss scale"),
@@ -60,7 +59,7 @@ PARTS_OF_A_STEP = (
 PARTS_OF_THE_STEP_MODULE = (("gradient_norm", "norm of the gradient"),)
 PLACES_OF_A_METHOD = ("on_step", "transform_batch", "transform_gradients")
 EVALUATION, CHECKPOINTS = "evaluation", "checkpoints"  # between epochs
-PARTS_BETWEEN_EPOCHS = (("kept.take", CHECKPOINTS), ("_save_last", CHECKPOINTS))
+PARTS_BETWEEN_EPOCHS = (("top_k.update", CHECKPOINTS), ("_save_last", CHECKPOINTS))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 import torch
 
-from runner.training import checksum
+from runner.training.checkpoint import add_checksum
 from tortures.survival import SECRET
 
 ESCAPE = "\x1b[31m"
@@ -215,7 +215,7 @@ def _checkpoint(draw: Random, path: Path) -> Wound:
     text = draw.choice(_FORGERIES)(draw, checkpoint)
     file = io.BytesIO()
     torch.save(checkpoint, file)
-    checksum.seal(file)
+    add_checksum(file)
     path.write_bytes(file.getvalue())
     return Wound(f"forged: {text}", is_forged=True)
 

@@ -23,7 +23,7 @@ from runner.__main__ import main
 from runner.config.compatibility import NORMALIZATIONS
 from runner.config.validation import CONF
 from runner.methods.agc import AdaptiveGradientClipping
-from runner.training import validation
+from runner.training import evaluation
 from runner.training.checkpoint import load_checkpoint
 
 SECRET = "hunter2-0815-do-not-write-me"
@@ -205,7 +205,7 @@ def test_every_method_trains_alone(small, tmp_path, group, option):
 def test_the_best_checkpoint_is_chosen_on_the_validation_split(small, tmp_path, monkeypatch):
     """Accuracy first, of equal ones the lower loss, then the earlier; the test split plays no part."""
     scores = iter([(0.25, 2.0), (0.75, 1.5), (0.75, 1.0), (0.75, 1.0), (0.5, 0.5)])
-    evaluate, weights = validation.evaluate, []
+    evaluate, weights = evaluation.evaluate, []
 
     def scripted(model, batches, precision, task):
         found = evaluate(model, batches, precision, task)
@@ -213,7 +213,7 @@ def test_the_best_checkpoint_is_chosen_on_the_validation_split(small, tmp_path, 
         accuracy, loss = next(scores)
         return replace(found, metrics={"loss": loss, "accuracy": accuracy})
 
-    monkeypatch.setattr(validation, "evaluate", scripted)
+    monkeypatch.setattr(evaluation, "evaluate", scripted)
     assert small("train.epochs=5", "schedule=constant", "name=run").code == 0
     folder = tmp_path / "outputs/runs/run"
     summary = json.loads((folder / "summary.json").read_text())

@@ -144,7 +144,7 @@ def test_micro_batches_have_the_cross_entropy_of_their_batch():
     logits = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     [whole] = torch.autograd.grad(task.loss(logits, targets), logits)
     parts = zip(logits.chunk(2), targets.chunk(2), strict=True)
-    total = sum(task.loss(part, labels) * task.share(labels, targets) for part, labels in parts)
+    total = sum(task.loss(part, labels) * task.loss_weight(labels, targets) for part, labels in parts)
     torch.testing.assert_close(torch.autograd.grad(total, logits)[0], whole)
 
 

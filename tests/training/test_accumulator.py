@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from runner.training.accumulator import MetricAccumulator, Snapshot
+from runner.training.metrics import MetricAccumulator, Snapshot
 from runner.training.tasks import Classification, Segmentation
 
 CPU = torch.device("cpu")

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from runner.files.atomic import CannotWrite
-from runner.training import checksum
-from runner.training.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
+from runner.training.checkpoint import PREVIOUS, checksum_fault, load_checkpoint, load_latest, save_checkpoint
 
 CONTENT = {"weight": torch.arange(300.0), "nested": {"count": torch.tensor(3), "name": "abc"}}
 
@@ -32,14 +31,14 @@ def test_every_changed_byte_is_found(sealed):
         changed = bytearray(whole)
         changed[place] ^= 0x55
         sealed.write_bytes(changed)
-        assert checksum.fault(sealed) is not None, place
+        assert checksum_fault(sealed) is not None, place
 
 
 def test_every_cut_is_found(sealed):
     whole = sealed.read_bytes()
     for length in range(len(whole)):
         sealed.write_bytes(whole[:length])
-        assert checksum.fault(sealed) is not None, length
+        assert checksum_fault(sealed) is not None, length
 
 
 def test_torch_alone_would_take_a_changed_byte(sealed):

@@ -8,7 +8,7 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from runner.distributed import collectives
-from runner.training import confusion
+from runner.training import metrics as confusion
 
 
 def random_batch(seed, number=4, num_classes=5, size=(6, 7)):
@@ -30,11 +30,11 @@ def test_counts_and_scores_are_those_of_scikit_learn():
     labels, predictions = [], []
     for seed in range(3):
         logits, targets = random_batch(seed)
-        confusion.add(counts, logits, targets)
+        confusion.count_pixels(counts, logits, targets)
         labelled = targets != 255
         labels += targets[labelled].tolist()
         predictions += logits.argmax(1)[labelled].tolist()
-    matrix = confusion.matrix_of(counts)
+    matrix = confusion.confusion_matrix(counts)
     assert matrix.tolist() == metrics.confusion_matrix(labels, predictions, labels=range(5)).tolist()
     assert counts[0] == 3 * 4 * 6 * 7 - len(labels)
     ious = metrics.jaccard_score(labels, predictions, average=None, labels=range(5))
@@ -46,8 +46,8 @@ def test_counts_and_scores_are_those_of_scikit_learn():
 def test_a_case_by_hand():
     """Class 1 is right in 1 of 3 pixels, class 2 is predicted and not labelled, class 3 is neither."""
     counts = confusion.new_confusion(4, torch.device("cpu"))
-    confusion.add(counts, logits_of([[0, 1, 2], [1, 3, 0]], 4), torch.tensor([[[0, 1, 1], [0, 255, 255]]]))
-    matrix = confusion.matrix_of(counts)
+    confusion.count_pixels(counts, logits_of([[0, 1, 2], [1, 3, 0]], 4), torch.tensor([[[0, 1, 1], [0, 255, 255]]]))
+    matrix = confusion.confusion_matrix(counts)
     assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert counts[0] == 2
     ious = confusion.iou_by_class(matrix)
@@ -59,16 +59,18 @@ def test_a_case_by_hand():
 
 def test_without_a_labelled_pixel_there_is_no_score():
     counts = confusion.new_confusion(2, torch.device("cpu"))
-    confusion.add(counts, logits_of([[0, 1]], 2), torch.tensor([[[255, 255]]]))
+    confusion.count_pixels(counts, logits_of([[0, 1]], 2), torch.tensor([[[255, 255]]]))
     assert counts.tolist() == [2, 0, 0, 0, 0]
-    assert math.isnan(confusion.mean_iou(confusion.matrix_of(counts)))
-    assert math.isnan(confusion.pixel_accuracy(confusion.matrix_of(counts)))
+    assert math.isnan(confusion.mean_iou(confusion.confusion_matrix(counts)))
+    assert math.isnan(confusion.pixel_accuracy(confusion.confusion_matrix(counts)))
 
 
 @pytest.mark.parametrize("label", [3, 254])
 def test_a_label_that_is_no_class_is_a_bug(label):
     with pytest.raises((RuntimeError, IndexError)):
-        confusion.add(confusion.new_confusion(3, torch.device("cpu")), logits_of([[2]], 3), torch.tensor([[[label]]]))
+        confusion.count_pixels(
+            confusion.new_confusion(3, torch.device("cpu")), logits_of([[2]], 3), torch.tensor([[[label]]])
+        )
 
 
 @pytest.mark.parametrize("label_shape", [(8, 12), (2, 3), (5, 4)])
@@ -106,7 +108,7 @@ def count_on_a_rank(rank, folder):
     try:
         counts = confusion.new_confusion(5, torch.device("cpu"))
         logits, targets = random_batch(0)
-        confusion.add(counts, logits.chunk(2)[rank], targets.chunk(2)[rank])
+        confusion.count_pixels(counts, logits.chunk(2)[rank], targets.chunk(2)[rank])
         own = counts.clone()
         sums = [collectives.all_reduce_sum(counts) for _ in range(2)]
         torch.save({"sums": sums, "own": own, "after": counts}, folder / f"{rank}.pt")
@@ -119,7 +121,7 @@ def count_on_a_rank(rank, folder):
 def test_two_processes_count_what_one_does(tmp_path):
     torch.multiprocessing.spawn(count_on_a_rank, args=(tmp_path,), nprocs=2)
     whole = confusion.new_confusion(5, torch.device("cpu"))
-    confusion.add(whole, *random_batch(0))
+    confusion.count_pixels(whole, *random_batch(0))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert all(torch.equal(total, whole) for total in found["sums"])

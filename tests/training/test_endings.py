@@ -9,13 +9,13 @@ import torch
 
 from runner.data.batches import TensorTrainBatches
 from runner.results.metrics import read_rows
-from runner.training import clock as clock_module
-from runner.training.accumulator import MetricAccumulator
+from runner.training import plan as plan_module
 from runner.training.checkpoint import load_checkpoint
-from runner.training.clock import Clock
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.evaluation import Evaluation
 from runner.training.loop import Trainer
+from runner.training.metrics import MetricAccumulator
+from runner.training.plan import Clock
 from runner.training.precision import Precision
 from runner.training.state import State
 from runner.training.step import OptimizerStep
@@ -141,9 +141,9 @@ def test_a_gradient_that_overflows_now_and_then_does_not_diverge():
     seen = FirstNonFinite(torch.device("cpu"), max_overflows=2)
     one, wrong = torch.tensor(1.0), torch.tensor(math.inf)
     for step in range(1, 30):
-        seen.look(step, one, wrong if step % 3 else one, one)  # twice in a row at the smallest scale
+        seen.update(step, one, wrong if step % 3 else one, one)  # twice in a row at the smallest scale
     for step in range(30, 60):
-        seen.look(step, one, wrong, torch.tensor(2.0))
+        seen.update(step, one, wrong, torch.tensor(2.0))
     assert seen.read() is None
 
 
@@ -189,7 +189,7 @@ def test_a_step_skipped_under_loss_scaling():
         {},
         task=Classification(),
         precision=precision,
-        sums=sums,
+        metrics=sums,
         non_finite=non_finite,
         num_classes=3,
         may_skip=True,
@@ -235,14 +235,14 @@ def test_the_norm_of_all_gradients(may_wait):
 def test_the_first_step_that_was_not_finite_is_kept():
     seen, one, wrong = FirstNonFinite(torch.device("cpu")), torch.tensor(1.0), torch.tensor(math.nan)
     assert seen.read() is None
-    seen.look(3, one, one)
-    seen.look(4, one, wrong)
-    seen.look(5, wrong, wrong)
+    seen.update(3, one, one)
+    seen.update(4, one, wrong)
+    seen.update(5, wrong, wrong)
     assert seen.read() == (4, "gradient")
-    seen.look(2, wrong, one)
+    seen.update(2, wrong, one)
     assert seen.read() == (4, "gradient")
     seen.clear()
-    seen.look(7, wrong, wrong)
+    seen.update(7, wrong, wrong)
     assert seen.read()[0] == 7
 
 
@@ -256,7 +256,7 @@ def scored(monkeypatch):
         def evaluation(*_):
             return Evaluation({"accuracy": next(left, 0.0), "loss": 1.0}, [0, 1], 1)
 
-        monkeypatch.setattr("runner.training.validation.evaluate", evaluation)
+        monkeypatch.setattr("runner.training.evaluation.evaluate", evaluation)
 
     return call
 
@@ -392,7 +392,7 @@ def slow_first_step(monkeypatch):
 
     monkeypatch.setattr(Trainer, "_step", timed_step)
     monkeypatch.setattr(State, "save", timed_save)
-    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(plan_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 

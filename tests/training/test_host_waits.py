@@ -18,8 +18,8 @@ from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment import builders
 from runner.methods import ghost_batchnorm, norm_replacement, weight_standardization
 from runner.training import ema
-from runner.training.accumulator import MetricAccumulator
 from runner.training.divergence import FirstNonFinite
+from runner.training.metrics import MetricAccumulator
 from runner.training.precision import Precision
 from runner.training.step import OptimizerStep
 from runner.training.tasks import Segmentation, task_of
@@ -108,10 +108,10 @@ def step_of(config, data, scaled, monkeypatch):
         built.methods,
         task=task,
         precision=precision,
-        sums=MetricAccumulator(task, DEVICE),
+        metrics=MetricAccumulator(task, DEVICE),
         non_finite=FirstNonFinite(DEVICE),
         num_classes=data.num_classes,
-        parts=train.accumulation_steps,
+        accumulation_steps=train.accumulation_steps,
         ema=None if train.ema is None else ema.Ema(built.model, decay=train.ema),
     )
 
@@ -153,7 +153,7 @@ def test_loss_and_counts_of_segmentation_read_nothing_from_their_device(fake_ten
         sums = MetricAccumulator(task, DEVICE)
         logits = torch.zeros(4, 5, 6, 6, device=DEVICE, requires_grad=True)
         masks = torch.zeros(4, 6, 6, dtype=torch.int64, device=DEVICE)
-        loss = task.loss(logits, masks, label_smoothing=0.1) * task.share(masks[:2], masks)
+        loss = task.loss(logits, masks, label_smoothing=0.1) * task.loss_weight(masks[:2], masks)
         loss.backward()
         sums.add(loss.detach(), logits.detach(), masks)
 
