@@ -14,6 +14,7 @@ from runner.config.extensions import add_search_path, search_folders
 from runner.config.grammar import is_swept, options_of, parsed
 from runner.config.hydra_loader import checked
 from runner.config.options import CONF, LIST_GROUPS
+from runner.config.plugins import LAUNCHER, LAUNCHERS
 
 
 def complete_override(typed: str, before: Sequence[str]) -> Iterable[str]:
@@ -21,9 +22,11 @@ def complete_override(typed: str, before: Sequence[str]) -> Iterable[str]:
     words = add_search_path([word for word in before if parsed(word) is not None])
     folders = search_folders(words)
     key, equals, value = typed.partition("=")
+    if key == LAUNCHER:
+        return [f"{LAUNCHER}={launcher}" for launcher in LAUNCHERS]
     groups = {path.name for folder in folders for path in folder.iterdir() if any(path.glob("**/*.yaml"))}
     if not equals:
-        return [*(f"{group}=" for group in groups), *_keys(key, _composed(words))]
+        return [*(f"{group}=" for group in [*groups, LAUNCHER]), *_keys(key, _composed(words))]
     if key in groups:
         begun = value[: 1 + max(map(value.rfind, "[,("))]  # the options before the one that is being typed
         taken = re.split(r"[\[,(]", begun)

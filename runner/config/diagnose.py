@@ -21,6 +21,7 @@ from yaml import MarkedYAMLError
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
 from runner.config.limits import did_you_mean
 from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
+from runner.config.plugins import plugin_fault
 from runner.config.secrets import redact
 from runner.config.text import SettingError, one_line
 from runner.config.typed import A_LIST, A_MAPPING, no_value
@@ -69,7 +70,7 @@ def _fault(
     key = override.key_or_group
     groups = {folder.name for conf in conf_folders for folder in conf.iterdir() if any(folder.rglob("*.yaml"))}
     if key.startswith("hydra"):
-        return None
+        return plugin_fault(key, override.value())
     if key in groups:
         return option_fault(key, override, conf_folders, sweeping)
     if override.is_add() or override.is_delete():

@@ -35,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import import_class
 from runner.config.options import CONF
+from runner.config.plugins import LAUNCHERS
 from runner.config.secrets import check_no_secret_words, check_no_secrets
 from runner.config.targets import TARGET, check_defined, check_target, package_of
 from runner.config.text import SettingError, to_override
@@ -187,7 +188,7 @@ def check_folders(hydra: DictConfig) -> None:
 def _check_hydra_target(place: str, target: str, allowed: Allowed) -> None:
     if place in (f"hydra.launcher.{TARGET}", f"hydra.sweeper.{TARGET}"):
         if package_of(target, PLUGINS) is None:  # Hydra itself takes no class but that of a plugin
-            raise SettingError(f"{place}={target}: choose hydra/launcher=basic, joblib, submitit_slurm or ray.")
+            raise SettingError(f"{place}={target}: choose hydra/launcher={', '.join(LAUNCHERS)}, hydra/sweeper=basic.")
         return
     check_target(place, target, (OWN, *allowed.packages), what="what Hydra instantiates")
     try:
