@@ -82,7 +82,7 @@ def members(*packages):
         ("data", "models methods training tracking results report experiment config.validation sweeps"),
         ("optim", "models methods training tracking results report data experiment config.validation sweeps"),
         ("training", "models results report experiment config.validation sweeps"),
-        ("probes", "models methods training tracking report data experiment config figures sweeps"),
+        ("probes", "models methods training tracking report data experiment config.validation figures sweeps"),
         ("config", "models methods training tracking report claims data experiment distributed.launch sweeps"),
         ("experiment", "__main__ report claims sweeps"),
     ],

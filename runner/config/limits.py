@@ -10,7 +10,6 @@ also gives the type of a setting whose default cannot: one that is null, or a nu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from runner.config.ranges import (
     LARGEST,
@@ -27,7 +26,7 @@ from runner.config.ranges import (
     Text,
     TrueOrFalse,
 )
-from runner.config.text import to_override
+from runner.config.text import nearest, to_override
 
 POSITIVE = Range(above=0, at_most=LARGEST)
 NOT_NEGATIVE = Range(at_least=0, at_most=LARGEST)
@@ -216,5 +215,5 @@ def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: o
 
 def did_you_mean(word: str, choices: object) -> str:
     """`Did you mean x?` for the nearest of `choices`, or an empty string."""
-    near = get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.6)
+    near = nearest(word, choices, 1)
     return f"Did you mean {near[0]}?" if near else ""

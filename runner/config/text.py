@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -42,6 +43,11 @@ def visible(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def nearest(word: str, choices: Iterable[object], most: int) -> list[str]:
+    """At most this many of the choices that are spelt nearly as `word`, the nearest first."""
+    return get_close_matches(word, [str(choice) for choice in choices], n=most)
 
 
 def override_key(word: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.config.text import nearest
 from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.layers.unitwise_norm import unitwise_norm
 from runner.probes.gradients import listed, loss_and_gradients
@@ -91,7 +91,7 @@ def _left_out(model: nn.Module, exclude: Sequence[str]) -> set[str]:
     for entry in exclude:
         found = {name for name in names if name == entry or name.startswith(f"{entry}.")}
         if not found:
-            close = get_close_matches(entry, {*names, *(name.rpartition(".")[0] for name in names)} - {""}, n=3)
+            close = nearest(entry, {*names, *(name.rpartition(".")[0] for name in names)} - {""}, 3)
             raise ValueError(
                 f"clipping: exclude={entry}: a {type(model).__name__} has no parameter or module of that name. "
                 f"Choose from {', '.join(close or names[:3])}."

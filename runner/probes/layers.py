@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from torch import Tensor, nn
 
+from runner.config.text import nearest
 from runner.layers.execution_order import execution_order
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -49,7 +48,7 @@ def pick(model: nn.Module, layer: int | float | str, images: Tensor | None = Non
     if isinstance(layer, str):
         modules = dict(model.named_modules())
         if layer not in modules or not layer:
-            close = get_close_matches(layer, modules, n=3) or convolutions(model)
+            close = nearest(layer, modules, 3) or convolutions(model)
             raise ValueError(
                 f"layer={layer}: a {type(model).__name__} has no module of that name. Choose from {', '.join(close)}."
             )

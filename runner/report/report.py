@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import unquote
 
 from matplotlib.figure import Figure
 
@@ -34,9 +33,10 @@ from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sw
 
 FILES = ("report.html", "report.md", "results.csv")
 DOTS_PER_INCH = 130
+WRITTEN = ".written"  # the list of the figures in its folder, by which the next report removes what it does not write
 MOST_ARMS = len(COLOURS)  # in one figure of curves
 MOST_PICTURES = 24  # of one probe, side by side
-MOST_NAMES = 20  # of jobs in a note
+MOST_JOB_NAMES = 20  # in a note
 
 
 def write_report(
@@ -65,8 +65,8 @@ def read_report(
         except ValueError as error:
             notes = (str(error),)
         if lost := sweep.without_run(folders[0]):
-            more = f" and {len(lost) - MOST_NAMES:,} more" if len(lost) > MOST_NAMES else ""
-            notes = (f"No run in the folders of these jobs: {'; '.join(lost[:MOST_NAMES])}{more}.",)
+            more = f" and {len(lost) - MOST_JOB_NAMES:,} more" if len(lost) > MOST_JOB_NAMES else ""
+            notes = (f"No run in the folders of these jobs: {'; '.join(lost[:MOST_JOB_NAMES])}{more}.",)
     if not runs:
         raise ValueError(f"{', '.join(map(str, folders))}: there is no run. Name the folder of a run or of a sweep.")
     title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
@@ -82,23 +82,22 @@ def _checked(sweep: SweepRecord) -> SweepRecord:
     return sweep
 
 
-def _figures_of(report: Path) -> set[str]:
-    """The names of the figures that a report.md shows from figures/; what else lies there is not ours."""
+def _listed_figures(figures: Path) -> set[str]:
+    """The figures that the last report wrote, of those that are still there."""
     try:
-        text = read_text(report)
+        names = read_text(figures / WRITTEN).splitlines()
     except Unreadable:
-        text = ""
-    names = {unquote(name) for name in re.findall(r"^!\[.*\]\(figures/([^/()]+\.png)\)$", text, re.MULTILINE)}
-    return names.intersection(os.listdir(report.with_name("figures")))  # a forged one may name a file elsewhere
+        return set()
+    return {name for name in names if name.endswith(".png")}.intersection(os.listdir(figures))
 
 
 def _put_aside(into: Path) -> list[str]:
-    """Rename what is in the way of a report: folders in the place of its files, anything else in that of its folder.
+    """Rename folders that have the name of a file of the report, and anything but a folder called figures.
 
-    Returns a sentence on each. A file, a link or a FIFO in the place of a file is overwritten.
+    Returns a sentence for each. A file, a link or a FIFO with the name of a file is overwritten.
     """
-    figures, told = into / "figures", []
-    files = [*(into / name for name in FILES), *(figures.glob("*.png") if figures.is_dir() else ())]
+    figures, notes = into / "figures", []
+    files = [*(into / name for name in FILES), figures / WRITTEN, *(figures.glob("*.png") if figures.is_dir() else ())]
     in_the_way = [path for path in files if path.is_dir() and not path.is_symlink()]
     if is_there(figures) and (figures.is_symlink() or not figures.is_dir()):
         in_the_way.append(figures)
@@ -108,8 +107,8 @@ def _put_aside(into: Path) -> list[str]:
             number += 1
             aside = path.with_name(f"{path.name}.aside-{number}")
         path.rename(aside)
-        told.append(f"{path} was in the way of the report; it is now {aside.name}.")
-    return told
+        notes.append(f"{path} was in the way of the report; it is now {aside.name}.")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -132,22 +131,23 @@ class Report:
     def write(self) -> Path:
         """Write report.html, whose path is returned, report.md, results.csv and the figures.
 
-        The same runs give the same bytes. Figures that the last report there had and this one has not are removed; what
-        is in the way is renamed.
+        The same runs give the same bytes. Figures of the last report that this one does not have are removed.
         """
         html, markdown, table = (self.into / name for name in FILES)
+        figures = self.into / "figures"
         try:
-            aside = [Paragraph(told, is_note=True) for told in _put_aside(self.into)]
-            (self.into / "figures").mkdir(parents=True, exist_ok=True)
+            aside = [Paragraph(note, is_note=True) for note in _put_aside(self.into)]
+            figures.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CannotWrite.from_os_error(self.into / "figures", error) from None
-        before = _figures_of(markdown)
+            raise CannotWrite.from_os_error(figures, error) from None
         document = Document(self.title, (*aside, *self.blocks()))
         write_results_csv(self.runs, table, self.sweep.measures)
         write_atomically(markdown, as_markdown(document))
         write_atomically(html, as_html(document))
-        for figure in before - _figures_of(markdown):
-            (self.into / "figures" / figure).unlink(missing_ok=True)
+        written = [block.path.removeprefix("figures/") for block in document.blocks if isinstance(block, Picture)]
+        for name in _listed_figures(figures) - {*written}:
+            (figures / name).unlink(missing_ok=True)
+        write_atomically(figures / WRITTEN, "".join(f"{name}\n" for name in written))
         return html
 
     def blocks(self) -> Iterator[Block]:

@@ -118,7 +118,7 @@ def test_the_same_runs_give_the_same_bytes(study, tmp_path):
 
     first = digests()
     assert first == digests()
-    assert len(first) == 5
+    assert len(first) == 6
 
 
 def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
@@ -149,23 +149,29 @@ def test_figures_that_a_report_no_longer_has_are_removed_and_no_others(study):
     record = yaml.safe_load((study / "sweep.yaml").read_text())
     (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "measures": ["test/loss"]}))
     write_report(study, into=study)
-    assert {file.name for file in own.parent.iterdir()} == {"my_own.png", "test_loss.png", "learning_curves.png"}
+    assert {file.name for file in own.parent.glob("*.png")} == {"my_own.png", "test_loss.png", "learning_curves.png"}
 
 
-def test_a_forged_report_removes_no_figure_elsewhere(study):
-    other = study / "other.png"
+@pytest.mark.parametrize(
+    "content", [b"../other.png\n\x00.png\n" + b"a" * 300 + b".png\nfolder\n.written\n", b"\xff", None]
+)
+def test_a_forged_list_of_figures_removes_nothing_elsewhere(study, content):
+    other, listed = study / "other.png", study / "figures/.written"
     other.write_bytes(b"mine")
-    (study / "report.md").write_text(
-        f"![x](figures/..%2Fother.png)\n![x](figures/%00.png)\n![x](figures/{'a' * 300}.png)\n"
-    )
+    (study / "figures/folder").mkdir(parents=True)
+    if content is None:
+        os.mkfifo(listed)
+    else:
+        listed.write_bytes(content)
     write_report(study, into=study)
     assert other.read_bytes() == b"mine"
+    assert listed.read_text() == "test_score.png\nlearning_curves.png\n"
 
 
 def test_what_is_in_the_way_of_a_report_is_renamed_or_overwritten(study):
     write_report(study, into=study)
     expected = {path: path.read_bytes() for path in (study / "results.csv", study / "figures/test_score.png")}
-    for name in ("report.html", "report.md", "results.csv", "figures/test_score.png"):
+    for name in ("report.html", "report.md", "results.csv", "figures/test_score.png", "figures/.written"):
         for _ in range(2):
             (study / name).unlink()
             (study / name).mkdir()
