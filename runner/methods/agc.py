@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: each unit's gradient is held to a share of its weights' norm (arXiv 2102.06171)."""
+"""Adaptive gradient clipping: a unit's gradient norm is limited relative to its weight norm (arXiv 2102.06171)."""
 
 from __future__ import annotations
 
@@ -34,33 +34,30 @@ def adaptive_clip_grad_(
 
         G_i <- clip * max(|W_i|, eps) * G_i / max(|G_i|, 1e-6).
 
-    `granularity="unit"` takes the units of `unitwise_norm`; "layer" takes each tensor as one unit. `groups` gives
-    parameters or modules, by name, a clip of their own in the place of `clip`; the longest name that fits counts.
+    `granularity="unit"` takes the units of `unitwise_norm`; "layer" takes each tensor as one unit. `groups` maps names
+    of parameters or modules to a clip of their own; the longest matching name counts.
 
-    `parameters` is a model, a tensor, or an iterable of tensors or of (name, tensor) pairs. In a model the weight of
-    its classifier is left out (see `find_classifier`), and its bias is not. `exclude` leaves out more: parameters, or
-    names of parameters or of modules; where a model's classifier cannot be told, it has to be given here. Parameters
-    without a gradient are passed over and shared ones clipped once. A transposed convolution's weight is taken as it
-    lies, so that its units are its input channels.
+    `parameters` is a model, a tensor, or an iterable of tensors or of (name, tensor) pairs. In a model the classifier's
+    weight (see `find_classifier`) is not clipped; its bias is. `exclude` leaves out more: parameters, or names of
+    parameters or modules; it must name a classifier that `find_classifier` does not find. Parameters without a gradient
+    are skipped, and shared ones clipped once. The units of a transposed convolution's weight are its input channels.
 
-    A unit with a NaN is left as it is, and an infinity becomes a NaN: neither turns finite, and other units are not
-    touched by them.
+    A unit with a NaN stays as it is, and an infinity becomes a NaN: neither turns finite, nor changes other units.
 
-    Returns "clipped_share", the share of the units that were clipped, and "largest_ratio", the largest
-    |G_i| / max(|W_i|, eps) before clipping: 0-dim tensors on the parameters' device, for which nothing is waited.
-
-    The gradients have to be what the optimizer will see: summed over micro-batches, reduced over processes and unscaled
+    The gradients must be what the optimizer will see: summed over micro-batches, reduced over processes and unscaled
     (`GradScaler.unscale_`).
 
-    Raises ValueError for an unknown name in `exclude` or `groups`, a sparse gradient, and a classifier that cannot be
-    told.
+    Returns "clipped_share", the share of the units that were clipped, and "largest_ratio", the largest
+    |G_i| / max(|W_i|, eps) before clipping: 0-dim tensors on the parameters' device; the host does not wait for them.
+
+    Raises ValueError for an unknown name in `exclude` or `groups`, a sparse gradient, and an unknown classifier.
 
     >>> import torch
     >>> from runner.methods import adaptive_clip_grad_
     >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))  # two units, of norms 5 and 2
     >>> weight.grad = torch.tensor([[0.6, 0.8], [0.0, 0.01]])  # of norms 1 and 0.01
     >>> metrics = adaptive_clip_grad_(weight, clip=0.1)
-    >>> weight.grad  # the first is held to 0.1 * 5
+    >>> weight.grad  # the first is clipped to 0.1 * 5
     tensor([[0.3000, 0.4000],
             [0.0000, 0.0100]])
     >>> round(metrics["clipped_share"].item(), 3), round(metrics["largest_ratio"].item(), 3)
@@ -71,7 +68,7 @@ def adaptive_clip_grad_(
 
 
 def _clip_gradients(entries: Iterable[tuple[str, Tensor, float]], eps: float, granularity: str) -> dict[str, Tensor]:
-    """`adaptive_clip_grad_` of parameters with their names and clips."""
+    """`adaptive_clip_grad_` for (name, parameter, clip) entries."""
     groups: dict[tuple[torch.device, torch.dtype, float], list[Tensor]] = defaultdict(list)
     for name, parameter, clip in entries:
         grad = parameter.grad
@@ -95,10 +92,7 @@ def _clip_gradients(entries: Iterable[tuple[str, Tensor, float]], eps: float, gr
 
 
 class AdaptiveGradientClipping(Method):
-    """Adaptive gradient clipping of all parameters but the classifier's weight and those in `exclude`.
-
-    The parameters are looked up once for each model, after all surgery.
-    """
+    """Adaptive gradient clipping of all parameters but the classifier's weight and those in `exclude`."""
 
     counted = "parameter tensors to clip"
 
@@ -117,11 +111,11 @@ class AdaptiveGradientClipping(Method):
         self.granularity = granularity
         self.exclude = tuple(exclude)
         self.groups = groups
-        self._model: nn.Module | None = None
+        self._model: nn.Module | None = None  # whose parameters, after all surgery, are `_entries`
         self._entries: list[tuple[str, Tensor, float]] = []
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
-        """Change no module; return the number of parameter tensors that will be clipped."""
+        """Return the number of parameter tensors that will be clipped; no module changes."""
         number = sum(parameter.requires_grad for _, parameter, _ in self._clipped(model))
         if number == 0:
             raise nothing_to_change(model, "parameters to train beside the classifier's weight and those in exclude")
@@ -138,9 +132,9 @@ class AdaptiveGradientClipping(Method):
 
 
 def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granularity: str) -> tuple[Tensor, Tensor, int]:
-    """Clip parameters of one device and one dtype: the units clipped, the largest ratio, the units in all.
+    """Clip parameters of one device and dtype; return the number of clipped units, the largest ratio, and all units.
 
-    The norms of many units go into one vector, so that the arithmetic on them is a few calls for all of them.
+    The norms of many units go into one vector, so that a few calls do the arithmetic for all of them.
     """
     split: list[Tensor] = []
     whole: list[Tensor] = []
@@ -154,14 +148,14 @@ def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granulari
 
 
 def _clip_part(split: list[Tensor], whole: list[Tensor], clip: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Clip parameters with a unit a row (`split`) and of one unit (`whole`); return the norms max(|W|, eps) and |G|."""
+    """Clip parameters of one unit per row (`split`) and of one unit (`whole`); return max(|W|, eps) and |G|."""
     weight_norm = _norms(split, whole).clamp_(min=eps)
     grad_norm = _norms([p.grad for p in split], [p.grad for p in whole])
     max_norm = weight_norm * clip
     is_clipped = grad_norm > max_norm
     factor = torch.where(is_clipped, max_norm / grad_norm.clamp(min=1e-6), 1.0)
     grads = [p.grad for p in split + whole]
-    # On a CPU numbers cost nothing to read, and less than tensors to multiply with; half precision would round them.
+    # Reading numbers is free on a CPU and multiplying by them cheaper than by tensors; half precision would round them.
     if factor.is_cpu and not split and all(grad.dtype == factor.dtype for grad in grads):
         chosen = [(grad, number) for grad, number in zip(grads, factor.tolist(), strict=True) if number != 1]
         if chosen:
@@ -169,7 +163,7 @@ def _clip_part(split: list[Tensor], whole: list[Tensor], clip: float, eps: float
         return weight_norm, grad_norm
     sizes = [*(p.shape[0] for p in split), *[1] * len(whole)]
     factors = factor.split(sizes)
-    if factor.is_cpu:  # where looking costs nothing; a GPU would be waited for
+    if factor.is_cpu:  # on a GPU, reading which are clipped would wait for it
         starts = [0, *accumulate(sizes[:-1])]
         has_clipped = numpy.logical_or.reduceat(is_clipped.numpy(), starts)
         grads, factors = list(compress(grads, has_clipped)), list(compress(factors, has_clipped))
@@ -197,7 +191,7 @@ def _clipped_parameters(
     clip: float,
     groups: Mapping[str, float] | None,
 ) -> list[tuple[str, Tensor, float]]:
-    """(name, parameter, clip) of each parameter that is to be clipped, once; an unknown name is empty."""
+    """(name, parameter, clip) of each parameter to clip, once; the name is "" if unknown."""
     exclude = (exclude,) if isinstance(exclude, (str, Tensor)) else tuple(exclude)
     if wrong := [entry for entry in exclude if not isinstance(entry, (str, Tensor))]:
         raise ValueError(f"agc.exclude={wrong}: it takes the names of parameters or modules, or parameters.")
@@ -229,18 +223,14 @@ def _clipped_parameters(
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model that was given to DistributedDataParallel, DataParallel or torch.compile, with its own names."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule":
-            model = model._orig_mod
-        else:
-            return model
+    """The model inside DistributedDataParallel, DataParallel and torch.compile's wrapper."""
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return _unwrapped(model.module)
+    return _unwrapped(model._orig_mod) if type(model).__name__ == "OptimizedModule" else model
 
 
 def _classifier_weight(model: nn.Module, required: bool) -> set[int]:
-    """The ids of the classifier's parameters beside its bias: one, unless its weight is parametrized."""
+    """The ids of the classifier's parameters but its bias; several if its weight is parametrized."""
     try:
         classifier = find_classifier(model)
     except ValueError:
@@ -251,7 +241,7 @@ def _classifier_weight(model: nn.Module, required: bool) -> set[int]:
 
 
 def _called(name: str, named: Sequence[tuple[str, Tensor]], setting: str) -> set[int]:
-    """The ids of the parameters with this name, whole or its last part, or inside the module with this name."""
+    """The ids of the parameters whose name, or its last part, is `name`, or that lie in the module `name`."""
     name = str(name)
     found = {
         id(parameter)

@@ -9,7 +9,7 @@ from runner.methods.method import Method
 
 
 class BatchNormMethod(Method):
-    """Changes nothing; its count is that of the model's batch norms, which may be 0."""
+    """Changes nothing; counts the model's batch norms, possibly 0."""
 
     counted = "batch norms, left as they are"
 

@@ -13,9 +13,9 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 class DropInput:
-    """A forward pre-hook: in training each value of the layer's input is 0 with probability `rate`, else / (1 - rate).
+    """A forward pre-hook that applies dropout to the layer's input.
 
-    As a hook it leaves the layer's class and keys alone, so that a 1x1 convolution can be standardized before or after.
+    A hook keeps the layer's class and keys, so a 1x1 convolution can be standardized before or after.
     """
 
     def __init__(self, rate: float) -> None:
@@ -27,18 +27,17 @@ class DropInput:
 
 
 def apply_dropout(model: nn.Module, *, rate: float = 0.2) -> int:
-    """Drop values at the input of the model's classifier while training; return the number of layers changed.
+    """Apply dropout to the input of the model's classifier; return the number of layers changed, 1 or 0.
 
     With z ~ Bernoulli(1 - rate) drawn for each value x of the input (JMLR 15:1929),
 
         training    z * x / (1 - rate)        evaluation    x.
 
-    The classifier is what `runner.layers.classifier.find_classifier` finds, a linear layer or a 1x1 convolution.
-    Parameters, keys and the classes of layers stay. Applied again it sets the new rate, and returns 0 if that is the
-    rate already.
+    The classifier is the layer that `runner.layers.classifier.find_classifier` finds. Parameters, keys and the classes
+    of layers stay. A second call sets the new rate, and returns 0 if it is the same.
 
-    Raises ValueError for a rate outside [0, 1), a classifier that cannot be told, and a model that drops before its
-    classifier already (a dropout layer with p > 0 beside it): nothing is to be dropped twice unnoticed.
+    Raises ValueError for a rate outside [0, 1), an unknown classifier, and a model that has a dropout layer with p > 0
+    beside its classifier, so that nothing is dropped twice unnoticed.
 
     >>> from torch import nn
     >>> from runner.methods import apply_dropout
@@ -65,7 +64,7 @@ def apply_dropout(model: nn.Module, *, rate: float = 0.2) -> int:
 
 
 class DropoutMethod(Method):
-    """Dropout before the classifier; see `apply_dropout`. Drawn from torch's global generator.
+    """Dropout before the classifier, drawn from torch's global generator; see `apply_dropout`.
 
     >>> import torch
     >>> from torch import nn

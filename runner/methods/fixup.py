@@ -7,15 +7,15 @@ Let L be the number of residual blocks and m that of the convolutions in a block
 3. each branch has a scalar multiplier, at first 1, and there is a scalar bias, at first 0, before each convolution,
    linear and activation layer.
 
-The first two are done here as they stand. He is N(0, 2 / fan-out), as in the authors' code, and biases start at 0.
+This module implements rules 1 and 2 exactly. He is N(0, 2 / fan-out), as in the authors' code, and biases start at 0.
 
-Of the third there is as much as a model's structure has room for, since scalars are put where batch norms stood: a bias
-after each convolution of a branch and after the stem, before the activation, and the multiplier at the end of the
-branch with a bias. Missing are the biases between an activation and the convolution or classifier after it; the
-shortcut has none, as in the authors' code but for the bias that it shares with the branch.
+It implements rule 3 only in part, since scalars replace batch norms: there is a bias after each convolution of a branch
+and after the stem, before the activation, and the multiplier with a bias at the end of the branch. Biases between an
+activation and the next convolution or classifier are missing. The shortcut has none; in the authors' code it shares one
+with the branch.
 
-The authors' code trains the scalars with a tenth of the learning rate. A run here does not. Together with weight
-standardization little is left of the first two rules, since it gives every filter that is not 0 the same scale.
+The authors' code trains the scalars with a tenth of the learning rate; a run here does not. Weight standardization
+undoes most of rules 1 and 2, since it gives every filter that is not 0 the same scale.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FixupBias(nn.Module):
     tensor([1., 1., 1.], grad_fn=<AddBackward0>)
     """
 
-    # The scalars' names are not those of batch norm's parameters, which a new layer would take over.
+    # With the names of batch norm's parameters the layer would take these over.
 
     def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class FixupScale(nn.Module):
 
 
 def fixup_classifier(model: nn.Module) -> nn.Module:
-    """The layer whose weight and bias start at 0. Raises ValueError if it cannot be told."""
+    """The layer whose weight and bias start at 0. Raises ValueError if none is found."""
     try:
         return find_classifier(model)
     except ValueError:
@@ -96,7 +96,7 @@ def initialize_fixup(model: nn.Module, branches: Sequence[ResidualBranch], class
 
 
 def _branch_factor(num_blocks: int, num_convolutions: int) -> float:
-    """L^(-1 / (2m - 2)); without meaning for m = 1, where no convolution asks for it."""
+    """L^(-1 / (2m - 2)); undefined for m = 1, where no convolution needs it."""
     return num_blocks ** (-1 / (2 * num_convolutions - 2)) if num_convolutions > 1 else 0.0
 
 

@@ -1,6 +1,6 @@
-"""Residual blocks that ask a gate (`runner.layers.stochastic_depth.StochasticDepth`) before they compute their branch.
+"""Residual blocks with a gate (`runner.layers.stochastic_depth.StochasticDepth`) on their branch.
 
-A block changes its class in place, to one of the same name that is mixed with one of the classes here.
+A block changes its class in place, to one of the same name with one of the classes here as its first base.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_torchvision_block(block_class: type[nn.Module]) -> bool:
 
 @cache
 def gated_class(block_class: type[nn.Module]) -> type[nn.Module]:
-    """The class of the same name and with the same attributes whose `forward` asks the gate."""
+    """The class of the same name and attributes whose `forward` calls the gate."""
     if block_class.forward is BasicBlock.forward:
         forward = _GatedBasicBlock
     elif block_class.forward is Bottleneck.forward:
@@ -39,7 +39,7 @@ def _new_gated_block(block_class: type[nn.Module]) -> nn.Module:
 
 
 class _Gated:
-    """What a block's own class is mixed with; found again by its original class when unpickled or copied."""
+    """The first base of a gated class, which pickles and copies name by the block's original class."""
 
     stochastic_depth: StochasticDepth
 
@@ -72,7 +72,7 @@ class _GatedBottleneck(_GatedTorchvisionBlock):
 
 
 class _GatedBlock(_Gated):
-    """A block of another class, taken for F(x) = x + f(x): the gate's branch is F(x) - x."""
+    """A block of another class, assumed to compute F(x) = x + f(x): the gate's branch is F(x) - x."""
 
     _keeps_shape: bool | None = None
 
@@ -103,7 +103,7 @@ class _GatedBlock(_Gated):
 
 
 class _GatedContainer(_GatedBlock):
-    """A block that is a list of its layers, as class Residual(nn.Sequential): the gate is not one of them."""
+    """A block that is a list of layers, as class Residual(nn.Sequential); the gate is not one of them."""
 
     def _layers(self) -> list[nn.Module]:
         return [layer for layer in self._modules.values() if layer is not self.stochastic_depth]

@@ -1,22 +1,21 @@
 """Ghost batch normalization (Hoffer et al. 2017, arXiv 1705.08741): batch statistics over a few samples at a time.
 
-In training each ghost batch B_i (consecutive samples; `ghost_batch_sizes` says how many) has its own statistics,
+In training each ghost batch B_i (consecutive samples; see `ghost_batch_sizes`) has its own statistics,
 
     y = (x - mean(B_i)) / sqrt(var(B_i) + eps) * weight + bias,
 
-over its samples and positions, with the biased variance. Evaluation, the parameters, the buffers and the keys of the
-state dict are those of plain batch norm; so is everything else with a single ghost batch.
+over its samples and positions, with the biased variance. Evaluation, parameters, buffers and state-dict keys are those
+of plain batch norm. A single ghost batch is plain batch norm.
 
-The means mu_i and the unbiased variances of the K ghost batches enter the running statistics one after the other,
+The means mu_i and the unbiased variances of the K ghost batches update the running statistics one after the other,
 
-    mu <- (1 - s)^K mu + sum_i s (1 - s)^(K - i) mu_i,    i = 1..K,
+    mu <- (1 - s)^K mu + sum_i s (1 - s)^(K - i) mu_i,    i = 1..K.
 
-with a step s that `running_stats` chooses: "scaled" takes s = momentum / K, so that a mini-batch weighs about as much
-as in plain batch norm; "sequential" takes s = momentum (Hoffer et al.): at momentum 0.1, 8 ghost batches weigh 0.57.
+`running_stats` chooses the step s: "scaled" takes s = momentum / K, so that a mini-batch weighs about as much as in
+plain batch norm; "sequential" takes s = momentum (Hoffer et al.): at momentum 0.1, 8 ghost batches weigh 0.57.
 
-With momentum=None the running statistics are, as in plain batch norm, the plain mean over all mini-batches so far,
-each with the mean over its ghost batches, and the initial values are gone after the first; both rules agree there.
-`num_batches_tracked` counts mini-batches.
+With momentum=None the running statistics are, as in plain batch norm, the mean over all mini-batches so far, each with
+the mean over its ghost batches; both rules agree. `num_batches_tracked` counts mini-batches.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from runner.methods.method import Method
 
 
 def ghost_batch_sizes(batch_size: int, ghost_batch_size: int) -> list[int]:
-    """The sizes of the ghost batches that a mini-batch of `batch_size` samples is cut into, in order.
+    """The sizes of the ghost batches of a mini-batch of `batch_size` samples, in order.
 
-    Each has exactly `ghost_batch_size` samples, but for the remainder: smaller than half a ghost batch, it joins the
-    last one; otherwise it is a ghost batch of its own. A mini-batch smaller than a ghost batch is one ghost batch.
+    Each has `ghost_batch_size` samples. A remainder smaller than half a ghost batch joins the last one, a larger one is
+    a ghost batch of its own. A mini-batch smaller than a ghost batch is one ghost batch.
 
     >>> from runner.methods.ghost_batchnorm import ghost_batch_sizes
     >>> ghost_batch_sizes(100, 32), ghost_batch_sizes(112, 32), ghost_batch_sizes(7, 32)
@@ -56,7 +55,7 @@ def ghost_batch_sizes(batch_size: int, ghost_batch_size: int) -> list[int]:
 
 
 class _GhostBatchNorm(_BatchNorm):
-    """What the layers below have in common; the module's docstring gives the equations."""
+    """The base of the layers below; the module's docstring gives the equations."""
 
     def __init__(
         self, num_features: int, *args, ghost_batch_size: int = 32, running_stats: str = "scaled", **kwargs
@@ -83,7 +82,7 @@ class _GhostBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running_stats(self, mean: Tensor, var: Tensor) -> None:
-        """Bring the means and the unbiased variances of the K ghost batches, each (K, C), into the running ones."""
+        """Update the running statistics with the means and unbiased variances of K ghost batches, each (K, C)."""
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         count = len(mean)
@@ -93,9 +92,9 @@ class _GhostBatchNorm(_BatchNorm):
             self.running_var.copy_(torch.lerp(self.running_var.to(mean.dtype), var.mean(0), share))
             return
         step = self.momentum / count if self.running_stats == "scaled" else self.momentum
-        # of a compiler's or another stand-in for a tensor none must be kept
+        # a stand-in for a tensor, such as a compiler's, must not be cached
         is_real = type(mean) is Tensor and not torch.compiler.is_compiling()
-        weights_of = _kept_weights_of_updates if is_real else _weights_of_updates
+        weights_of = _cached_weights_of_updates if is_real else _weights_of_updates
         weights = weights_of(step, count, mean.dtype, mean.device)
         for running, statistics in (self.running_mean, mean), (self.running_var, var):
             into = running if running.dtype == mean.dtype else running.to(mean.dtype)
@@ -108,12 +107,12 @@ class _GhostBatchNorm(_BatchNorm):
 
 
 def _weights_of_updates(step: float, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """s (1 - s)^(K - i) for i = 1..K: what each of K values weighs after K updates with step s."""
+    """s (1 - s)^(K - i) for i = 1..K: the weights of K values after K updates with step s."""
     weights = [step * (1 - step) ** (count - i) for i in range(1, count + 1)]
     return torch.tensor(weights, dtype=dtype, device=device)
 
 
-_kept_weights_of_updates = lru_cache(maxsize=64)(_weights_of_updates)
+_cached_weights_of_updates = lru_cache(maxsize=64)(_weights_of_updates)
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
@@ -159,15 +158,14 @@ GHOST_BATCH_NORMS = {
 
 
 def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, running_stats: str = "scaled") -> int:
-    """Turn the batch norms of `model` into ghost batch norms, in place; the number of layers changed is returned.
+    """Turn the batch norms of `model` into ghost batch norms, in place; return how many layers were changed.
 
-    Parameter and buffer objects, hooks and state-dict keys stay: an optimizer made before goes on training the
-    model, and checkpoints load both ways. Layers that are ghost batch norms already take the new settings, and count
-    if these differ from theirs.
+    Parameter and buffer objects, hooks and state-dict keys stay: an optimizer made before goes on training the model,
+    and checkpoints load both ways. Layers that already are ghost batch norms take the new settings, and count if these
+    differ from theirs.
 
-    Raises ValueError if there is no batch norm, if the model itself is one, and for layers that cannot be turned:
-    SyncBatchNorm (statistics over devices are the opposite of a ghost batch), lazy ones (of no size yet) and other
-    subclasses of batch norm, which may compute more than batch norm.
+    Raises ValueError if there is no batch norm, if the model itself is one, and for SyncBatchNorm (whose statistics
+    over devices are the opposite), lazy layers and other subclasses of batch norm.
 
     >>> from torchvision.models import resnet18
     >>> from runner.methods import apply_ghost_batchnorm
@@ -205,7 +203,7 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
             plain.momentum,
             plain.affine,
             plain.track_running_stats,
-            device="meta",  # nothing is allocated: parameters and buffers are carried over
+            device="meta",  # parameters and buffers are carried over
             **settings,
         )
 

@@ -15,12 +15,12 @@ CACHED_ELEMENTS = 2_000_000  # 8 MB in float32
 
 
 class _Clipping(Method):
-    """What both have in common: every parameter counts, the classifier's too."""
+    """The base of both: they clip every parameter, the classifier's too."""
 
     counted = "parameter tensors to clip"
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
-        """Change no module; return the number of parameter tensors that will be clipped."""
+        """Return the number of parameter tensors that will be clipped; no module changes."""
         number = sum(parameter.requires_grad for parameter in model.parameters())
         if number == 0:
             raise nothing_to_change(model, "parameters to train")
@@ -32,10 +32,10 @@ class ClipByNorm(_Clipping):
 
         g <- g * min(1, max_norm / (|g| + 1e-6)).
 
-    If the norm is not finite every gradient becomes NaN: scaled by an infinite norm most would be 0, and the run would
-    go on as if nothing had happened.
+    If the norm is not finite every gradient becomes NaN: division by an infinite norm would make most of them 0 and
+    hide the divergence.
 
-    Metrics: "norm", that before clipping, and "clipped_share", 1 for a step that was clipped and 0 for another.
+    Metrics: "norm" before clipping, and "clipped_share", 1 if the step was clipped and else 0.
 
     >>> import torch
     >>> from torch import nn
@@ -62,9 +62,7 @@ class ClipByNorm(_Clipping):
 class ClipByValue(_Clipping):
     """Clips each element of the gradient: g <- min(max(g, -max_value), max_value).
 
-    An element that is not finite becomes NaN: an infinity is not made into a finite value.
-
-    Metric: "clipped_share", the share of the elements that were clipped.
+    An element that is not finite becomes NaN. Metric: "clipped_share", the share of the elements that were clipped.
 
     >>> import torch
     >>> from torch import nn
@@ -93,9 +91,9 @@ class ClipByValue(_Clipping):
         """Clip in place; return the number of elements clipped in each gradient."""
         clipped = torch._foreach_clamp_min(gradients, -self.max_value)
         torch._foreach_clamp_max_(clipped, self.max_value)
-        torch._foreach_sub_(gradients, clipped)  # what is cut off: 0, or inf or NaN where a gradient was that
+        torch._foreach_sub_(gradients, clipped)  # what is cut off; inf or NaN where a gradient was that
         numbers = torch.stack(torch._foreach_norm(gradients, 0, dtype=torch.float32))
-        torch._foreach_mul_(gradients, 0.0)  # 0, or NaN for either of them
+        torch._foreach_mul_(gradients, 0.0)  # 0; NaN where a gradient was not finite
         torch._foreach_add_(gradients, clipped)
         return numbers
 

@@ -9,14 +9,13 @@ from runner.methods.method import Method
 
 
 class LabelSmoothing(Method):
-    """A share `smoothing` of each label is spread evenly over all K classes (Szegedy et al. 2016, arXiv 1512.00567).
+    """Spreads a share `smoothing` of each label evenly over all K classes (Szegedy et al. 2016, arXiv 1512.00567).
 
     With p the softmax of the logits and y the label, the loss of one image is
 
         (1 - smoothing) * -log p_y + smoothing * mean_k(-log p_k).
 
-    Where targets are mixed (MixUp, CutMix), their rows y take the place of the one-hot label: the target is
-    (1 - smoothing) * y + smoothing / K.
+    For mixed targets (MixUp, CutMix) with rows y the target is (1 - smoothing) * y + smoothing / K.
 
     >>> import torch
     >>> from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""What a method of an experiment is: up to six places where it may act on a training run."""
+"""The interface of a method: the places where it may act on a training run."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ class Method:
     """The base of every method; each place to act is optional.
 
     A subclass takes the settings of its YAML file as keyword arguments and overrides the places where it acts.
-    `order` fixes the sequence of several methods' surgery: replacing norms (10), changing norms (20),
-    changing convolutions (30), changing blocks (40), everything that changes no module (50).
+    Methods are applied by rising `order`: 10 replaces norms, 20 changes norms, 30 changes convolutions, 40 changes
+    blocks, 50 changes no module.
     """
 
     order = 50
-    leaves_unused = False  # whether there are training steps in which some parameters have no part
-    counted = "modules"  # what the number that `apply` returns is a number of, for the console
+    leaves_unused = False  # True if some parameters may get no gradient in a step (DDP: find_unused_parameters)
+    counted = "modules"  # what `apply` counts, for the console
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
         """Change `model` in place and return the number of modules changed.
 
-        `example_input` is one batch of the data's shape on the model's device, for methods that look at the
-        order of execution; `seed` is for methods that draw. Raises ValueError if there is nothing to change.
+        `example_input`: one batch of the data's shape on the model's device, for methods that run the model. `seed`:
+        for methods that draw. Raises ValueError if there is nothing to change.
         """
         return 0
 
     def transform_batch(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Return what a whole batch becomes before it is cut into micro-batches; new tensors, none changed in place.
+        """Return new images and targets for a whole batch, before it is split into micro-batches.
 
         `images` (B, C, H, W) are normalized; `targets` are class indices (B,), or probabilities (B, num_classes) in
-        float32 where a method before this one has mixed them.
+        float32 if an earlier method mixed them.
         """
         return images, targets
 
@@ -44,18 +44,18 @@ class Method:
         return {}
 
     def on_step(self, progress: float) -> None:
-        """Called before each optimizer step with the share of training that is done, from 0 to 1."""
+        """Called before each optimizer step with the completed share of training, from 0 to 1."""
 
     def before_evaluation(self, model: nn.Module, train_images: Callable[[], Iterator[Tensor]]) -> None:
         """Called before each evaluation.
 
-        `train_images()` goes through the images of the epoch that has just ended, normalized, (B, C, H, W), in
-        micro-batches and in the order of training: the same in a resumed run.
+        `train_images()` iterates over the normalized images (B, C, H, W) of the epoch that has just ended, in the
+        micro-batches and the order of training, which a resumed run repeats.
         """
 
     def state_dict(self) -> dict:
-        """What a resumed run needs to go on exactly."""
+        """What a resumed run needs to continue bit for bit."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take up the state that `state_dict` gave."""
+        """Restore what `state_dict` returned."""

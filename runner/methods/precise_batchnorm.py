@@ -1,4 +1,4 @@
-"""Precise batch norm: the statistics for evaluation are measured (Wu & Johnson 2021, arXiv 2105.07576)."""
+"""Precise batch norm: statistics for evaluation, measured over many batches (Wu & Johnson 2021, arXiv 2105.07576)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ def estimate_batchnorm_statistics(model: nn.Module, batches: Iterable[Tensor]) -
 
         running_mean = E[mu_B],    running_var = E[mu_B^2 + var_B] - E[mu_B]^2,
 
-    where E weights each batch by its number of values: the mean and the variance of all values, kept in float64. A
-    layer that runs several times in a forward pass gets the statistics over all its inputs.
+    where E weights each batch by its number of values: the mean and the variance of all values, accumulated in float64.
+    A layer that runs several times in a forward pass gets the statistics over all its inputs.
 
-    `batches` are inputs of the model, (B, C, H, W) as a rule, on its device. During the passes batch norms (plain,
-    ghost, synchronized; frozen ones too) normalize by the statistics of the batch, everything else (dropout,
-    stochastic depth) is in evaluation mode, and no gradients are taken. Training flags, `num_batches_tracked` and
-    random states are as before afterwards; so are the statistics of layers that did not run, and after an error all.
+    `batches` are inputs of the model, usually (B, C, H, W), on its device. In these passes batch norms (plain, ghost,
+    synchronized; frozen ones too) use the statistics of the batch, and all else (dropout, stochastic depth) is in
+    evaluation mode, without gradients. Only the running statistics of layers that ran change; after an error nothing.
 
-    Raises ValueError if there is no batch norm with running statistics, no batch, or a layer that normalizes by its
-    running statistics in training too (batch-channel norm with estimate=True): those have to stay what it trained with.
+    Raises ValueError if there is no batch norm with running statistics, no batch, or a layer that uses its running
+    statistics in training too (batch-channel norm with estimate=True): it must keep those that it was trained with.
 
     >>> import torch
     >>> from torch import nn
@@ -43,7 +42,7 @@ def estimate_batchnorm_statistics(model: nn.Module, batches: Iterable[Tensor]) -
     (tensor([3.]), tensor([5.]))
     """
     moments = {layer: _Moments() for layer in _layers(model)}
-    # a compiled model would be compiled anew for the hooks, each time
+    # the hooks would make a compiled model compile again, each time
     with preserve_state(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model.eval()
         for layer in moments:
@@ -62,7 +61,7 @@ def estimate_batchnorm_statistics(model: nn.Module, batches: Iterable[Tensor]) -
 class PreciseBatchNorm(Method):
     """`estimate_batchnorm_statistics` before each evaluation, over the first `num_batches` micro-batches of the epoch.
 
-    An epoch of fewer micro-batches is gone through once. The images are augmented as in training, but not mixed.
+    A shorter epoch is used once. The images are augmented as in training, but not mixed.
 
     >>> import torch
     >>> from torch import nn
@@ -80,7 +79,7 @@ class PreciseBatchNorm(Method):
         self.num_batches = num_batches
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
-        """Change no module; return the number of layers whose statistics will be measured."""
+        """Return the number of layers whose statistics will be measured; no module changes."""
         return len(_layers(model))
 
     def before_evaluation(self, model: nn.Module, train_images: Callable[[], Iterator[Tensor]]) -> None:
@@ -88,7 +87,7 @@ class PreciseBatchNorm(Method):
 
 
 class _Moments:
-    """A forward pre-hook: the number of values, their mean and squared deviations by channel over all inputs so far."""
+    """A forward pre-hook that accumulates the number of values, their mean and squared deviations by channel."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -101,7 +100,7 @@ class _Moments:
         var, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
         added = x.numel() // x.shape[1]
         total = self.count + added
-        # two parts of a sample joined (Chan et al. 1979): no difference of large numbers, as in E[x^2] - E[x]^2
+        # the update of Chan et al. (1979) avoids the difference of large numbers in E[x^2] - E[x]^2
         difference = mean.double() - self.mean
         self.mean = self.mean + difference * (added / total)
         self.squares = self.squares + var.double() * added + difference**2 * (self.count * added / total)
@@ -109,7 +108,7 @@ class _Moments:
 
 
 def _layers(model: nn.Module) -> list[_BatchNorm]:
-    """The batch norms of `model` that have running statistics and do not train with them."""
+    """The batch norms of `model` with running statistics. Raises ValueError if one uses them in training."""
     refuse_modules(
         model,
         lambda module: getattr(module, "estimate", False) is True,

@@ -1,4 +1,4 @@
-"""Finding the residual branches of a model, by the names and the order of a block's layers."""
+"""The residual branches of a model, found by the names and the order of a block's layers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def residual_branches(model: nn.Module, setting: str) -> list[ResidualBranch]:
     (`conv1` ..) and numbered batch norms (`bn1` .. or `norm1` ..), whose norm of the highest number stands after the
     convolution of the highest number: torchvision's BasicBlock and Bottleneck, and the many ResNets of that shape.
 
-    Raises ValueError if there is none, and for a module with such an attribute that is not of this shape; `setting`
-    is what asked, as in "none.skipinit", for the message.
+    Raises ValueError if there is none, and for a module with such an attribute but another shape. The message names
+    `setting`, as in "none.skipinit".
 
     >>> from torchvision.models.resnet import Bottleneck
     >>> from runner.methods.residual_branches import residual_branches

@@ -12,20 +12,19 @@ from runner.layers.stochastic_depth import StochasticDepth
 from runner.methods.gated_blocks import gated_class, is_torchvision_block
 from runner.methods.method import Method
 
-ALIASES = {"ResNetBottleneck": "Bottleneck"}  # the name by which Composer's users know torchvision's class
+ALIASES = {"ResNetBottleneck": "Bottleneck"}  # Composer's name for torchvision's class
 
 
 class StochasticDepthMethod(Method):
     """`apply_stochastic_depth` in a run, with one generator for all gates and a warm-up of the drop rates.
 
-    `drop_warmup`: share of training over which the current rates grow linearly from 0; they reach their final value
-    at progress == drop_warmup. Between `apply` and the first `on_step` the rates are the final ones, so a model that
-    is only loaded is evaluated with them.
-    `dropped_update` (block mode): what the optimizer does with the parameters of a block that was dropped for the whole
-    step. "rest": they have no gradient, so that it passes over them, and momentum and weight decay rest. "continue":
-    their gradient is zero, so that momentum and weight decay go on, as in the code of Huang et al.
-    `use_same_gpu_seed` (block mode): all processes drop the same blocks; otherwise, and always for samples, each
-    process draws its own part of what the common generator gives. The seed must be the same in all processes.
+    `drop_warmup`: share of training over which the rates grow linearly from 0 to their final values. Before the first
+    `on_step` the rates are the final ones, so that a loaded model is evaluated with them.
+    `dropped_update` (block mode): how the optimizer updates the parameters of a block that was dropped for the whole
+    step. "rest": without a gradient, so it skips them, with their momentum and weight decay. "continue": with a zero
+    gradient, so momentum and weight decay go on, as in the code of Huang et al.
+    `use_same_gpu_seed` (block mode): all processes drop the same blocks. Otherwise, and always for samples, each
+    process takes its own part of the draws. The seed must be the same in all processes.
     """
 
     order = 40
@@ -76,12 +75,12 @@ class StochasticDepthMethod(Method):
         return num_blocks
 
     def on_step(self, progress: float) -> None:
-        """Set the current rates; to be called before the forward pass of the step."""
+        """Set the rates of the next forward pass."""
         self.progress = progress
         self._set_rates(self.gates)
 
     def transform_gradients(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """Give the parameters of dropped blocks a gradient of zero, if their update is to continue."""
+        """With dropped_update="continue", give the parameters of dropped blocks a zero gradient."""
         if self.dropped_update == "continue":
             for parameter in self.parameters:
                 if parameter.grad is None and parameter.requires_grad:
@@ -89,7 +88,7 @@ class StochasticDepthMethod(Method):
         return {}
 
     def before_evaluation(self, model: nn.Module, train_images: Callable[[], Iterator[Tensor]]) -> None:
-        """Bring the rates of `model` up to date: it may be an averaged copy of the model that `apply` changed."""
+        """Set the current rates in `model`, which may be an averaged copy of the model that `apply` changed."""
         self._set_rates(_gates(model))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -121,7 +120,7 @@ def apply_stochastic_depth(
 ) -> int:
     """Put a gate (`runner.layers.stochastic_depth.StochasticDepth`) into each residual block; return their number.
 
-    The rate of block l of L, counted in the order of registration (in the models here that of execution):
+    The rate of block l of L, in the order of registration, which in the models here is that of execution:
 
         drop_distribution="linear"     drop_rate * l / L, l = 1..L
         drop_distribution="uniform"    drop_rate
@@ -130,21 +129,21 @@ def apply_stochastic_depth(
     draws one for each sample. `rescale`: "inference" multiplies branches by 1 - rate in evaluation, "training"
     divides kept branches by it in training. `generator`: a CPU generator for all gates; None is torch's global one.
 
-    Which blocks: those of torchvision's `BasicBlock` and `Bottleneck` (and of subclasses that keep their `forward`),
-    where the ReLU after the sum and the convolution of the shortcut always act; and those with an attribute
-    `stochastic_depth` that is None or a gate, as `NFResBlock`, which call it themselves.
+    Blocks are torchvision's `BasicBlock` and `Bottleneck` (and subclasses that keep their `forward`), where the ReLU
+    after the sum and the convolution of the shortcut always act; and modules that call their gate themselves, in an
+    attribute `stochastic_depth` that is None or a gate, as `NFResBlock`.
 
-    `target_layer_name` restricts them to the blocks of that class name. A class that is neither of the above may be
-    named too: it is *assumed* to compute F(x) = x + f(x) from its first argument. A dropped block then returns x, and
-    scaling gives x + s * (F(x) - x), which is exact for that form, and with a ReLU after the sum only where x >= 0 and
-    s = 0 or 1; and not to change x in place. Blocks whose output has not the input's shape are never dropped nor
-    scaled: to see that, the first forward runs the block once more, in eval mode and without gradients.
+    `target_layer_name` selects the blocks of one class by its name. A class that is neither of the above is *assumed*
+    to compute F(x) = x + f(x) from its first argument, and not to change x in place. A dropped block then returns x,
+    and scaling gives x + s * (F(x) - x). This is exact for that form; with a ReLU after the sum only where x >= 0 and
+    s = 0 or 1. Blocks whose output has another shape than x are never dropped nor scaled: the first forward runs the
+    block once more, in evaluation mode, to find the shape.
 
-    Blocks change their class in place: parameters, state-dict keys, hooks and class names stay. Applying it again
-    gives the blocks new gates. With `zero_grad(set_to_none=True)`, torch's default, the parameters of a dropped block
-    have no gradient, so the optimizer passes over them: their momentum and weight decay rest for that step.
+    Blocks change their class in place; parameters, state-dict keys, hooks and class names stay. A second call gives the
+    blocks new gates. With `zero_grad(set_to_none=True)`, torch's default, the parameters of a dropped block have no
+    gradient, so the optimizer skips them, with their momentum and weight decay.
 
-    ValueError for a setting out of its range, an unknown class name, and a model without residual blocks.
+    Raises ValueError for a setting outside its range, an unknown class name, and a model without residual blocks.
 
     >>> from torchvision.models import resnet18
     >>> from runner.methods import apply_stochastic_depth
@@ -208,7 +207,7 @@ def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn
 
 
 def _composites(model: nn.Module) -> list[str]:
-    """The names of the classes of modules made of others, as blocks are."""
+    """The class names of the modules that contain others, as blocks do."""
     modules = [module for module in model.modules() if module is not model and next(module.children(), None)]
     return sorted({type(module).__name__ for module in modules} - {"Sequential", "ModuleList", "ModuleDict"})
 

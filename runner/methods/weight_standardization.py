@@ -19,7 +19,7 @@ from runner.methods.norm_replacement import was_trained
 
 
 class _StdConv(StandardizedConv):
-    """What `StdConv1d`, `StdConv2d` and `StdConv3d` share; stands before the torch class among their bases."""
+    """The base of `StdConv1d`, `StdConv2d` and `StdConv3d`, before the torch class."""
 
     def __init__(self, *args, eps: float = 1e-5, **kwargs) -> None:
         check("weight_standardization", eps=eps)
@@ -54,10 +54,8 @@ class StdConv2d(_StdConv, nn.Conv2d):
         W_hat = (W - mean) / sqrt(var + eps).
 
     Arguments, parameters and state-dict keys are those of `nn.Conv2d`, beside `eps`. Under autocast the weight is
-    standardized in its own fp32 and cast afterwards.
-
-    W_hat is computed at each forward, and once in an evaluation within `cached_standardized_weights`; where the weights
-    are final `fold_weight_standardization` takes the cost away.
+    standardized in its own fp32 and cast afterwards. Each forward computes W_hat; within `cached_standardized_weights`
+    an evaluation computes it once, and `fold_weight_standardization` makes final weights plain.
 
     >>> import torch
     >>> from runner.methods import StdConv2d
@@ -91,21 +89,21 @@ def apply_weight_standardization(
     eps: float = 1e-5,
     ignore: Iterable[str] = (),
 ) -> int:
-    """Standardize the weights of the model's convolutions, in place, and return how many were changed.
+    """Standardize the weights of the model's convolutions, in place; return how many were changed.
 
-    `nn.Conv1d/2d/3d` become `StdConv1d/2d/3d` and keep their names and Parameter objects. Convolutions that are
-    standardized already, scaled ones (`ScaledStdConv2d`) among them, stay as they are, and so do transposed ones, and
-    with a warning those of a single weight a filter (1x1 over one channel), which standardization would turn to 0.
+    `nn.Conv1d/2d/3d` become `StdConv1d/2d/3d` and keep their names and Parameter objects. Standardized convolutions
+    (`ScaledStdConv2d` too) and transposed ones stay as they are, and so do, with a warning, those of a single weight
+    per filter (1x1 over one channel), which standardization would turn to 0.
 
-    `n_last_layers_ignore` leaves out the last convolutions in order of execution, which one run of the model on
-    `example_input` finds. Every convolution counts, whatever its class and whether or not `ignore` names it, so that
-    a second call changes nothing. One that runs several times counts at its last run; one that does not run in
-    evaluation comes before all others. `ignore` names modules, with all they contain, to leave out.
+    `n_last_layers_ignore` leaves out the last convolutions in order of execution, found by running the model on
+    `example_input` in evaluation mode. Every convolution counts, whatever its class and whether or not `ignore` names
+    it, so that a second call changes nothing. One that runs several times counts at its last run; those that do not run
+    come first. `ignore` names modules to leave out, with all they contain.
 
-    Raises ValueError if there is nothing to standardize; if `n_last_layers_ignore` leaves nothing over or comes without
-    `example_input`; for an unknown name in `ignore`; and for a subclass of a torch convolution, which may compute
-    something else: name it in `ignore`. Warns where batch norms show that the model was trained before: weights that
-    were trained without standardization are unlikely to work with it.
+    Raises ValueError if there is nothing to standardize; if `n_last_layers_ignore` leaves none or lacks
+    `example_input`; for an unknown name in `ignore`; and for a subclass of a torch convolution that `ignore` does not
+    name, since it may compute something else. Warns if batch norms show that the model was trained before: weights
+    trained without standardization are unlikely to work with it.
 
     >>> import torch
     >>> from torchvision.models import resnet18
@@ -164,7 +162,7 @@ def apply_weight_standardization(
 
 
 def fold_weight_standardization(model: nn.Module) -> int:
-    """Put plain convolutions with the standardized weights in place, and return how many layers were changed.
+    """Replace standardized convolutions by plain ones with the standardized weights; return how many were replaced.
 
     >>> import torch
     >>> from runner.methods import StdConv2d, fold_weight_standardization
@@ -176,10 +174,10 @@ def fold_weight_standardization(model: nn.Module) -> int:
     >>> type(model[0]).__name__, torch.equal(model(x), before)
     ('Conv2d', True)
 
-    The model computes the same as before, at the cost of plain convolutions; it should not be trained further. The
-    folded weights are new Parameters; biases stay the same objects. A gain (`ScaledStdConv2d`) goes into the weight.
-    The outcome is `nn.Conv1d/2d/3d`, save where TensorFlow's SAME padding is uneven or depends on the size of the
-    input (a stride, or an even kernel): that takes `SamePadConv2d`, a plain convolution with the same keys.
+    The model computes the same at the cost of plain convolutions; do not train it further. Weights become new
+    Parameters, which include the gain of a `ScaledStdConv2d`; biases stay the same objects. The new layers are
+    `nn.Conv1d/2d/3d`, or a `SamePadConv2d` with the same keys where TensorFlow's SAME padding is uneven or depends on
+    the size of the input (a stride, or an even kernel).
 
     Raises ValueError if no layer has standardized weights.
     """
@@ -237,7 +235,7 @@ def _last_executed(
 
 
 def _inside(model: nn.Module, names: Iterable[str]) -> set[nn.Module]:
-    """The modules called `names` and all they contain."""
+    """The modules of these names and all they contain."""
     modules = dict(model.named_modules(remove_duplicate=False))
     inside: set[nn.Module] = set()
     for name in names:
@@ -263,17 +261,7 @@ def _plain_form(layer: nn.Module) -> nn.Module:
 
 
 def _rebuild(conv: nn.Module, convolution_class: type[nn.Module], **changes: object) -> nn.Module:
-    """A `convolution_class` of the shape of `conv`, on the meta device: it is to take over parameters."""
-    settings = {
-        "in_channels": conv.in_channels,
-        "out_channels": conv.out_channels,
-        "kernel_size": conv.kernel_size,
-        "stride": conv.stride,
-        "padding": conv.padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-        "bias": conv.bias is not None,
-        "padding_mode": conv.padding_mode,
-        "device": "meta",
-    }
+    """A `convolution_class` with the settings of `conv`, on the meta device: it takes over the parameters."""
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    settings = {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None, "device": "meta"}
     return convolution_class(**settings | changes)
