@@ -28,7 +28,8 @@ def plugin_fault(key: str, option: object) -> str | None:
     if key != LAUNCHER:
         return None
     if option not in LAUNCHERS:
-        return f"there is no such launcher. {did_you_mean(str(option), LAUNCHERS)} Launchers: {', '.join(LAUNCHERS)}."
+        hint = did_you_mean(str(option), LAUNCHERS) or f"Choose one of {', '.join(LAUNCHERS)}."
+        return f"there is no such launcher. {hint}"
     package = LAUNCHERS[option]
     if package is None or find_spec(f"hydra_plugins.hydra_{package}_launcher"):
         return None

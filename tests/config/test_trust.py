@@ -198,7 +198,7 @@ def test_a_record_from_elsewhere_is_refused(tiny, tmp_path, elsewhere, text, par
     assert_refused(tiny("norm=agc", "experiment=evil", f"hydra.searchpath=[file://{folder}]"), tmp_path, *parts)
 
 
-@pytest.mark.parametrize("way", ["--config-dir", "-cd", "a path", "--config-path", "pkg", "--info", "--cfg", "-m"])
+@pytest.mark.parametrize("way", ["--config-dir", "-cd", "a path", "--config-path", "pkg", "--cfg", "-m"])
 def test_every_way_to_a_file_is_watched(tiny, runner, tmp_path, elsewhere, monkeypatch, way):
     callbacks = "hydra:\n  callbacks:\n    x: {_target_: SYSTEM}\n".replace("SYSTEM", SYSTEM)
     folder = elsewhere("experiment/evil", GLOBAL + callbacks)
@@ -214,7 +214,6 @@ def test_every_way_to_a_file_is_watched(tiny, runner, tmp_path, elsewhere, monke
         "a path": [*TINY_WORDS, f"experiment=../../{os.path.relpath(folder, CONF.parent)}/experiment/evil"],
         "--config-path": [f"--config-path={folder}", "--config-name=primary"],
         "pkg": [f"--config-path={folder}", "--config-name=searching"],
-        "--info": ["--info", "config", "experiment=evil", "--config-dir", str(folder)],
         "--cfg": ["--cfg", "job", "experiment=evil", "--config-dir", str(folder)],
         "-m": ["-m", "experiment=cluttered_digits/resnet20,evil", f"hydra.searchpath=[file://{folder}]"],
     }
