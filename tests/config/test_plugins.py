@@ -10,7 +10,7 @@ from runner.config import plugins
     ("word", "parts"),
     [
         ("hydra/launcher=joblb", ["there is no such launcher. Did you mean joblib?"]),
-        ("hydra/launcher=x", ["Choose one of basic, joblib, ray, submitit_local"]),
+        ("hydra/launcher=x", ["Choose one of basic, joblib, submitit_local"]),
         ("hydra/sweeper=optuna", ["no other sweeper than basic", "-m agc.clip=0.01,0.02"]),
         ("hydra/sweeper=[a,b]", ["no other sweeper than basic"]),
     ],
