@@ -10,12 +10,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from runner.report.console_table import print_table
 from runner.results.comparison import ABSENT, Comparison, Measured
 from runner.results.number_text import format_count, format_duration, format_number, format_share, format_value
 from runner.tracking.console import is_plain
 from runner.tracking.terminal import terminal
 
-COMMIT = 12  # characters of a commit that are shown
+COMMIT_CHARACTERS = 12
 FORMATS = {
     "share": lambda value: format_share(value, 2),
     "loss": lambda value: format_number(value, 4),
@@ -27,34 +28,38 @@ FORMATS = {
 }
 
 
-def print_comparison(found: Comparison, console: Console | None = None) -> None:
-    """Print what differs, then what was measured. Where the output is no terminal a row is one line, however wide."""
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print the differences, then the results. Without a terminal each row is one line, however wide."""
     console = console or terminal(highlight=False)
     plain = is_plain(console)
-    wide = terminal(file=console.file, width=10_000, highlight=False) if plain else console
-    names = [(letter, str(run.folder)) for letter, run in zip(ascii_uppercase, found.runs, strict=False)]
+    names = [(letter, str(run.folder)) for letter, run in zip(ascii_uppercase, comparison.runs, strict=False)]
     console.print()
     for letter, folder in names:
         console.print(Text.assemble((letter, "bold"), f"  {folder}"), soft_wrap=True)
     letters = [letter for letter, _ in names]
     code = {
-        key: tuple(text[:COMMIT] for text in texts) if key == "git.commit" else texts
-        for key, texts in found.code.items()
+        key: tuple(text[:COMMIT_CHARACTERS] for text in texts) if key == "git.commit" else texts
+        for key, texts in comparison.code.items()
     }
-    _part(wide, "settings", _table(letters, found.settings.items()))
-    _part(wide, "code", _table(letters, code.items()))
-    rows = [(f"{'*' if row.differs else ' '} {row.name}", _cells(row)) for row in found.results]
-    _part(wide, "results (* differs)", _table(letters, rows, numbers=True))
+    _part(console, "settings", _table(letters, comparison.settings.items()))
+    _part(console, "code", _table(letters, code.items()))
+    rows = [(f"{'*' if row.differs else ' '} {row.name}", _cells(row)) for row in comparison.results]
+    _part(console, "results (* differs)", _table(letters, rows, numbers=True))
     curves = [
-        sentence or f"{letter}: as A's in every epoch, to the last bit." for letter, sentence in found.curves.items()
+        sentence or f"{letter}: as A's in every epoch, to the last bit."
+        for letter, sentence in comparison.curves.items()
     ]
-    for title, sentences in (("test scores", found.scores), ("learning curves", curves), ("notes", found.notes)):
+    for title, sentences in (
+        ("test scores", comparison.scores),
+        ("learning curves", curves),
+        ("notes", comparison.notes),
+    ):
         if sentences:
             _heading(console, title)
             for sentence in sentences:
                 _sentence(console, sentence, plain)
     console.print()
-    if found.identical:
+    if comparison.identical:
         _sentence(
             console,
             "identical, as far as the folders tell: settings, code, results and curves; speed is not compared.",
@@ -66,7 +71,7 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
 def _part(console: Console, title: str, table: Table) -> None:
     if table.row_count:
         _heading(console, title)
-        console.print(table)
+        print_table(console, table)
     else:
         console.print()
         console.print(Text.assemble((title, "bold"), ": identical"))

@@ -7,22 +7,7 @@ import struct
 from html import escape
 from urllib.parse import quote
 
-from runner.report.document import (
-    Block,
-    Cell,
-    Code,
-    Document,
-    Facts,
-    Gallery,
-    Heading,
-    Link,
-    Mark,
-    Paragraph,
-    Picture,
-    Remark,
-    Table,
-    Unfolding,
-)
+from runner.report import document as doc
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --faint: #57606a; --line: #d0d7de; --ground: #ffffff;
@@ -71,7 +56,7 @@ LEAST_SHARE = 0.39  # of its width, below which a figure's letters are too small
 LONG = 40  # characters from which a cell of text asks for more room
 
 
-def as_html(document: Document) -> str:
+def as_html(document: doc.Document) -> str:
     """The whole page. Every text is escaped; paths of links are quoted."""
     title = escape(document.title)
     body = "\n".join(_block(block) for block in document.blocks)
@@ -83,23 +68,23 @@ def as_html(document: Document) -> str:
     )
 
 
-def _block(block: Block) -> str:
+def _block(block: doc.Block) -> str:
     match block:
-        case Heading(text):
+        case doc.Heading(text):
             return f"<h2>{escape(text)}</h2>"
-        case Paragraph(text, is_note):
+        case doc.Paragraph(text, is_note):
             return f'<p class="note">{escape(text)}</p>' if is_note else f"<p>{escape(text)}</p>"
-        case Facts(rows):
+        case doc.Facts(rows):
             return f"<dl>{''.join(f'<dt>{escape(label)}</dt><dd>{_cell(cell)}</dd>' for label, cell in rows)}</dl>"
-        case Table():
+        case doc.Table():
             return _table(block)
-        case Picture():
+        case doc.Picture():
             return _picture(block)
-        case Gallery(pictures):
+        case doc.Gallery(pictures):
             return f'<div class="gallery">{"".join(_picture(picture) for picture in pictures)}</div>'
 
 
-def _table(table: Table) -> str:
+def _table(table: doc.Table) -> str:
     head = "".join(
         f'<th scope="col" class="{"number" if column in table.numeric else "text"}">{escape(text)}</th>'
         for column, text in enumerate(table.columns)
@@ -117,34 +102,34 @@ def _table(table: Table) -> str:
     return f"<details><summary>{escape(table.folded)}</summary>{region}</details>" if table.folded else region
 
 
-def _table_cell(cell: Cell, is_number: bool) -> str:
+def _table_cell(cell: doc.Cell, is_number: bool) -> str:
     if is_number:
         kind = "number"
-    elif isinstance(cell, Code | Mark):
+    elif isinstance(cell, doc.Code | doc.Mark):
         kind = "one-line"
-    elif isinstance(cell, Link):
+    elif isinstance(cell, doc.Link):
         kind = "path" if len(cell.text) > LONG else "text"
     else:
         kind = "text long" if len(cell if isinstance(cell, str) else cell.text) > LONG else "text"
     return f'<td class="{kind}">{_cell(cell)}</td>'
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: doc.Cell) -> str:
     match cell:
-        case Link(text, path):
+        case doc.Link(text, path):
             return f'<a href="{escape(quote(path))}">{escape(text)}</a>'
-        case Code(text):
+        case doc.Code(text):
             return f"<code>{escape(text)}</code>"
-        case Mark(sign, word, kind):
+        case doc.Mark(sign, word, kind):
             return f'<span class="mark {escape(kind)}">{escape(sign)} {escape(word)}</span>'
-        case Remark(text, remark):
+        case doc.Remark(text, remark):
             return f"{escape(text)}<br><small>{escape(remark)}</small>"
-        case Unfolding(text, rest):
+        case doc.Unfolding(text, rest):
             return f"{escape(text)}<details><summary>more</summary>{escape(rest)}</details>"
     return escape(cell)
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: doc.Picture) -> str:
     data = base64.b64encode(picture.png).decode()
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     width, height = struct.unpack(">II", picture.png[16:24])  # of a PNG's first chunk

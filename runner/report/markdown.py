@@ -5,47 +5,32 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from runner.report.document import (
-    Block,
-    Cell,
-    Code,
-    Document,
-    Facts,
-    Gallery,
-    Heading,
-    Link,
-    Mark,
-    Paragraph,
-    Picture,
-    Remark,
-    Table,
-    Unfolding,
-)
+from runner.report import document as doc
 
 
-def as_markdown(document: Document) -> str:
+def as_markdown(document: doc.Document) -> str:
     """The whole text. Every character that Markdown or HTML takes for its own is escaped."""
     blocks = [f"# {_text(document.title)}", *(_block(block) for block in document.blocks)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _block(block: Block) -> str:
+def _block(block: doc.Block) -> str:
     match block:
-        case Heading(text):
+        case doc.Heading(text):
             return f"## {_text(text)}"
-        case Paragraph(text, _):
+        case doc.Paragraph(text, _):
             return _text(text)
-        case Facts(rows):
+        case doc.Facts(rows):
             return "\n".join(f"- {_text(label)}: {_cell(cell)}" for label, cell in rows)
-        case Table():
+        case doc.Table():
             return _table(block)
-        case Picture():
+        case doc.Picture():
             return _picture(block)
-        case Gallery(pictures):
+        case doc.Gallery(pictures):
             return "\n\n".join(_picture(picture) for picture in pictures)
 
 
-def _table(table: Table) -> str:
+def _table(table: doc.Table) -> str:
     head = [_text(column) for column in table.columns]
     rule = ["---:" if column in table.numeric else "---" for column in range(len(table.columns))]
     rows = [[_table_cell(cell) for cell in row] for row in table.rows]
@@ -53,27 +38,27 @@ def _table(table: Table) -> str:
     return "\n".join([*lines, "", _text(table.caption)] if table.caption else lines)
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: doc.Picture) -> str:
     image = f"![{_text(picture.alt)}]({quote(picture.path)})"
     return f"{image}\n\n{_text(picture.caption)}" if picture.caption else image
 
 
-def _table_cell(cell: Cell) -> str:
+def _table_cell(cell: doc.Cell) -> str:
     """A table takes a bar within a code span only with a backslash; in other text it has one already."""
-    return _cell(cell).replace("|", "\\|") if isinstance(cell, Code) else _cell(cell)
+    return _cell(cell).replace("|", "\\|") if isinstance(cell, doc.Code) else _cell(cell)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: doc.Cell) -> str:
     match cell:
-        case Link(text, path):
+        case doc.Link(text, path):
             return f"[{_text(text)}]({quote(path)})"
-        case Code(text):
+        case doc.Code(text):
             return _code(text)
-        case Mark(sign, word, _):
+        case doc.Mark(sign, word, _):
             return f"**{_text(f'{sign} {word}')}**"
-        case Remark(text, remark):
+        case doc.Remark(text, remark):
             return f"{_text(text)}<br>{_text(remark)}"
-        case Unfolding(text, rest):
+        case doc.Unfolding(text, rest):
             return _text(f"{text} {rest}")
     return _text(cell)
 

@@ -9,23 +9,21 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from runner.report.console_table import console_table
-from runner.results.arms import last_parts
+from runner.report.console_table import WIDTH, console_table, print_table, varied_overrides
 from runner.results.number_text import format_duration
 from runner.results.run_state import RESULTS
 from runner.tracking.console import STATUS_STYLES, is_plain
 from runner.tracking.terminal import terminal
 
-WIDTH = 80
-SLOW_SECONDS = 10  # a step of which the plan speaks
+SLOW_SECONDS = 10  # the plan mentions steps that take longer
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that may be begun or gone on with: `status` as in runner.results.run_state, `text` with what goes with it.
+    """A run that may start or resume: its `status` as in runner.results.run_state, and a `text` with details.
 
-    `seconds` is the time that it takes still, and `per_step` that of a step, as far as known; `source` is where
-    that is from. A run without is done, or its time is not known.
+    `seconds` is the estimated time left and `per_step` the time of a step; `source` says where the estimate is from.
+    All three are empty for a finished run and for an unknown time.
     """
 
     overrides: tuple[str, ...]
@@ -39,32 +37,28 @@ class PlannedRun:
 def print_plan(
     runs: Sequence[PlannedRun], *, title: str, notes: Mapping[str, str], console: Console | None = None
 ) -> None:
-    """Print the runs, then how many there are of each kind and the time in all; at most 80 columns on a terminal.
+    """Print the runs, how many there are of each status and the total time; at most 80 columns on a terminal.
 
-    `notes` explains each source of an estimate. Where the output is no terminal a run is a line of ASCII.
+    `notes` explains each source of an estimate. Without a terminal a run is a line of ASCII.
     """
     console = console or terminal()
     plain = is_plain(console)
     common = [word for word in runs[0].overrides if len(runs) > 1 and all(word in run.overrides for run in runs)]
-    own = [[word for word in run.overrides if word not in common] for run in runs]
-    keys = list(dict.fromkeys(word.partition("=")[0] for words in own for word in words))
-    short = keys if plain else last_parts(keys)
+    texts, keys = varied_overrides([run.overrides for run in runs], common, plain=plain)
     table = console_table(title, plain=plain)
     table.add_column("overrides", overflow="fold", no_wrap=plain)
     table.add_column("state", no_wrap=plain)
     table.add_column("time left", justify="right", no_wrap=True)
     table.add_column("estimate", no_wrap=plain)
-    for run, words in zip(runs, own, strict=True):
-        shown = [short[keys.index(key)] + word[len(key) :] for word in words for key in [word.partition("=")[0]]]
+    for run, overrides in zip(runs, texts, strict=True):
         done = run.status in RESULTS or run.text.endswith("left so")
         time = "-" if done else "not known" if run.seconds is None else _duration(run.seconds)
         status = Text(run.text, STATUS_STYLES.get(run.status, "bold" if run.status == "running" else ""))
-        table.add_row(Text((" " if plain else "\n").join(shown) or "-"), status, time, run.source or "-")
-    (terminal(file=console.file, width=10_000) if plain else console).print(
-        table, width=None if plain else _width(console)
-    )
-    for line in _lines(runs, keys if keys != short else [], common, notes):
-        console.print(Text(line, "" if plain else "dim"), soft_wrap=plain, width=None if plain else _width(console))
+        table.add_row(Text(overrides or "-"), status, time, run.source or "-")
+    print_table(console, table, WIDTH)
+    for line in _lines(runs, keys, common, notes):
+        style, width = ("", None) if plain else ("dim", min(console.width, WIDTH))
+        console.print(Text(line, style), soft_wrap=plain, width=width)
 
 
 def _lines(
@@ -86,7 +80,3 @@ def _lines(
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else format_duration(seconds)
-
-
-def _width(console: Console) -> int:
-    return min(console.width, WIDTH)

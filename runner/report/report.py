@@ -25,11 +25,10 @@ from runner.report.probe_figures import curves_figure, odd_probes, own_pictures,
 from runner.report.results_csv import write_results_csv
 from runner.report.run_table import reason_table, run_link, run_table
 from runner.report.sweep_figure import figure_caption, sweep_figure
-from runner.report.verdict_table import SIGNS, verdict_table
+from runner.report.verdict_table import SIGNS_AND_KINDS, verdict_table
 from runner.results.arms import Arm, Axis, arms_of, best_arms
 from runner.results.measures import check_measure, label
-from runner.results.metrics import SCORES
-from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sweep
+from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sweep, score_title
 
 FILES = ("report.html", "report.md", "results.csv")
 DOTS_PER_INCH = 130
@@ -170,12 +169,11 @@ class Report:
 
     @property
     def score(self) -> str:
-        """What the runs' score is called; "score" where they have different ones."""
-        scores = {run.score for run in self.runs if run.summary}
-        return SCORES[scores.pop()] if len(scores) == 1 else "score"
+        """The title of the runs' score."""
+        return score_title(self.runs)
 
     def judged(self) -> Iterator[Block]:
-        counts = [(sum(each.verdict == word for each in self.verdicts), word) for word in SIGNS]
+        counts = [(sum(each.verdict == word for each in self.verdicts), word) for word in SIGNS_AND_KINDS]
         yield Heading("Verdict")
         yield Paragraph(", ".join(f"{count} x {word}" for count, word in counts if count).capitalize() + ".")
         yield verdict_table(self.verdicts)

@@ -1,4 +1,4 @@
-"""What the claims of a study came to, as a table of a report and on the terminal."""
+"""The verdicts on a study's claims, as a table of a report and on the terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from runner.claims.verdict import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
+from runner.report.console_table import WIDTH, ascii_line
 from runner.report.document import Mark, Remark, Table, Unfolding
 from runner.tracking.console import is_plain
 from runner.tracking.terminal import terminal
 
-WIDTH = 80
-SIGNS = {HOLDS: ("✓", "good"), HOLDS_NOT: ("✗", "bad"), UNDECIDABLE: ("?", "open")}
+SIGNS_AND_KINDS = {HOLDS: ("✓", "good"), HOLDS_NOT: ("✗", "bad"), UNDECIDABLE: ("?", "open")}
 STYLES = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row a claim; beside the verdict's word stands a sign, so that it does not hang on its colour."""
+    """A row for each claim. A sign beside the verdict's word tells it without colour."""
     columns = ("Verdict", "Claim", "Published", "Measured here", "Rule", "Smallest effect to be seen")
     rows = tuple(
         (
@@ -39,14 +39,14 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 def mark(verdict: Verdict) -> Mark:
     """The verdict's sign and word."""
-    sign, kind = SIGNS[verdict.verdict]
+    sign, kind = SIGNS_AND_KINDS[verdict.verdict]
     return Mark(sign, verdict.verdict, kind)
 
 
 def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
-    """Print each verdict with its claim, what was published and measured, and the rule; nothing without verdicts.
+    """Print each verdict with its claim, the published and the measured value, and the rule.
 
-    At most 80 columns wide on a terminal; elsewhere lines of ASCII, never wrapped.
+    At most 80 columns wide on a terminal, elsewhere lines of ASCII, never wrapped.
     """
     if not verdicts:
         return
@@ -57,8 +57,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) 
         lines = [(name, text) for name, text in _lines(verdict) if text]
         if plain:
             for line in (f"{verdict.verdict}: {verdict.claim}", *(f"  {name}: {text}" for name, text in lines)):
-                text = " ".join(line.split("\n")).encode("ascii", "backslashreplace").decode()
-                console.print(Text(text), soft_wrap=True)
+                console.print(Text(ascii_line(line)), soft_wrap=True)
             continue
         width = min(console.width, WIDTH)
         heading = Text.assemble((f"{shown.sign} {shown.word}", STYLES[shown.kind]), "  ", (verdict.claim, "bold"))
@@ -82,11 +81,11 @@ def _lines(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _folded(rule: str) -> str | Unfolding:
-    """What had to lie where; the clauses and sentences after it say how that was come by."""
+    """The first clause of the rule, which says what had to lie where; the rest unfolds."""
     head, *rest = re.split(r"(?<=[.;]) ", rule, maxsplit=1)
     return Unfolding(head, rest[0]) if rest else rule
 
 
 def _rule(verdict: Verdict) -> str:
-    """The rule, and why it decided nothing."""
+    """The rule, and for an undecided claim the reason."""
     return f"{verdict.rule} {verdict.why}".strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runner.config.text import canonical, shortened, to_override
 from runner.files.readers import Unreadable, is_there, read_json_object, read_yaml, read_yaml_mapping
-from runner.results.metrics import METRICS, SUMMARY, read_rows, score_of, section, summary_number
+from runner.results.metrics import METRICS, SCORES, SUMMARY, read_rows, score_of, section, summary_number
 from runner.results.record import CONFIG, RECORD, known_run, read_record
 from runner.results.run_lock import is_held
 from runner.results.run_state import INTERRUPTED, RUNNING
@@ -137,6 +137,12 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
         for run in [folder] if holds_run(folder) else sorted(filter(holds_run, folder.iterdir()), key=_natural):
             run_folders.setdefault(run.resolve(), run)
     return [read_run(folder) for folder in run_folders.values()]
+
+
+def score_title(runs: Sequence[Run]) -> str:
+    """The title of the runs' score, as "mean IoU"; "score" if they have different ones."""
+    scores = {run.score for run in runs if run.summary}
+    return SCORES[scores.pop()] if len(scores) == 1 else "score"
 
 
 def read_sweep(folder: str | os.PathLike[str]) -> SweepRecord:
