@@ -1,4 +1,4 @@
-"""The command line: compose, validate, hand over. Imports no torch, so that `--help` answers at once."""
+"""The command line: read it, compose, validate, hand over. Imports no torch, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.commands import answer
-from runner.config.arguments import hydra_words
 from runner.config.diagnose import diagnose, exit_config_error
-from runner.config.extensions import add_search_path, search_folders
+from runner.config.extensions import search_folders
 from runner.config.hydra_loader import checked
-from runner.config.overrides import as_typed, prepare_overrides
+from runner.config.options import CONF
+from runner.config.overrides import as_typed
 from runner.config.secrets import redact
 from runner.config.text import SettingError
-from runner.config.validation import CONF
-from runner.distributed.environment import with_num_devices
 from runner.distributed.signals import raise_on_signal
-from runner.experiment.earlier_overrides import earlier_overrides
 from runner.files.atomic import CannotWrite
-from runner.sweeps.job_run import run_job
-from runner.sweeps.study import with_axes
-from runner.sweeps.sweep import CallbackFailed, job_of, name_sweep, plan_sweep, settings_of, stop_watching
+from runner.sweeps.command_line import CommandLine
+from runner.sweeps.planned_sweep import PlannedSweep
+from runner.sweeps.sweep import CallbackFailed, settings_of
 from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES  # a wrong setting is 2, see runner.config.diagnose
 
@@ -41,59 +39,25 @@ def main() -> None:
     with raise_on_signal():
         if answer(sys.argv[1:]):
             raise SystemExit
-        _main()
+        raise SystemExit(_run(sys.argv[1:]))
 
 
-def _main() -> None:
-    """Run an experiment, or a sweep of them, as the command line says; ends with an exit code.
-
-    The word `plan` among the overrides: show what would run, and how long it would take.
-    """
+def _run(arguments: list[str]) -> int:
+    """Run an experiment, or a sweep of them, as the command line says; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: errors are shown below, in one place
-    arguments = [word for word in sys.argv[1:] if word != "plan"]
-    sweep = plan_sweep(arguments, only=len(arguments) < len(sys.argv) - 1)
-    statuses: list[str] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(composed: DictConfig) -> str:
-        settings = HydraConfig.get()
-        try:
-            config = settings_of(composed, settings, OmegaConf.to_container(settings.overrides.task, resolve=False))
-            overrides = [word for word in as_typed(settings.overrides.task) if not word.startswith("resume=")]
-            planned = job_of(settings, config, sweep)
-            if sweep.is_only_planned:
-                from runner.sweeps.forecast import show_run
-
-                show_run(config, overrides)
-                return "planned"
-            if planned is None:
-                from runner.distributed import launch  # imports torch
-
-                statuses.append(launch.run(config, overrides, ["python", "-m", "runner", *arguments]))
-                return statuses[-1]
-            command = ["python", "-m", "runner", *planned.overrides]
-            if sweep.is_elsewhere:
-                from runner.sweeps.job_process import run_job_apart
-
-                rules = {"retry_failed": sweep.retry_failed, "stop": sweep.stop}
-                return run_job_apart(config, overrides, command, planned, **rules)
-            from runner.distributed import launch
-
-            status = run_job(launch.run, config, overrides, command, planned, retry_failed=sweep.retry_failed)
-        except SettingError as error:
-            exit_config_error(error)
-        except CannotWrite as error:
-            _fail(error)
-        if status == "interrupted":
-            raise KeyboardInterrupt  # out of the sweep: its other jobs are not started
-        return status
-
+    sweep, statuses = PlannedSweep(), []
     interrupted = broken = False
     try:
-        arguments = with_num_devices(hydra_words(arguments))
-        words = prepare_overrides(with_axes(add_search_path(earlier_overrides(arguments))))
-        sys.argv[1:] = name_sweep(words)
-        with checked(sys.argv[1:], typed=arguments):
+        line = CommandLine.read(arguments)
+        sweep = PlannedSweep(line.typed, is_only_planned=line.is_plan)
+
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        def job(composed: DictConfig) -> str:
+            statuses.append(_run_job(composed, line, sweep))
+            return statuses[-1]
+
+        sys.argv[1:] = line.words
+        with checked(line.words, typed=line.given, sweep=sweep):
             try:
                 job()
             except CallbackFailed as carrier:
@@ -113,12 +77,39 @@ def _main() -> None:
         else:
             overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
             exit_config_error(diagnose(overrides, error, search_folders(overrides), sweeping="-m" in sys.argv))
-    was_stopped = stop_watching(at_once=interrupted or broken)
+    was_stopped = sweep.stop_watching(at_once=interrupted or broken)
     if sweep.jobs:
-        raise SystemExit(sweep.end(interrupted=interrupted or was_stopped, broken=broken))
+        return sweep.end(interrupted=interrupted or was_stopped, broken=broken)
     if interrupted:  # before a run has begun
         print("Interrupted.", file=sys.stderr)
-    raise SystemExit(EXIT_CODES["interrupted" if interrupted else statuses[-1] if statuses else "completed"])
+    return EXIT_CODES["interrupted" if interrupted else statuses[-1] if statuses else "completed"]
+
+
+def _run_job(composed: DictConfig, line: CommandLine, sweep: PlannedSweep) -> str:
+    """What Hydra calls for a run, and for each job of a sweep, which was composed and validated when it was planned."""
+    settings = HydraConfig.get()
+    overrides = as_typed(OmegaConf.to_container(settings.overrides.task, resolve=False))
+    try:
+        if settings.mode == RunMode.MULTIRUN:
+            status = sweep.run(overrides, settings.job.num + 1)
+        else:
+            overrides = [word for word in overrides if not word.startswith("resume=")]
+            config = settings_of(composed, settings, OmegaConf.to_container(settings.overrides.task, resolve=False))
+            if line.is_plan:
+                from runner.sweeps.forecast import show_run
+
+                show_run(config, overrides)
+                return "completed"
+            from runner.experiment.processes import run  # imports torch
+
+            return run(config, overrides, ["python", "-m", "runner", *line.given])
+    except SettingError as error:
+        exit_config_error(error)
+    except CannotWrite as error:
+        _fail(error)
+    if status == "interrupted" and not sweep.is_elsewhere:
+        raise KeyboardInterrupt  # out of the sweep: its other jobs are not started
+    return status
 
 
 def _fail(error: CannotWrite) -> NoReturn:

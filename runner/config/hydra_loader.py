@@ -30,7 +30,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import import_class
@@ -59,8 +59,10 @@ REQUEST_WORDS = ("account", "constraint", "exclude", "gres", "mem_per_cpu", "mem
 
 
 @contextmanager
-def checked(words: Sequence[str], *, typed: Sequence[str]) -> Iterator[None]:
+def checked(words: Sequence[str], *, typed: Sequence[str], sweep: Any = None) -> Iterator[None]:
     """Check what Hydra composes in this context; `words` go to Hydra, and `typed` are those that the user typed.
+
+    `sweep` is what the loader carries to the callback of a sweep, which Hydra makes from its name alone.
 
     Raises SettingError at once for a word that holds a secret, and for Hydra's option to run a pickled job.
     """
@@ -70,7 +72,7 @@ def checked(words: Sequence[str], *, typed: Sequence[str]) -> Iterator[None]:
     if parser.parse_args(list(words)).experimental_rerun is not None:
         raise SettingError("--experimental-rerun: a pickled job may run any code; go on with a run by resume=FOLDER.")
     before = application.ConfigLoaderImpl
-    application.ConfigLoaderImpl = partial(CheckedLoader, allowed=Allowed.typed(typed))
+    application.ConfigLoaderImpl = partial(CheckedLoader, allowed=Allowed.typed(typed), sweep=sweep)
     try:
         yield
     finally:
@@ -85,9 +87,10 @@ def _refuse_flag(message: str) -> NoReturn:
 class CheckedLoader(ConfigLoaderImpl):
     """Hydra's configuration loader, which gives out what the three rules allow and raises SettingError otherwise."""
 
-    def __init__(self, config_search_path: Any, allowed: Allowed) -> None:
+    def __init__(self, config_search_path: Any, allowed: Allowed, sweep: Any = None) -> None:
         super().__init__(config_search_path)
         self.allowed = allowed
+        self.sweep = sweep
         self.repository = FilesReadOnce(self.repository)
 
     def load_configuration(
@@ -107,6 +110,18 @@ class CheckedLoader(ConfigLoaderImpl):
         if config_name is not None:
             check_folders(composed.hydra)
         return composed
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The configuration of a sweep's job. As soon as the sweep is planned that is Hydra's part of it alone.
+
+        The job's own settings were validated when the sweep was planned, and stand in the plan.
+        """
+        if self.sweep is None or not self.sweep.jobs:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        config = master_config.copy()
+        with flag_override(config, ["readonly", "struct"], False):
+            config.hydra.overrides.task = list(sweep_overrides)
+        return config
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
         primary = repo.load_config(config_path=config_name) if config_name is not None else None

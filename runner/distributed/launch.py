@@ -1,4 +1,4 @@
-"""The processes of one run: started here through torch's elastic launcher, or by torchrun outside.
+"""The processes that run one function: started here through torch's elastic launcher, or by torchrun outside.
 
 `train.num_devices=8` starts eight on this machine. Under `torchrun --nproc-per-node=8 -m runner ...`, on one machine or
 several, each process is a rank already, and joins the others.
@@ -8,100 +8,98 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from runner.config.secrets import redact
-from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.trust import places_again, words_again
-from runner.distributed import collectives, environment
+from runner.distributed import collectives
 from runner.distributed.signals import STOP_SIGNALS, raise_on_signal
 from runner.distributed.watch import RankWatch, rendezvous_folder, start_heartbeat
-from runner.experiment import run as experiment
-from runner.experiment.check import check
-from runner.results.job import Job
-from runner.results.run_folder import RunFolder
-from runner.tracking.console import RunConsole
-from runner.tracking.tracker import EXIT_CODES
-from runner.training.precision import choose_device
 
+T = TypeVar("T")
 ECHOES = ("gloo", "NCCL", *collectives.CONNECTION_LOST_TEXTS)  # of another rank's death
-FOLDER = "folder"  # the file in which the first rank says where the run lies
+ANNOUNCED = "announced"  # the file with what rank 0 has announced
+INTERRUPTED = 130  # the exit code
 
 
-def run(config: Settings, overrides: list[str], command: list[str], job: Job | None = None) -> str:
-    """`experiment.run` in as many processes as the configuration says. Raises SettingError before anything is written.
+class RanksFailed(Exception):
+    """A rank died or hung, and the others were ended; `announced` is what rank 0 had announced.
 
-    If one of them dies the others are ended, and the run has failed with the error of the first that died.
+    `were_killed` if they did not end when they were asked to. `trace` is the traceback of the first that died.
     """
-    if environment.world_size() > 1:
-        with collectives.process_group(_own_device(config.train.device), timeout=config.train.rank_timeout):
-            return experiment.run(config, overrides, command, job)
-    if config.train.num_devices == 1:
-        return experiment.run(config, overrides, command, job)
-    check(config)
-    with rendezvous_folder() as told:
-        arguments = (config, overrides, command, job, str(told), os.getpid())
+
+    def __init__(self, reason: str, announced: str | None, *, trace: str = "", were_killed: bool = False) -> None:
+        super().__init__(reason)
+        self.announced = announced
+        self.trace = trace
+        self.were_killed = were_killed
+
+
+def launch(function: Callable[..., T], *, num_devices: int, device: torch.device, timeout: float) -> T:
+    """What `function(announce=...)` returns on rank 0 of `num_devices` processes, each with a device of this type.
+
+    `announce(text)` leaves a text for the launcher. If one rank dies the others are ended, and RanksFailed is raised
+    with the error of the first that died. A SettingError of rank 0 is raised here.
+    """
+    with rendezvous_folder() as folder:
         launched = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=config.train.num_devices,
+            nproc_per_node=num_devices,
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=str(told)),  # else a folder more
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder)),  # else a folder more
             signals_to_handle="SIGQUIT",  # the others are passed on
         )
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here
-        watch = RankWatch(told, timeout=config.train.rank_timeout)
+        watch = RankWatch(folder, timeout=timeout)
         try:
             with watch:
-                outcomes = elastic_launch(launched, _rank)(*arguments)
+                outcomes = elastic_launch(launched, _rank)(function, device, timeout, str(folder), os.getpid())
         except ChildFailedError as error:
-            return _killed(told, config) if watch.signalled_at else _failed(error, watch, config)
-    status, refusal = outcomes[0]
+            file = folder / ANNOUNCED
+            raise _failure(error, watch, file.read_text() if file.is_file() else None) from None
+    value, refusal = outcomes[0]
     if refusal is not None:
         raise SettingError(refusal)
-    return status
+    return value
 
 
 @record
 def _rank(
-    config: Settings, overrides: list[str], command: list[str], job: Job | None, told: str, launcher: int
-) -> tuple[str | None, str | None]:
-    """One rank of a run that the process `launcher` started: its status, or why its settings were refused."""
+    function: Callable[..., T], device: torch.device, timeout: float, folder: str, launcher: int
+) -> tuple[T | None, str | None]:
+    """One rank that the process `launcher` started: what the function returns, or why it refused its settings."""
     number = int(os.environ["RANK"])
-    start_heartbeat(Path(told), number)
+    start_heartbeat(Path(folder), number)
     if number > 0:
         warnings.simplefilter("ignore")
-    if config.train.device != "cuda" and not torch.cuda.is_available():
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.train.num_devices))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     if os.getppid() != launcher:  # it died while this process started
-        os._exit(EXIT_CODES["interrupted"])
-    timeout = config.train.rank_timeout
-    with raise_on_signal(), collectives.process_group(_own_device(config.train.device), timeout=timeout):
+        os._exit(INTERRUPTED)
+    with raise_on_signal(), collectives.process_group(own_device(device), timeout=timeout):
         try:
-            outcome = experiment.run(config, overrides, command, job, announce=Path(told, FOLDER).write_text), None
+            outcome = function(announce=Path(folder, ANNOUNCED).write_text), None
         except SettingError as error:
             outcome = None, str(error)
     if os.getppid() != launcher:  # it died, and nobody will ever fetch the outcome, for which torch would wait
-        os._exit(EXIT_CODES["interrupted"])
+        os._exit(INTERRUPTED)
     return outcome
 
 
-def _own_device(name: str) -> torch.device:
-    """This rank's device, which becomes torch's current one."""
-    device = choose_device(name)
+def own_device(device: torch.device) -> torch.device:
+    """The device of this rank, which becomes torch's current one."""
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return device
@@ -114,8 +112,11 @@ def _place(failure: ProcessFailure) -> tuple[int, int]:
     return (0 if killed else 2 if echo else 1), failure.timestamp
 
 
-def _failed(error: ChildFailedError, watch: RankWatch, config: Settings) -> str:
-    """Tell of the rank that died first, or that hung, also in the run's folder."""
+def _failure(error: ChildFailedError, watch: RankWatch, announced: str | None) -> RanksFailed:
+    """What to tell of the rank that died first, or that hung."""
+    if watch.signalled_at:
+        text = "not all ranks ended when they were asked to; they were killed"
+        return RanksFailed(text, announced, were_killed=True)
     number, failure = min(error.failures.items(), key=lambda item: _place(item[1]))
     reason, trace = failure.message, ""
     if isinstance(reason, Mapping):
@@ -123,34 +124,6 @@ def _failed(error: ChildFailedError, watch: RankWatch, config: Settings) -> str:
         reason = reason.get("message", reason)
     text = f"rank {number} (process {failure.pid}) failed: {str(reason).strip()}"
     if watch.hung or collectives.is_timeout(str(reason)):
-        limit = f"train.rank_timeout={config.train.rank_timeout:g}"
+        limit = f"train.rank_timeout={watch.timeout:g}"
         text = f"{limit}: {watch.hung or f'rank {number} waited so long for another, which did not answer'}"
-    console = RunConsole()
-    console.message(redact(text), "error")
-    folder = _folder(watch.folder)
-    if folder is not None:
-        folder.write_failure(text, f"{text}\n{trace}", {"metrics": {}, "best": {}, **folder.read_summary()})
-        _tell_way_on(console, folder, config)
-    return "failed"
-
-
-def _killed(told: Path, config: Settings) -> str:
-    """Tell, also in the run's folder, of ranks that were killed since they did not end when they were asked to."""
-    console, folder = RunConsole(), _folder(told)
-    console.message("not all ranks ended when they were asked to; they were killed", "warning")
-    if folder is not None:
-        folder.write_summary({"metrics": {}, "best": {}, **folder.read_summary(), "status": "interrupted"})
-        _tell_way_on(console, folder, config)
-    return "interrupted"
-
-
-def _folder(told: Path) -> RunFolder | None:
-    """The run's folder, as soon as the first rank has said which."""
-    file = told / FOLDER
-    return RunFolder(Path(file.read_text())) if file.is_file() else None
-
-
-def _tell_way_on(console: RunConsole, folder: RunFolder, config: Settings) -> None:
-    words = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
-    again = shlex.join(["python", "-m", "runner", *words])
-    console.message(f"go on with: {again}")
+    return RanksFailed(text, announced, trace=trace)

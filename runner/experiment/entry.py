@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.trust import without_places
+from runner.config.trust import places_again, without_places, words_again
 from runner.experiment.resume import NothingLeft, latest_checkpoint, new_folder
 from runner.files.atomic import CannotWrite, make_folder, remove_temporary
 from runner.files.readers import Unreadable, read_yaml_mapping
@@ -165,3 +167,9 @@ def _held(entry: Entry, source: str) -> Entry:
     except OSError as error:
         raise SettingError(f"{source}: {entry.folder.path} cannot be used ({error.strerror or error}).") from None
     return entry
+
+
+def resume_command(folder: RunFolder, settings: Settings) -> str:
+    """The command that goes on with the run from its last checkpoint."""
+    words = [f"resume={folder.path}", *words_again(settings.paths), *places_again(settings)]
+    return f"python -m runner {shlex.join(words)}"

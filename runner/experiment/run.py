@@ -14,7 +14,7 @@ from runner.config.overrides import method_group
 from runner.config.secrets import redact
 from runner.config.settings import Settings
 from runner.config.text import SettingError, visible
-from runner.config.trust import places_again, resolved, words_again
+from runner.config.trust import resolved
 from runner.config.validation import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.loader_faults import loader_fault
@@ -29,7 +29,7 @@ from runner.distributed.collectives import (
     world_size,
 )
 from runner.experiment.check import Checked, check
-from runner.experiment.entry import Entry, enter
+from runner.experiment.entry import Entry, enter, resume_command
 from runner.experiment.methods import conf_folders_of
 from runner.experiment.setup import prepare
 from runner.experiment.summary import closing_rows, dataset_info, is_noop, opening_rows, wandb_summary
@@ -134,7 +134,7 @@ def _run_rank0(
                 summary |= {"status": "diverged", "error": str(reason)}
             except (Interrupted, KeyboardInterrupt):
                 summary["status"] = "interrupted"
-                rows.append(_resume_hint(config, folder))
+                rows.append(("go on with", resume_command(folder, config)))
             if trainer is not None:
                 if trainer.prober is not None:
                     trainer.prober.finish(folder.metrics, step=trainer.progress.step)
@@ -149,7 +149,7 @@ def _run_rank0(
             with contextlib.suppress(CannotWrite):  # as on a full disk, of which the message above speaks
                 write_atomically(folder.error, visible(trace, keep="\n\t"))
             if isinstance(error, CannotWrite):
-                rows.append(_resume_hint(config, folder))
+                rows.append(("go on with", resume_command(folder, config)))
         summary["data"] = dataset_info(checked.data)
         summary["rows"] = metrics.rows
         try:
@@ -183,12 +183,6 @@ def _run_worker(checked: Checked) -> str:
         return "diverged"
     except (Interrupted, KeyboardInterrupt):
         return "interrupted"
-
-
-def _resume_hint(config: Settings, folder: RunFolder) -> tuple[str, str]:
-    """The row with the command that goes on with the run from its last checkpoint."""
-    again = [f"resume={folder.path}", *words_again(config.paths), *places_again(config)]
-    return "go on with", f"python -m runner {shlex.join(again)}"
 
 
 def _opening(config: Settings, checked: Checked, folder: RunFolder, checkpoint: dict | None) -> Rows:

@@ -31,10 +31,18 @@ NOTES = {
 }
 
 
-def show_sweep(folder: Path, jobs: Sequence[tuple[Job, Checked]]) -> None:
-    """Print how each job of the sweep in `folder` stands, and an estimate of the time; writes nothing."""
+def show_sweep(folder: Path, jobs: Sequence[Job], checked: Mapping[str, Checked]) -> None:
+    """Print how each job of the sweep in `folder` stands, and an estimate of the time; writes nothing.
+
+    `checked` has those that are to run, by the job's name.
+    """
     forecast = Forecast(_finished_in(folder))
-    runs = [forecast.of(job.overrides, checked, read_state(job.path), job.path) for job, checked in jobs]
+    runs = [
+        forecast.of(job.overrides, checked[job.name], read_state(job.path), job.path)
+        if job.name in checked
+        else _settled(job.overrides, read_state(job.path))
+        for job in jobs
+    ]
     print_plan(runs, title=f"Sweep {folder}" if folder.is_dir() else f"A new sweep: {folder}", notes=NOTES)
 
 
@@ -57,8 +65,7 @@ class Forecast:
         """What is planned for the run in the folder `path`, which stands as `state` says."""
         config = checked.settings
         if state.is_left_alone(retry_failed=config.sweep.retry_failed):
-            text = "failed, left so" if state.status == FAILED else state.text
-            return PlannedRun(tuple(overrides), state.status, text)
+            return _settled(overrides, state)
         total = total_steps(config, len(checked.data.train))
         step = state.step if state.status == RUNNING else _checkpointed(path)
         text = TO_DO if state.status == TO_DO else f"{state.status} at step {step} of {total}"
@@ -87,6 +94,12 @@ class Forecast:
             found.training * train.global_batch_size / train.num_devices + found.evaluation * images / total,
             MEASURED,
         )
+
+
+def _settled(overrides: Sequence[str], state: RunState) -> PlannedRun:
+    """What is planned for a run that is left alone."""
+    text = "failed, left so" if state.status == FAILED else state.text
+    return PlannedRun(tuple(overrides), state.status, text)
 
 
 def total_steps(config: Mapping, training_images: int) -> int:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -31,25 +32,25 @@ OUTPUT = "console.txt"  # what the job prints
 LOOK_EVERY_SECONDS = 0.2
 KILL_AFTER_SECONDS = 60.0  # for a job that was asked to end and hangs; more than its own ranks are given
 
-_interrupted = False  # a signal came to this process of a launcher: it runs no further job
 
+def run_job_apart(settings: Settings, job: Job, *, retry_failed: bool, stop: Path) -> str:
+    """As `run_job`, in a process of its own. Once the file `stop` exists the job ends, and no other begins.
 
-def run_job_apart(
-    config: Settings, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool, stop: Path
-) -> str:
-    """As `run_job`, in a process of its own. Once the file `stop` is there the job ends, and no other begins.
-
-    So it is after a SIGINT or SIGTERM to this process; the status is "interrupted" then.
+    After a SIGINT or SIGTERM to this process a file beside it says the same to this process alone. The status is
+    "interrupted" then.
     """
+    own_stop = stop.with_name(f"{stop.name}-{socket.gethostname()}-{os.getpid()}")
+
+    def should_stop() -> bool:
+        return stop.exists() or own_stop.exists()
+
     state = read_state(job.path)
     if state.status == RUNNING or state.is_left_alone(retry_failed=retry_failed):
         return state.status
-    if _interrupted or stop.exists():
+    if should_stop():
         return INTERRUPTED
     content = {
-        "config": config.plain(),
-        "overrides": list(overrides),
-        "command": list(command),
+        "settings": settings.plain(),
         "job": {**vars(job), "folder": str(job.folder)},
         "retry_failed": retry_failed,
     }
@@ -65,17 +66,17 @@ def run_job_apart(
             stderr=output,
             start_new_session=True,  # a terminal's Ctrl-C comes from here alone
         )
-        with handle_stop_signals(_note):
-            code = _run(process, json.dumps(content), stop)
+        with handle_stop_signals(lambda *_: own_stop.touch()):
+            code = _run(process, json.dumps(content), should_stop)
     state = read_state(job.path)
     if code == 0 or state.status in RESULTS:
         return state.status
-    if _interrupted or stop.exists():
+    if should_stop():
         return INTERRUPTED
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     reason = f"Its process died ({how}). What it printed is in {OUTPUT}."
     with suppress(Taken), hold(job.path):
-        record_failure(job, overrides, reason, reason, show=False)
+        record_failure(job, reason, reason, show=False)
     return FAILED
 
 
@@ -86,14 +87,14 @@ def _output(path: Path) -> IO[bytes]:
         raise CannotWrite.from_os_error(path, error) from None
 
 
-def _run(process: subprocess.Popen, content: str, stop: Path) -> int:
-    """The exit code of the process, which gets `content`; it is asked to end when a signal came or `stop` is there."""
+def _run(process: subprocess.Popen, content: str, should_stop: Callable[[], bool]) -> int:
+    """The exit code of the process, which gets `content`, and is asked to end once `should_stop` says so."""
     with suppress(BrokenPipeError):  # it died; its exit code tells
         process.stdin.write(f"{content}\n".encode())
         process.stdin.flush()
     asked: float | None = None
     while process.poll() is None:
-        if asked is None and (_interrupted or stop.exists()):
+        if asked is None and should_stop():
             process.terminate()
             asked = time.monotonic()
         if asked is not None and time.monotonic() - asked > KILL_AFTER_SECONDS:
@@ -104,22 +105,14 @@ def _run(process: subprocess.Popen, content: str, stop: Path) -> int:
     return process.returncode
 
 
-def _note(*_: object) -> None:
-    """Keep a signal that would end this process in mind instead."""
-    global _interrupted
-    _interrupted = True
-
-
 def main() -> None:
     """Run the job that the standard input tells of, and end when that ends."""
     content = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    config = Settings(content["config"])
-    job = Job(**{**content["job"], "folder": Path(content["job"]["folder"]), "overrides": tuple(content["overrides"])})
-    from runner.distributed.launch import run  # imports torch
-
+    job = content["job"]
+    job = Job(**{**job, "folder": Path(job["folder"]), "overrides": tuple(job["overrides"])})
     with raise_on_signal():
-        run_job(run, config, content["overrides"], content["command"], job, retry_failed=content["retry_failed"])
+        run_job(Settings(content["settings"]), job, retry_failed=content["retry_failed"])
 
 
 def _end_with_input() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from runner.config.secrets import redact
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.files.atomic import CannotWrite, is_disk_fault
 from runner.results.job import Job
@@ -18,12 +17,8 @@ from runner.results.run_state import FAILED, RUNNING, read_state
 from runner.sweeps.job_lines import show_job
 from runner.tracking.console import RunConsole
 
-Run = Callable[[Any, list[str], list[str], Job], str]  # that of runner.experiment.run; the first is the configuration
 
-
-def run_job(
-    run: Run, config: Any, overrides: Sequence[str], command: Sequence[str], job: Job, *, retry_failed: bool
-) -> str:
+def run_job(settings: Settings, job: Job, *, retry_failed: bool) -> str:
     """Run the job unless it has a result or another process has it; returns its status, or "running".
 
     A failure, that of a folder that cannot be made too, is shown, recorded where that can be, and is no exception.
@@ -37,11 +32,13 @@ def run_job(
                 show_job(job, state.text, "before")
                 return state.status
             try:
-                return run(config, list(overrides), list(command), job)
+                from runner.experiment.processes import run  # imports torch, which a finished sweep does not need
+
+                return run(settings, list(job.overrides), ["python", "-m", "runner", *job.overrides], job)
             except (Exception, SystemExit) as error:  # the boundary of a job: the others go on
                 is_told = isinstance(error, SettingError | CannotWrite)  # whose message says it all
                 reason = str(error) if is_told else f"{type(error).__name__}: {error}"
-                record_failure(job, overrides, reason, reason if is_told else traceback.format_exc().rstrip())
+                record_failure(job, reason, reason if is_told else traceback.format_exc().rstrip())
                 return FAILED
     except Taken:
         show_job(job, "running elsewhere")
@@ -62,10 +59,10 @@ def cannot_use(folder: Path, error: OSError) -> SettingError | CannotWrite:
     return told if is_disk_fault(error) else SettingError(f"paths.outputs: {told}")
 
 
-def record_failure(job: Job, overrides: Sequence[str], reason: str, trace: str, *, show: bool = True) -> None:
+def record_failure(job: Job, reason: str, trace: str, *, show: bool = True) -> None:
     """Write the error.txt and summary.json of a job that could not write its own, and show what happened."""
     if show:
         RunConsole().message(redact(trace), "error")
     with suppress(OSError):  # of a full disk; shown
-        spoken = [word for word in overrides if not word.startswith("sweep.")]
+        spoken = [word for word in job.overrides if not word.startswith("sweep.")]
         RunFolder(job.path).write_failure(reason, trace, {"overrides": spoken})

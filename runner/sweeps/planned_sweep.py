@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.config.grammar import all_parsed, parsed
+from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.files.atomic import CannotWrite
 from runner.results.job import Job
 from runner.results.run_lock import hold
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
+from runner.sweeps.job_process import run_job_apart
+from runner.sweeps.job_run import run_job
+from runner.sweeps.launcher_watch import LauncherWatch
 from runner.tracking.console import RunConsole
 
 NAME = "sweep.name"
@@ -26,22 +30,50 @@ DONE, A_JOB_FAILED, WAS_INTERRUPTED = 0, 1, 130  # exit codes
 class PlannedSweep:
     """The sweep of a command line, without jobs if there is none.
 
-    It goes with the function that runs a job to the other processes of a launcher, so it holds plain data alone.
+    It goes to the other processes of a launcher with the function that runs a job, so it holds plain data alone.
     `typed` is the command line as it was before anything was added, and `process` the one that it was typed for.
     """
 
-    typed: list[str]
+    typed: Sequence[str] = ()
+    is_only_planned: bool = False  # the jobs are to be shown, not run
     folder: Path = Path()
     jobs: list[Job] = field(default_factory=list)
-    is_only_planned: bool = False
+    settings: dict[str, Settings] = field(default_factory=dict)  # of each job by its name, validated
     retry_failed: bool = True
     process: int = field(default_factory=os.getpid)
     stop: Path = Path()  # a file whose existence asks the jobs in other processes to stop
+    watch: LauncherWatch | None = None  # over a launcher's processes; it stays in the one that launches
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "watch": None}
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether this is a process of a launcher, not the one of the command line."""
         return os.getpid() != self.process
+
+    def run(self, overrides: Sequence[str], number: int) -> str:
+        """Run the job with these overrides, the `number`th of the sweep; returns its status.
+
+        In a launcher's process it gets a process of its own.
+        """
+        job = next(job for job in self.jobs if (job.overrides, job.number) == (tuple(overrides), number))
+        if self.is_elsewhere:
+            return run_job_apart(self.settings[job.name], job, retry_failed=self.retry_failed, stop=self.stop)
+        return run_job(self.settings[job.name], job, retry_failed=self.retry_failed)
+
+    def stop_watching(self, *, at_once: bool = False) -> bool:
+        """End the watch over a launcher, if there is one; whether a signal came to it.
+
+        `at_once` if the launcher's processes may still be at work, or begin: these are to find that they should stop.
+        """
+        if self.watch is None:
+            return False
+        was_stopped = self.watch.finish()
+        if not at_once:
+            for mark in self.stop.parent.glob(f"{self.stop.name}*"):  # and those of the launcher's processes
+                mark.unlink(missing_ok=True)
+        return was_stopped
 
     def end(self, *, interrupted: bool, broken: bool) -> int:
         """Show and write what came of all jobs in the folder; returns the exit code.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -15,87 +16,32 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.diagnose import CASE, EXPERIMENT, diagnose
-from runner.config.extensions import search_folders
+from runner.config.diagnose import diagnose
 from runner.config.grammar import is_swept, parsed
-from runner.config.options import SINGLE_GROUPS
+from runner.config.hydra_loader import CheckedLoader
 from runner.config.overrides import as_typed
 from runner.config.recipes import without_replaced
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import CONF, METHOD_GROUPS, one_option_each, validate
+from runner.config.validation import CONF, one_option_each, validate
 from runner.files.atomic import CannotWrite, new_folder
 from runner.files.readers import is_there
 from runner.results.job import Job, config_hash, job_name
 from runner.results.run_lock import Taken, hold
+from runner.results.run_state import read_state
 from runner.sweeps.job_run import cannot_use
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
 from runner.sweeps.study import read_jobs, study_of, write_sweep
 
+if TYPE_CHECKING:
+    from runner.experiment.check import Checked
+
 OF_HYDRA = "multirun.yaml"  # what its sweeper writes into the folder of a sweep
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-
-_planned = PlannedSweep([])  # that of the command line that runs in this process
-_watch: LauncherWatch | None = None
-
-
-def plan_sweep(typed: Sequence[str], *, only: bool = False) -> PlannedSweep:
-    """The sweep of the command line `typed`, which Hydra's hooks fill as soon as they know its jobs.
-
-    `only` if the jobs are to be shown, not run.
-    """
-    global _planned
-    _planned = PlannedSweep(list(typed), is_only_planned=only)
-    return _planned
-
-
-def name_sweep(arguments: Sequence[str]) -> list[str]:
-    """The command line's arguments with a `sweep.name` for a sweep that has none: the study, or the swept keys, and
-    the time.
-
-    The flag -m goes to the front: Hydra takes no override behind a flag that stands between overrides.
-    """
-    overrides = [word for word in arguments if word not in ("-m", "--multirun")]
-    if len(overrides) == len(arguments):
-        return list(arguments)
-    given = sweep_name(overrides)
-    overrides = [word for word in overrides if given is not None or key_of(word) != NAME]
-    if given is not None:
-        return ["-m", *_put_off(overrides)]
-    studies = [word.partition("=")[2] for word in overrides if word.startswith(f"{EXPERIMENT}=") and not is_swept(word)]
-    swept = [parsed(word).key_or_group.rpartition(".")[2] for word in overrides if is_swept(word)]
-    overrides = _put_off(overrides)
-    name = "-".join([*(study.replace("/", "-") for study in studies or swept[:4]), time.strftime("%Y%m%d-%H%M%S")])
-    return ["-m", *overrides, f"{NAME}={name}"]
-
-
-def _put_off(overrides: Sequence[str]) -> list[str]:
-    """`overrides`, where a setting of an option or a method whose group is swept becomes a sweep of one value.
-
-    Hydra composes a sweep once without what is swept, so `agc.clip=0.02` under `norm=[agc],[agc,none]` would find no
-    node agc there.
-    """
-    records = any(is_swept(word, group) for word in overrides for group in (EXPERIMENT, CASE))
-    swept = [group for group in METHOD_GROUPS if records or any(is_swept(word, group) for word in overrides)]
-    folders = [folder / group for folder in search_folders(overrides) for group in swept]
-    methods = {file.stem for folder in folders for file in folder.glob("*.yaml")}
-    groups = {group for group in SINGLE_GROUPS if records or any(is_swept(word, group) for word in overrides)}
-    return [
-        f"{key}=choice({value})" if _belongs(key, methods, groups) and not is_swept(word, key) else word
-        for word in overrides
-        for key, _, value in [word.partition("=")]
-    ]
-
-
-def _belongs(key: str, methods: Collection[str], groups: Collection[str]) -> bool:
-    """Whether `key` is a setting of one of the methods, or of an option of one of the groups."""
-    node, _, rest = key.partition(".")
-    return node in methods or (bool(rest) and node in groups)
 
 
 def conf_folders(hydra: DictConfig | None = None) -> list[Path]:
@@ -112,62 +58,46 @@ def settings_of(composed: DictConfig, hydra: DictConfig, overrides: Sequence[str
     return validate(without_replaced(composed, overrides, folders), folders)
 
 
-def split(overrides: Sequence[str]) -> list[list[str]]:
+def split(config: DictConfig, loader: CheckedLoader) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's own sweeper makes them. Raises SettingError if there is none."""
-    loader = GlobalHydra.instance().config_loader()
-    parsed_words = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    for override in parsed_words:
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    words = OverridesParser.create(config_loader=loader).parse_overrides([*params, *_task_words(config)])
+    for override in words:
         if override.is_sweep_override() and next(iter(override.sweep_string_iterator()), None) is None:
             raise SettingError(f"{as_typed([override.input_line])[0]}: there is no value in it, so no job to run.")
-    return [job for batch in BasicSweeper.split_arguments(parsed_words, None) for job in batch]
+    return [job for batch in BasicSweeper.split_arguments(words, None) for job in batch]
 
 
-def planned_jobs(
-    jobs: Sequence[Sequence[str]],
-    compose: Callable[[Sequence[str]], DictConfig],
-    folder: Path,
-    *,
-    sweep: Sequence[str],
-    hydra: DictConfig,
-) -> list[tuple[Job, Settings]]:
-    """Each job of a sweep with its validated configuration, which `compose` gives, with Hydra's node, for overrides.
+def validated_jobs(config: DictConfig, loader: CheckedLoader) -> list[tuple[tuple[str, ...], Settings]]:
+    """The overrides and the settings of each job of the sweep that Hydra composed as `config`.
 
-    `sweep` are the overrides of the whole sweep. A job with the settings of one that the folder has, has its name.
-    Raises SettingError for the first job whose settings are wrong; writes nothing.
+    Raises SettingError for the first job whose settings are wrong.
     """
-    varied = {parsed(word).key_or_group for word in sweep if is_swept(word)}
-    checked = []
-    for words in jobs:
+    jobs = []
+    for words in split(config, loader):
         try:
-            composed = compose(words)
-            config = settings_of(composed, composed.hydra, words)
-            typed = tuple(as_typed(composed.hydra.overrides.task))
+            composed = loader.load_sweep_config(config, words)
+            jobs.append((tuple(as_typed(words)), settings_of(composed, composed.hydra, words)))
         except (HydraException, OmegaConfBaseException, SettingError) as error:
-            raise diagnose(words, error, conf_folders(hydra), sweep=list(sweep)) from None
-        checked.append((typed, config))
-    known = [  # only now: the check of a job is that of the folder's name too
-        *(Path(str(name)).name for name in read_jobs(folder)),
-        *(path.name for path in folder.glob("*") if path.is_dir()),
-    ]
+            raise diagnose(words, error, conf_folders(config.hydra), sweep=_task_words(config)) from None
+    return jobs
+
+
+def named_jobs(
+    jobs: Sequence[tuple[tuple[str, ...], Settings]], folder: Path, varied: Collection[str]
+) -> dict[Job, Settings]:
+    """The jobs of a sweep in its folder; one with the settings of a job that the folder has, has its name.
+
+    `varied` are the keys that the sweep varies.
+    """
+    known = [*(Path(str(name)).name for name in read_jobs(folder)), *(p.name for p in folder.glob("*") if p.is_dir())]
     names = {name.rpartition("-")[2]: name for name in reversed(known)}
-    found = []
-    for number, (typed, config) in enumerate(checked, 1):
-        digits = config_hash(config.plain())
-        name = names.setdefault(digits, job_name(typed, digits, varied))
-        found.append((Job(name, number, len(jobs), folder, typed), config))
-    return found
-
-
-def job_of(hydra: DictConfig, config: Settings, sweep: PlannedSweep) -> Job | None:
-    """The job that Hydra runs now, or None for a single run."""
-    if hydra.mode != RunMode.MULTIRUN:
-        return None
-    overrides, number = tuple(as_typed(hydra.overrides.task)), hydra.job.num + 1
-    for job in sweep.jobs:
-        if (job.overrides, job.number) == (overrides, number):
-            return job
-    name = job_name(overrides, config_hash(config.plain()))  # of a sweeper that makes jobs on the way
-    return Job(name, number, max(len(sweep.jobs), number), Path(hydra.sweep.dir), overrides)
+    named = {}
+    for number, (overrides, settings) in enumerate(jobs, 1):
+        digits = config_hash(settings.plain())
+        name = names.setdefault(digits, job_name(overrides, digits, varied))
+        named[Job(name, number, len(jobs), folder, overrides)] = settings
+    return named
 
 
 class CallbackFailed(BaseException):
@@ -179,59 +109,67 @@ class CallbackFailed(BaseException):
 
 
 class SweepCallback(Callback):
-    """Hydra's hooks around a sweep."""
+    """Hydra's hook before a sweep. Hydra makes it from its name alone, so its loader carries the sweep."""
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Compose, validate and build (without memory or data) every job; a wrong one ends the sweep at once."""
-        global _watch
+        loader = GlobalHydra.instance().config_loader()
+        sweep = loader.sweep
         try:
-            _plan(config)
+            plan(sweep, config, loader)
         except Exception as error:
             raise CallbackFailed(error) from error
         if config.hydra.launcher._target_ != IN_THIS_PROCESS:
-            _watch = LauncherWatch(_planned.jobs, _planned.stop)
-            _watch.start()
+            sweep.watch = LauncherWatch(sweep.jobs, sweep.stop)
+            sweep.watch.start()
 
 
-def _plan(config: DictConfig) -> None:
-    """Fill `_planned`. Nothing is written before all jobs are checked; a name that was made gets a folder of its own.
+def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None:
+    """Fill `sweep`. Nothing is written before all jobs are checked; a name that was made gets a folder of its own.
 
     Raises SettingError, CannotWrite, and what Hydra raises for settings that it cannot compose.
     """
-    loader, sweep = GlobalHydra.instance().config_loader(), _task_words(config)
     folder = Path(config.hydra.sweep.dir)
-    found = planned_jobs(
-        split(sweep),
-        lambda words: loader.load_sweep_config(config, list(words)),
-        folder,
-        sweep=sweep,
-        hydra=config.hydra,
-    )
-    study_of(config.sweep, [job.overrides for job, _ in found])
-    from runner.experiment.check import check  # imports torch
-
-    checked = [check(job_config) for _, job_config in found]
-    if _planned.is_only_planned:
+    jobs = validated_jobs(config, loader)
+    study_of(config.sweep, [overrides for overrides, _ in jobs])
+    varied = {parsed(word).key_or_group for word in _task_words(config) if is_swept(word)}
+    named = named_jobs(jobs, folder, varied)
+    checked = _checked(named)
+    if sweep.is_only_planned:
         from runner.sweeps.forecast import show_sweep
 
-        show_sweep(folder, [(job, done) for (job, _), done in zip(found, checked, strict=True)])
+        show_sweep(folder, list(named), checked)
         raise SystemExit
-    jobs = [job for job, _ in found]
     try:
-        if sweep_name(_planned.typed) is None:
+        if sweep_name(sweep.typed) is None:
             folder = new_folder(folder.parent, folder.name)
-            jobs = _moved(config, jobs, folder)
+            named = _moved(config, named, folder)
         folder.mkdir(parents=True, exist_ok=True)
         _make_way(folder / OF_HYDRA)
         with hold(folder, wait_seconds=PATIENCE_SECONDS):
-            write_sweep(folder, config.sweep, {job.name: job.overrides for job in jobs}, _planned.typed)
+            write_sweep(folder, config.sweep, {job.name: job.overrides for job in named}, sweep.typed)
     except Taken as error:
         raise SettingError(f"{NAME}={folder.name}: {error} Wait for it, or choose another name.") from None
     except OSError as error:
         raise cannot_use(folder, error) from None
-    _planned.folder, _planned.jobs = folder, jobs
-    _planned.retry_failed = found[0][1].sweep.retry_failed
-    _planned.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    sweep.folder, sweep.jobs = folder, list(named)
+    sweep.settings = {job.name: settings for job, settings in named.items()}
+    sweep.retry_failed = jobs[0][1].sweep.retry_failed
+    sweep.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
+
+def _checked(jobs: Mapping[Job, Settings]) -> dict[str, Checked]:
+    """What the check of each job that is to run made sure of, by the job's name; of a finished sweep none."""
+    waiting = {
+        job: settings
+        for job, settings in jobs.items()
+        if not read_state(job.path).is_left_alone(retry_failed=settings.sweep.retry_failed)
+    }
+    if not waiting:
+        return {}
+    from runner.experiment.check import check  # imports torch
+
+    return {job.name: check(settings) for job, settings in waiting.items()}
 
 
 def _make_way(file: Path) -> None:
@@ -251,10 +189,10 @@ def _task_words(config: DictConfig) -> list[str]:
     return OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
 
 
-def _moved(config: DictConfig, jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """The jobs in a folder of another name, of which the configuration that Hydra runs them with is told."""
+def _moved(config: DictConfig, jobs: Mapping[Job, Settings], folder: Path) -> Mapping[Job, Settings]:
+    """The jobs in a folder of another name, which the configuration that Hydra runs them with gets too."""
     if config.sweep.name == folder.name:
-        return list(jobs)
+        return jobs
 
     def renamed(words: Sequence[str]) -> list[str]:
         return [f"{NAME}={folder.name}" if key_of(word) == NAME else word for word in words]
@@ -262,19 +200,7 @@ def _moved(config: DictConfig, jobs: Sequence[Job], folder: Path) -> list[Job]:
     with flag_override(config, ["readonly", "struct"], False):
         config.sweep.name = folder.name
         config.hydra.overrides.task = renamed(_task_words(config))
-    return [replace(job, folder=folder, overrides=tuple(renamed(job.overrides))) for job in jobs]
-
-
-def stop_watching(*, at_once: bool = False) -> bool:
-    """End the watch over a launcher, if there is one; whether a signal came to it.
-
-    `at_once` if the launcher's processes may still be at work, or begin: these are to find that they should stop.
-    """
-    global _watch
-    if _watch is None:
-        return False
-    watch, _watch = _watch, None
-    was_stopped = watch.finish()
-    if not at_once:
-        watch.stop.unlink(missing_ok=True)
-    return was_stopped
+    return {
+        replace(job, folder=folder, overrides=tuple(renamed(job.overrides))): settings.changed({NAME: folder.name})
+        for job, settings in jobs.items()
+    }

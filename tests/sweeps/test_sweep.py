@@ -18,9 +18,9 @@ from runner.config.settings import Settings
 from runner.experiment import run as experiment
 from runner.experiment.setup import prepare, set_backends
 from runner.results.job import Job, config_hash, job_name
+from runner.sweeps.command_line import name_sweep
 from runner.sweeps.job_process import run_job_apart
 from runner.sweeps.job_run import run_job
-from runner.sweeps.sweep import name_sweep
 from runner.training.loop import Trainer
 
 
@@ -178,11 +178,11 @@ def test_a_job_whose_folder_cannot_be_made_fails(tmp_path, capsys):
     job = Job("a=1-0", 1, 1, tmp_path, ("a=1",))
     path = Mock(wraps=Path, mkdir=no_room)
     with patch.object(Job, "path", path):
-        assert run_job(None, None, (), (), job, retry_failed=True) == "failed"
+        assert run_job(Settings({}), job, retry_failed=True) == "failed"
     (tmp_path / "a=1-0").touch()
     capsys.readouterr()
-    assert run_job(None, None, (), (), job, retry_failed=True) == "failed"
-    assert run_job_apart(Settings({}), (), (), job, retry_failed=True, stop=tmp_path / "stop") == "failed"
+    assert run_job(Settings({}), job, retry_failed=True) == "failed"
+    assert run_job_apart(Settings({}), job, retry_failed=True, stop=tmp_path / "stop") == "failed"
     assert capsys.readouterr().out == 2 * f"error: {job.path} cannot be written (File exists).\n"
 
 
