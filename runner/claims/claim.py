@@ -1,4 +1,4 @@
-"""A claim of a paper as a study writes it down: its schema, and the check of what was written."""
+"""A claim of a paper, as a study's sweep.yaml states it, and the checks of its keys and values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.config.text import SettingError, canonical, same_value, to_override
 from runner.results.measures import check_measure
 
 TRANSFORMS = ("log10", "log2")
-WORDS = {
+CHOICES = {
     "transform": (None, *TRANSFORMS),
     "combine": ("difference", "ratio"),
     "decided_by": ("interval", "every_seed"),
@@ -19,12 +19,12 @@ WORDS = {
 }
 
 Selector = Mapping[str, tuple[str, ...]]
-"""Which runs are meant: those whose setting of each key is one of the values."""
+"""Selects the runs whose setting of each key is one of the values."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """What the compared value must do: lie above or below one bound, or within two, which belong to the range."""
+    """The compared value must lie above or below a bound, or within two, bounds included."""
 
     kind: str
     bounds: tuple[float, ...]
@@ -35,7 +35,7 @@ class Threshold:
         return value > self.bounds[0] if self.kind == "above" else value < self.bounds[0]
 
     def excludes(self, low: float, high: float) -> bool:
-        """Whether no value from `low` to `high` satisfies it."""
+        """Whether no value from `low` to `high` lies there."""
         if self.kind == "within":
             return high < self.bounds[0] or low > self.bounds[1]
         return high <= self.bounds[0] if self.kind == "above" else low >= self.bounds[0]
@@ -43,12 +43,13 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what is measured, which runs are compared, and what decides.
+    """A claim: the measure, the runs to compare, and how the comparison is decided.
 
     `measure`, after `transform` of each run's value, is compared between the runs that match `plus` and those that
-    match `minus`: the difference of the two sides times `factor`, or their ratio. A side is the mean of all its arms.
-    Each arm stands at its best value of the keys `best_over`, chosen by the measure `chosen_by`; with `slope_over` the
-    value is a slope over (log2 of) that key. `when_diverged` is what a diverged run counts as where it has no value.
+    match `minus`: the difference of the two sides times `factor`, or their ratio. A side is the mean of its arms. With
+    `best_over`, each arm is taken at the values of these keys that are best by the measure `chosen_by`. With
+    `slope_over`, the value is the slope over (log2 of) that key. `when_diverged` is the value of a diverged run that
+    has none.
     """
 
     claim: str
@@ -70,19 +71,19 @@ class Claim:
 
     @property
     def is_ratio(self) -> bool:
-        """Whether values are compared by their ratio, which is computed on logarithms."""
+        """Whether the two sides are compared by their ratio, computed on logarithms."""
         return self.combine == "ratio"
 
     @property
     def chosen_seed_by_seed(self) -> bool:
-        """Whether the measure is the chosen value itself, of which every seed has its own."""
+        """Whether the measure is a key of `best_over` itself, chosen for each seed."""
         return self.measure in [f"setting/{key}" for key in self.best_over]
 
 
 def check_claims(claims: Sequence[Mapping], axes: Mapping[str, Sequence[str]]) -> None:
-    """Raise SettingError, with the claim, key, value and remedy, for the first thing that is wrong.
+    """Raise SettingError, with the claim, key, value and remedy, for the first mistake.
 
-    `axes` gives each swept key its values: what a claim compares must be among them.
+    `axes` has the values of each swept key; a claim can compare these alone.
     """
     for number, written in enumerate(claims, start=1):
         claim = parse_claim(written, number)
@@ -90,7 +91,7 @@ def check_claims(claims: Sequence[Mapping], axes: Mapping[str, Sequence[str]]) -
 
 
 def parse_claim(written: Mapping, number: int = 1) -> Claim:
-    """The claim that a mapping of sweep.yaml, the `number`-th, writes down. Raises SettingError as `check_claims`."""
+    """The claim in a mapping, the `number`-th of sweep.yaml. Raises SettingError as `check_claims`."""
     if not isinstance(written, Mapping):
         raise SettingError(f"claims: entry {number}={written}: it must be a mapping with claim, measure, plus, holds.")
     text = written.get("claim")
@@ -112,7 +113,7 @@ def parse_claim(written: Mapping, number: int = 1) -> Claim:
 
 
 def _check_together(claim: Claim, given: Mapping) -> None:
-    """What one key asks of another."""
+    """Check keys that depend on one another."""
 
     def refuse(key: str, why: str) -> None:
         raise _wrong(claim.claim, key, given.get(key), why)
@@ -190,15 +191,15 @@ def _text(text: str, key: str, value: object) -> str:
     return str(value).strip()
 
 
-def _word(text: str, key: str, value: object) -> str | None:
-    choices = [word for word in WORDS[key] if word is not None]
+def _choice(text: str, key: str, value: object) -> str | None:
+    choices = [word for word in CHOICES[key] if word is not None]
     if value not in choices:
         raise _wrong(text, key, value, f"it must be {' or '.join(choices)}.")
     return value
 
 
 def _number(text: str, key: str, value: object) -> float:
-    """A number; YAML reads 1e-3, without a point, as text."""
+    """A number, also as text: YAML reads 1e-3, without a point, as text."""
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -264,7 +265,7 @@ _PARSERS = {
     **dict.fromkeys(("claim", "source", "published"), _text),
     **dict.fromkeys(("measure", "chosen_by"), _measure),
     **dict.fromkeys(("plus", "minus"), _selectors),
-    **dict.fromkeys(WORDS, _word),
+    **dict.fromkeys(CHOICES, _choice),
     **dict.fromkeys(("factor", "when_diverged"), _number),
     "holds": _threshold,
     "best_over": _keys,

@@ -1,4 +1,4 @@
-"""From runs to what a claim compares: one value a seed, paired over every cell that the claim names."""
+"""The value that a claim compares, computed for each seed from the runs that the claim names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from runner.claims.claim import Claim
 from runner.config.text import canonical
 from runner.results.measures import measure
 from runner.results.number_text import format_value
+from runner.results.run_state import RESULTS
 from runner.results.runs import Run
 from runner.results.statistics import slope
 
-ENDED = ("completed", "diverged")
 LOGARITHMS = {None: lambda value: value, "log10": math.log10, "log2": math.log2}
-DIGITS = 12  # means that agree to so many are a tie: the order of a sum must not choose
+TIE_DIGITS = 12  # means that agree in as many digits are a tie, whatever the order of summation
 
 
 class Undecidable(Exception):
-    """The runs do not have what a claim asks for; the message says what."""
+    """The runs lack what a claim needs; the message says what."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """An arm that a claim names: its settings and its runs, by seed."""
+    """The settings of an arm and its runs by seed."""
 
     settings: dict[str, object]
     runs: dict[int, list[Run]]
@@ -34,10 +34,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The value of each seed, a logarithm if the claim compares a ratio, and how it came about.
+    """The compared value of each seed, a logarithm if the claim compares a ratio.
 
-    `left_out` are the seeds that not every cell has, `chosen` what `best_over` took in words, `imputed` how many
-    diverged runs counted as `when_diverged`.
+    `left_out` are the seeds that some cell lacks, `chosen` describes the settings that `best_over` chose, and
+    `imputed` is the number of diverged runs that counted as `when_diverged`.
     """
 
     values: dict[int, float]
@@ -72,42 +72,42 @@ def contrast(claim: Claim, runs: Sequence[Run]) -> Contrast:
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
-    """The arms; a run that failed and was made again with the same seed counts as the later one."""
+    """The runs by arm; a failed run gives way to another one with the same seed that has a result."""
     cells = {}
     for run in runs:
         cell = cells.setdefault(frozenset(run.arm.items()), Cell(run.arm, {}))
         cell.runs.setdefault(run.seed, []).append(run)
     for cell in cells.values():
         for seed, twins in cell.runs.items():
-            cell.runs[seed] = [run for run in twins if run.status in ENDED] or twins
+            cell.runs[seed] = [run for run in twins if run.status in RESULTS] or twins
     return list(cells.values())
 
 
 def _side(claim: Claim, selectors: Iterable[Mapping[str, Sequence[str]]], cells: Sequence[Cell]) -> list[Cell]:
     """The cells that match one of the selectors.
 
-    Each value of a selector must come with all settings that the others come with: where a sweep was broken off, a
-    cell without its counterpart would make the comparison one of something else. Settings that only some of the cells
-    have at all, such as agc.clip without agc, have no counterpart to miss.
+    Each value of a selector must occur with every combination of the other settings: in an unfinished sweep a cell
+    without its counterpart would falsify the comparison. Settings that only some cells have, such as agc.clip, need no
+    counterpart.
     """
     both = (*claim.plus, *claim.minus)
     compared = [cell for selector in both for single in _single(selector) for cell in _matching(single, cells)]
     named = {key for selector in both for key in selector}
     named |= {key for cell in compared for key in cell.settings if any(key not in other.settings for other in compared)}
     wanted = {_without(cell, named): cell for cell in compared}
-    found = {}
+    side = {}
     for single in (single for selector in selectors for single in _single(selector)):
         matching = _matching(single, cells)
         words = " ".join(f"{key}={value}" for key, value in single.items())
         if not matching:
             raise Undecidable(f"There is no run with {words}.")
-        there = {_without(cell, named) for cell in matching}
+        present = {_without(cell, named) for cell in matching}
         for rest, cell in wanted.items():
-            if rest not in there:
+            if rest not in present:
                 missing = _words(cell, [key for key in _varied(wanted.values()) if key not in named])
                 raise Undecidable(f"There is no run with {words} and {missing}, which what it is compared with has.")
-        found |= {id(cell): cell for cell in matching}
-    return list(found.values())
+        side |= {id(cell): cell for cell in matching}
+    return list(side.values())
 
 
 def _single(selector: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
@@ -119,13 +119,13 @@ def _matching(single: Mapping[str, str], cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _without(cell: Cell, keys: Iterable[str]) -> frozenset:
-    """The cell's settings but those of `keys`."""
+    """The cell's settings without `keys`."""
     return frozenset((key, value) for key, value in cell.settings.items() if key not in keys)
 
 
 def _refuse_unended(cells: Sequence[Cell]) -> None:
     every = [run for cell in cells for twins in cell.runs.values() for run in twins]
-    if wrong := [run for run in every if run.status not in ENDED]:
+    if wrong := [run for run in every if run.status not in RESULTS]:
         first, others = wrong[0], f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         reason = (first.error or "no reason given").strip().splitlines()[0]
         count = f"{len(wrong)} of {len(every)} runs did not come to an end"
@@ -136,7 +136,7 @@ def _refuse_unended(cells: Sequence[Cell]) -> None:
 
 @dataclass
 class _Study:
-    """A claim over the seeds that all its cells have; notes what it chose and which runs stood in on the way."""
+    """Computes a claim's values over the seeds that all its cells have, and records what it chose and imputed."""
 
     claim: Claim
     seeds: Sequence[int]
@@ -145,7 +145,7 @@ class _Study:
     measured: set[str] = field(default_factory=set)
 
     def side(self, cells: Sequence[Cell]) -> dict[int, float]:
-        """The mean of the cells, by seed, in logarithms for a ratio."""
+        """The mean of the cells for each seed, of logarithms for a ratio."""
         arms = self._at_best(cells)
         if self.claim.slope_over is not None:
             arms = self._slopes(arms)
@@ -155,7 +155,7 @@ class _Study:
         return {seed: _mean([values[seed] for values in rows]) for seed in self.seeds}
 
     def _at_best(self, cells: Sequence[Cell]) -> list[tuple[Cell, dict[int, float]]]:
-        """Every arm with its values by seed, each at its best of `best_over` if the claim has that."""
+        """Each arm with its values by seed; with `best_over`, each arm at the best value of these keys."""
         over = self.claim.best_over
         if not over:
             return [(cell, self._values(cell)) for cell in cells]
@@ -171,7 +171,7 @@ class _Study:
         return arms
 
     def _best(self, rivals: Sequence[Cell], seeds: Sequence[int]) -> Cell:
-        """The rival with the fewest diverged runs, of those the best mean over seeds, of equals the smaller value."""
+        """The cell with the fewest diverged runs; then the best mean over seeds; then the smallest value."""
         name = self.claim.chosen_by
         sign = 1 if name.partition("@")[0].endswith("/loss") else -1
 
@@ -183,7 +183,7 @@ class _Study:
             if any(map(math.isnan, scores)):
                 run = next(run for run in runs if run.status == "completed" and math.isnan(measure(run, name)))
                 raise Undecidable(f"{run.folder.name} has no {name}, by which the best is chosen.")
-            score = round(sign * fmean(scores), DIGITS) if scores else 0.0
+            score = round(sign * fmean(scores), TIE_DIGITS) if scores else 0.0
             return len(runs) - len(scores), score, [_order(cell.settings.get(key)) for key in self.claim.best_over]
 
         best = min(rivals, key=rank)
@@ -203,7 +203,7 @@ class _Study:
             self.chosen.append(", ".join(values) + (f" for {words}" if words else ""))
 
     def _slopes(self, arms: Sequence[tuple[Cell, dict[int, float]]]) -> list[tuple[Cell, dict[int, float]]]:
-        """For each line of cells that differ in the slope's key alone, the slope by seed."""
+        """The slope by seed, for each group of cells that differ in the slope's key alone."""
         key, lines = self.claim.slope_over, []
         apart = (key, *self.claim.best_over)
         for line in _groups([cell for cell, _ in arms], apart):
@@ -247,7 +247,7 @@ class _Study:
 
 
 def _groups(cells: Sequence[Cell], keys: Iterable[str]) -> list[list[Cell]]:
-    """The cells that differ in `keys` alone, together."""
+    """Groups of cells that differ in `keys` alone."""
     groups = {}
     for cell in cells:
         groups.setdefault(_without(cell, keys), []).append(cell)
@@ -272,7 +272,7 @@ def _shown(value: object) -> str:
 
 
 def _at_end(key: str, best: Cell, rivals: Sequence[Cell]) -> str:
-    """A warning where the best of three numbers or more is the smallest or largest: a better one may lie beyond."""
+    """A warning if the best of three or more numbers is the smallest or largest: a better one may lie outside."""
     values = sorted({value for rival in rivals if isinstance(value := rival.settings.get(key), float)})
     return " (an end of the range)" if len(values) > 2 and best.settings[key] in (values[0], values[-1]) else ""
 
@@ -282,5 +282,5 @@ def _order(value: object) -> tuple[bool, float, str]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean; NaN of two opposite infinities, for which `fmean` has an error."""
+    """The mean, NaN for opposite infinities, for which `fmean` raises an error."""
     return values[0] if len(values) == 1 else sum(values) / len(values)

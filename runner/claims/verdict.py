@@ -1,4 +1,4 @@
-"""The verdict on a claim: whether what was measured decides it, which way, and by what rule."""
+"""The verdict on a claim: holds, does not hold or undecidable, and the rule that decided."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from runner.claims.claim import Claim, check_claims, parse_claim
-from runner.claims.contrast import Contrast, Undecidable, contrast
+from runner.claims.contrast import Undecidable, contrast
 from runner.claims.wording import VerdictTexts
 from runner.results.runs import Run
 from runner.results.statistics import smallest_effect, t_interval
@@ -20,11 +20,11 @@ HOLDS, HOLDS_NOT, UNDECIDABLE = "holds", "does not hold", "undecidable here"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, what was measured, whether it holds, the rule that decided, and why it is undecidable if it is.
+    """A claim with its verdict, the measured value, the rule, and the reason if it is undecidable.
 
-    `estimate` is the mean over seeds, `low` and `high` are the ends of its 95 % interval, or of the seeds' range where
-    every seed decides; `smallest_effect` is the distance from the threshold that the study could have seen (a factor
-    if a ratio is compared). These are in the measure's own unit (shares of 1), NaN where there is none.
+    `estimate` is the mean over seeds; `low` and `high` are the ends of its 95 % interval, or of the seeds' range if
+    every seed decides. `smallest_effect` is the smallest distance from the threshold that the study could detect (a
+    factor for a ratio). Numbers are in the measure's unit (shares of 1), NaN if unknown.
     """
 
     claim: str
@@ -43,32 +43,30 @@ class Verdict:
 
 
 def judge(claims: Sequence[Mapping], runs: Sequence[Run], *, source: str | None = None) -> list[Verdict]:
-    """A verdict on each claim; `source` is the study's and is put before the claim's own.
-
-    Raises SettingError for a claim that is not written as one.
-    """
+    """The verdict on each claim; the study's `source` is put before the claim's own. Raises SettingError."""
     return [_verdict(parse_claim(written, number), runs, source) for number, written in enumerate(claims, start=1)]
 
 
 def _verdict(claim: Claim, runs: Sequence[Run], source: str | None) -> Verdict:
-    sources = ", ".join(filter(None, (source, claim.source)))
-    texts = VerdictTexts(claim)
+    texts, comparison = VerdictTexts(claim), None
     try:
-        found = contrast(claim, runs)
-        decision = (
-            _by_interval(claim, found, texts) if claim.decided_by == "interval" else _by_seed(claim, found, texts)
-        )
+        comparison = contrast(claim, runs)
+        decide = _by_interval if claim.decided_by == "interval" else _by_seed
+        decision = decide(claim, list(comparison.values.values()), texts)
+        if len(comparison.values) < 2:
+            seed = next(iter(comparison.values))
+            decision["why"] = f"Only seed {seed} has all runs that are compared; a verdict needs two seeds or more."
     except Undecidable as reason:
-        found, decision = None, {"measured": "", "verdict": UNDECIDABLE, "why": str(reason)}
-    return Verdict(claim.claim, sources, claim.published, rule=texts.rule(found), **decision)
+        decision = {"measured": "", "verdict": UNDECIDABLE, "why": str(reason)}
+    sources = ", ".join(filter(None, (source, claim.source)))
+    return Verdict(claim.claim, sources, claim.published, rule=texts.rule(comparison), **decision)
 
 
-def _by_interval(claim: Claim, found: Contrast, texts: VerdictTexts) -> dict:
-    """What the interval of the mean decides."""
-    values = list(found.values.values())
+def _by_interval(claim: Claim, values: Sequence[float], texts: VerdictTexts) -> dict:
+    """The verdict of the 95 % interval of the mean."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         infinite = "A seed's value is infinite, and an interval needs finite ones (decided_by: every_seed does not)."
-        return _undecided(claim, found, texts, infinite)
+        return {**_range(claim, values, texts), "verdict": UNDECIDABLE, "why": infinite}
     low, high = t_interval(values)
     natural = _exp if claim.is_ratio else float
     estimate, low, high, effect = map(natural, (mean(values), low, high, smallest_effect(values)))
@@ -86,34 +84,21 @@ def _by_interval(claim: Claim, found: Contrast, texts: VerdictTexts) -> dict:
     }
 
 
-def _by_seed(claim: Claim, found: Contrast, texts: VerdictTexts) -> dict:
-    """What all seeds agree on."""
-    values = [_exp(value) if claim.is_ratio else value for value in found.values.values()]
-    agreeing, n = sum(value in claim.holds for value in values), len(values)
-    decision = _undecided(claim, found, texts, f"{agreeing} of {n} seeds satisfy it.")
-    if n < 2 or 0 < agreeing < n:
-        return decision
-    return {**decision, "verdict": _decided(agreeing == n, agreeing == 0), "why": ""}
+def _by_seed(claim: Claim, values: Sequence[float], texts: VerdictTexts) -> dict:
+    """The verdict on which all seeds agree."""
+    agreeing, n = sum((_exp(value) if claim.is_ratio else value) in claim.holds for value in values), len(values)
+    verdict = _decided(agreeing == n, agreeing == 0) if n > 1 else UNDECIDABLE
+    why = f"{agreeing} of {n} seeds satisfy it." if verdict == UNDECIDABLE else ""
+    return {**_range(claim, values, texts), "verdict": verdict, "why": why}
 
 
-def _undecided(claim: Claim, found: Contrast, texts: VerdictTexts, why: str) -> dict:
-    """The range of the seeds, and why it decides nothing: one seed alone, or else `why`."""
-    natural, n = _exp if claim.is_ratio else float, len(found.values)
-    values = list(found.values.values())
+def _range(claim: Claim, values: Sequence[float], texts: VerdictTexts) -> dict:
+    """The mean and the range of the seeds; a single seed has no range."""
+    natural, n = _exp if claim.is_ratio else float, len(values)
     estimate, low, high = map(natural, (sum(values) / n, min(values), max(values)))
-    if n < 2:
-        why = f"Only seed {next(iter(found.values))} has all runs that are compared; a verdict needs two seeds or more."
-        low = high = math.nan
+    low, high = (low, high) if n > 1 else (math.nan, math.nan)
     measured = texts.range(estimate, low, high, n)
-    return {
-        "measured": measured,
-        "verdict": UNDECIDABLE,
-        "why": why,
-        "estimate": estimate,
-        "low": low,
-        "high": high,
-        "seeds": n,
-    }
+    return {"measured": measured, "estimate": estimate, "low": low, "high": high, "seeds": n}
 
 
 def _decided(always: bool, never: bool) -> str:

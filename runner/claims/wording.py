@@ -1,4 +1,4 @@
-"""A verdict in words: the numbers in the units in which their measure is shown, and the rule that decided."""
+"""The text of a verdict: numbers in the units of their measure, and the rule that decided."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_DECIMALS = 6
 
 
 class VerdictTexts:
-    """The words of one claim's verdict. A difference of percentages is given in percentage points."""
+    """The texts of a claim's verdict. Differences of percentages are in percentage points."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -43,28 +43,28 @@ class VerdictTexts:
         return f"{format_significant(effect * self.scale, 2)}{points}"
 
     def why(self, seeds: int, effect: float) -> str:
-        """Why an interval decides nothing."""
+        """The reason why an interval does not decide the claim."""
         where = "reaches over an end of the range" if self.claim.holds.kind == "within" else "lies on both sides"
         return (
             f"The interval {where}. The smallest effect that {seeds} seeds can show (power 80 %) is "
             f"{self.distance(effect)} from the threshold."
         )
 
-    def rule(self, found: Contrast | None) -> str:
-        """One sentence: what had to lie where for the claim to hold, and what was done on the way there."""
-        claim, number = self.claim, f"{len(found.values)} " if found else ""
+    def rule(self, contrast: Contrast | None) -> str:
+        """One sentence: where the compared value must lie for the claim to hold, and how it was computed."""
+        claim, number = self.claim, f"{len(contrast.values)} " if contrast else ""
         seeds = f"{number}{'paired ' if claim.minus else ''}seeds{_where(claim.measure)}"
         compared = claim.combine if claim.minus else "value"
         if claim.slope_over is not None:
             compared = f"{compared} of slopes" if claim.minus else "slope"
-        must = f"{compared} must lie {self._threshold()}" + "".join(f"; {clause}" for clause in self._clauses(found))
+        must = f"{compared} must lie {self._threshold()}" + "".join(f"; {clause}" for clause in self._clauses(contrast))
         if claim.decided_by == "every_seed":
             return f"In each of the {seeds} the {must}."
-        freedom = len(found.values) - 1 if found else 0
+        freedom = len(contrast.values) - 1 if contrast else 0
         degrees = f"{_counted(freedom, 'degree')} of freedom" if freedom else "n - 1 degrees of freedom"
         return f"The 95 % interval over {seeds} (t, {degrees}) of the {'geometric ' * claim.is_ratio}mean {must}."
 
-    def _clauses(self, found: Contrast | None) -> list[str]:
+    def _clauses(self, contrast: Contrast | None) -> list[str]:
         claim, clauses = self.claim, []
         if claim.factor != 1:
             clauses.append(f"the {'difference' if claim.minus else 'value'} is multiplied by {claim.factor:g}")
@@ -72,18 +72,18 @@ class VerdictTexts:
             how = "seed by seed" if claim.chosen_seed_by_seed else "in the mean over seeds"
             by = label(claim.chosen_by).removesuffix(" (%)")
             clauses.append(f"each arm stands at its best {', '.join(claim.best_over)} by {by} {how}")
-        if found is None:
+        if contrast is None:
             return clauses
-        if found.chosen:
-            more = f" and {len(found.chosen) - MOST_CHOSEN} more" if len(found.chosen) > MOST_CHOSEN else ""
-            clauses.append(f"chosen were {', '.join(found.chosen[:MOST_CHOSEN])}{more}")
-        if found.imputed:
+        if contrast.chosen:
+            more = f" and {len(contrast.chosen) - MOST_CHOSEN} more" if len(contrast.chosen) > MOST_CHOSEN else ""
+            clauses.append(f"chosen were {', '.join(contrast.chosen[:MOST_CHOSEN])}{more}")
+        if contrast.imputed:
             worth = f"{claim.when_diverged * scale(claim.measure):g}{_spaced(unit(claim.measure))}"
-            clauses.append(f"{_counted(found.imputed, 'diverged run')} counted as {worth}")
-        if found.left_out:
-            numbers = ", ".join(map(str, found.left_out))
-            clauses.append(f"left out: seed{'s' * (len(found.left_out) > 1)} {numbers}, which not every arm has")
-        is_point = len(found.values) > 1 and len(set(found.values.values())) == 1
+            clauses.append(f"{_counted(contrast.imputed, 'diverged run')} counted as {worth}")
+        if contrast.left_out:
+            numbers = ", ".join(map(str, contrast.left_out))
+            clauses.append(f"left out: seed{'s' * (len(contrast.left_out) > 1)} {numbers}, which not every arm has")
+        is_point = len(contrast.values) > 1 and len(set(contrast.values.values())) == 1
         if is_point and claim.decided_by == "interval":
             clauses.append("all seeds gave the same value, so the interval is a point")
         return clauses
@@ -107,10 +107,10 @@ class VerdictTexts:
         return f"{word} a {'doubling' if claim.slope_scale == 'log2' else 'unit'} of {claim.slope_over}".strip()
 
     def _numbers(self, *values: float) -> list[str]:
-        """Numbers with so many decimals that half their range has two significant figures.
+        """Numbers with as many decimals as give half their range two significant figures.
 
-        They have more where one would be rounded onto a bound of the claim, or over it; and the numbers of a ratio have
-        two significant figures each.
+        More decimals keep a number from being rounded onto a bound of the claim or past it; each number of a ratio has
+        at least two significant figures.
         """
         values = [value * self.scale for value in values]
         half = (max(values) - min(values)) / 2  # NaN where one seed has no range
@@ -135,7 +135,7 @@ def _side(value: float, bounds: Sequence[float]) -> list[tuple[bool, bool]]:
 
 
 def _where(measure: str) -> str:
-    """Of what the seeds are a sample, and of what not: every run is evaluated on the same images."""
+    """The images that all runs share: the seeds are no sample of test sets."""
     if is_test(measure):
         return " on one test set"
     return " on one validation set" if measure.startswith("validation/") else ""

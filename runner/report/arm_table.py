@@ -33,7 +33,7 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     rows = [
         (
             BEST if arm is best else "",
-            *(axis.called(arm.settings[axis.key]) for axis in axes),
+            *(axis.title(arm.settings[axis.key]) for axis in axes),
             *(_cell(arm, name, digits[name]) for name in names),
             str(len(arm.runs)),
             status_counts(arm.runs),

@@ -68,11 +68,11 @@ def _lines(x: Axis, others: Sequence[Axis], arms: Sequence[Arm], name: str, titl
             _draw_line(axes, places, points, name, style, text)
         for arm in members:
             if arm not in points and not math.isnan(arm.spread(name).mean):
-                without = f"{x.name}: {x.called(arm.settings[x.key])}" if points or not text else text
+                without = f"{x.name}: {x.title(arm.settings[x.key])}" if points or not text else text
                 axes.axhline(arm.spread(name).mean * scale(name), **style | {"marker": ""}, label=without)
     if _is_geometric(numbers):
         axes.set_xscale("log")
-    axes.set_xticks(numbers, [x.called(text) for text in x.numbers])
+    axes.set_xticks(numbers, [x.title(text) for text in x.numbers])
     axes.minorticks_off()
     axes.set(xlabel=x.key, ylabel=title)
     axes.set_title(_few(len(shown), len(lines), "lines"), fontsize=10)
@@ -160,8 +160,8 @@ def _heat_map(x: Axis, y: Axis, arms: Sequence[Arm], name: str, title: str) -> F
         spread = arm.spread(name)
         text = mean_text(spread, name, places, between="\n") if spread.values else _missing(arm)
         axes.text(*at, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    axes.set_xticks(range(len(x.values)), [x.called(value) for value in x.values])
-    axes.set_yticks(range(len(y.values)), [y.called(value) for value in y.values])
+    axes.set_xticks(range(len(x.values)), [x.title(value) for value in x.values])
+    axes.set_yticks(range(len(y.values)), [y.title(value) for value in y.values])
     axes.set(xlabel=x.key, ylabel=y.key)
     if finite.count():
         figure.colorbar(image, ax=axes, label=title)

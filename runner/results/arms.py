@@ -19,47 +19,47 @@ LARGER_IS_BETTER = ("accuracy", "mean_iou", "score", "images_per_second")
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting in which the arms differ: its values in order, and what each is called."""
+    """A setting in which the arms differ, with its values in order and the names of some in tables."""
 
     key: str
     name: str
     values: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
 
-    def called(self, value: str) -> str:
-        """How a table calls a value of this axis."""
+    def title(self, value: str) -> str:
+        """The text of a value in a table."""
         return "-" if value == ABSENT else self.names.get(value, value)
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The values that are finite numbers, by their text; empty for an axis of categories.
+        """The finite numbers among the values, by their text; empty for an axis of categories.
 
-        An axis is numeric if it has two numbers or more, none of them with a name of its own, and beside them at
-        most one other value: null, or no such setting.
+        A numeric axis has two or more numbers, none of them with a name in tables, and beside them at most null or the
+        absence of the setting.
         """
-        found = {text: canonical(text) for text in self.values}
-        numbers = {t: v for t, v in found.items() if isinstance(v, float) and math.isfinite(v) and t not in self.names}
+        values = {text: canonical(text) for text in self.values}
+        numbers = {t: v for t, v in values.items() if isinstance(v, float) and math.isfinite(v) and t not in self.names}
         others = [text for text in self.values if text not in numbers]
         return numbers if len(numbers) > 1 and len(others) <= 1 and {*others} <= {ABSENT, "null"} else {}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The values of a measure over the seeds of an arm: their mean, standard deviation and 95 % interval of the mean.
+    """A measure over the seeds of an arm: mean, standard deviation and 95 % interval of the mean.
 
-    What cannot be known is NaN: all of them without a value, the deviation and the interval of a single one.
+    No values: all NaN. One value: deviation and interval are NaN.
     """
 
     values: tuple[float, ...]
     mean: float
-    deviation: float
-    low: float
-    high: float
+    deviation: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs with the same settings on every axis; `settings` holds each axis' value."""
+    """The runs that have the same settings on every axis."""
 
     settings: dict[str, str]
     label: str
@@ -67,26 +67,24 @@ class Arm:
     _spreads: dict[str, Spread] = field(default_factory=dict, repr=False, compare=False)
 
     def spread(self, name: str) -> Spread:
-        """The measure over the seeds. Runs of one seed count once, with their mean: a repetition is no new sample.
+        """The measure over the seeds. Runs of one seed are repetitions and count once, with their mean.
 
-        The share of diverged runs has no deviation and no interval: a yes or no has no t distribution.
+        The share of diverged runs has no deviation and no interval, since 0 and 1 have no t distribution.
         """
         if name not in self._spreads:
             by_seed: dict[object, list[float]] = {}
             for run in self.runs:
                 value = measure(run, name)
                 if not math.isnan(value):
-                    by_seed.setdefault(run.folder if run.seed is None else run.seed, []).append(value)
-            found = spread([math.fsum(values) / len(values) for values in by_seed.values()])
-            if name == "status/diverged":
-                found = Spread(found.values, found.mean, math.nan, math.nan, math.nan)
-            self._spreads[name] = found
+                    by_seed.setdefault(_seed(run), []).append(value)
+            result = spread([math.fsum(values) / len(values) for values in by_seed.values()])
+            self._spreads[name] = Spread(result.values, result.mean) if name == "status/diverged" else result
         return self._spreads[name]
 
     @property
     def seeds(self) -> int:
-        """How many seeds its runs have; a run whose seed is not known has one of its own."""
-        return len({run.folder if run.seed is None else run.seed for run in self.runs})
+        """The number of different seeds; a run whose seed is unknown counts as one."""
+        return len(set(map(_seed, self.runs)))
 
     def count(self, status: str) -> int:
         return sum(run.status == status for run in self.runs)
@@ -95,40 +93,36 @@ class Arm:
 def spread(values: Sequence[float]) -> Spread:
     """Mean, standard deviation (n - 1) and 95 % t interval of the mean; an infinite value makes the mean infinite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
-        return Spread(tuple(values), sum(values) if values else math.nan, math.nan, math.nan, math.nan)
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    return Spread(tuple(values), mean, deviation, *t_interval(values))
+        return Spread(tuple(values), sum(values) if values else math.nan)
+    return Spread(tuple(values), statistics.mean(values), statistics.stdev(values), *t_interval(values))
 
 
 def arms_of(runs: Sequence[Run], sweep: SweepRecord | None = None) -> tuple[list[Axis], list[Arm]]:
-    """The axes of a comparison, as the sweep names them or else as found, and its arms in the order of the axes.
+    """The axes in which the runs differ, those of the sweep first, and the arms in the order of the axes.
 
-    A setting that a run does not override is looked up in its config.yaml. Runs that tell nothing of their settings
-    are in no arm.
+    A setting that a run does not override is looked up in its configuration. Runs without any settings are left out.
     """
-    placed = [run for run in runs if run.overrides or run.summary]
+    runs = [run for run in runs if run.overrides or run.summary]
     sweep = sweep or SweepRecord()
     swept = {key: values for key, values in sweep.axes.items() if key not in NOT_COMPARED}
-    keys = dict.fromkeys([*swept, *(key for run in placed for key in run.arm)])
-    found = {}
-    for key in keys:
-        own = [_value(run, key) for run in placed]
+    axis_values = {}
+    for key in dict.fromkeys([*swept, *(key for run in runs for key in run.arm)]):
+        used = [_value(run, key) for run in runs]
         values: dict[object, str] = {}
-        for text in [*swept.get(key, ()), *own]:
+        for text in [*swept.get(key, ()), *used]:
             values.setdefault(canonical(text), text)
-        occurring = set(map(canonical, own))
-        texts = [text for value, text in values.items() if value in occurring]
+        texts = [text for value, text in values.items() if value in set(map(canonical, used))]
         if len(texts) > 1:
-            found[key] = tuple(texts if key in swept else _in_order(texts))
+            axis_values[key] = tuple(texts if key in swept else _in_order(texts))
     axes = [
-        Axis(key, name, found[key], _names(sweep.names.get(key, {}), found[key]))
-        for key, name in zip(found, last_parts(list(found)), strict=True)
+        Axis(key, name, values, _value_names(sweep.names.get(key, {}), values))
+        for (key, values), name in zip(axis_values.items(), last_parts(list(axis_values)), strict=True)
     ]
-    return axes, _grouped(placed, axes)
+    return axes, _grouped(runs, axes)
 
 
 def common_overrides(runs: Sequence[Run]) -> list[str]:
-    """The overrides that every readable run has; none if there is but one run."""
+    """The overrides that all readable runs share; none for a single run."""
     readable = [run.overrides for run in runs if run.summary]
     if len(readable) < 2:
         return []
@@ -137,23 +131,23 @@ def common_overrides(runs: Sequence[Run]) -> list[str]:
 
 
 def last_parts(keys: Sequence[str]) -> list[str]:
-    """Each key's part after the last dot, or the whole key where two would look alike."""
+    """The part of each key after the last dot, or the whole key if two have the same last part."""
     parts = [key.rpartition(".")[2] for key in keys]
     return [part if parts.count(part) == 1 else key for key, part in zip(keys, parts, strict=True)]
 
 
 def label(settings: Mapping[str, str], axes: Sequence[Axis]) -> str:
-    """A name for an arm, or for a part of its settings: a value with a name of its own alone, others with their key."""
-    words = [
+    """The name of an arm: its values, those without a name in tables as key=value."""
+    parts = [
         axis.names.get(value) or (value if axis.key in GROUPS else f"{axis.name}={value}")
         for axis in axes
         if (value := settings[axis.key]) != ABSENT
     ]
-    return ", ".join(words)
+    return ", ".join(parts)
 
 
 def direction(name: str) -> int:
-    """1 for a measure of which more is better, -1 for a loss, 0 where neither is better."""
+    """1 if larger values of the measure are better, -1 if smaller ones are, 0 if neither."""
     metric = name.partition("@")[0].rpartition("/")[2]
     if name.startswith(("probe/", "setting/", "model/", "status/")):
         return 0
@@ -161,20 +155,24 @@ def direction(name: str) -> int:
 
 
 def rank(arm: Arm, name: str) -> float:
-    """A key that sorts arms from the best mean of the measure to the worst, and those without a value to the end."""
+    """A sort key: the best mean of the measure first, arms without a value last."""
     mean = arm.spread(name).mean
     return math.inf if math.isnan(mean) else -direction(name) * mean
 
 
 def best_arms(arms: Iterable[Arm], name: str, limit: int) -> list[Arm]:
-    """At most `limit` arms, those with the best means of the measure, in their own order."""
+    """The `limit` arms with the best means of the measure, in their given order."""
     arms = list(arms)
     chosen = {id(arm) for arm in sorted(arms, key=lambda arm: rank(arm, name))[:limit]}
     return [arm for arm in arms if id(arm) in chosen]
 
 
+def _seed(run: Run) -> object:
+    return run.folder if run.seed is None else run.seed
+
+
 def _value(run: Run, key: str) -> str:
-    """What a run is set to: its override, else what its configuration says."""
+    """The run's override of the key, else the value in its configuration."""
     if key in run.settings:
         return run.settings[key]
     node: object = run.resolved
@@ -182,35 +180,34 @@ def _value(run: Run, key: str) -> str:
         if not isinstance(node, dict) or part not in node:
             return ABSENT
         node = node[part]
-    # an option of a group stands in its node with its name
+    # the node of a group has the name of its option
     return to_override(node.get("name", ABSENT) if isinstance(node, dict) else node)
 
 
 def _in_order(texts: Sequence[str]) -> list[str]:
-    """Numbers by size, then all else as it came, then the absence of the setting."""
+    """Numbers by size, then other values in their order, then the absence of the setting."""
 
-    def place(text: str) -> tuple[int, float]:
+    def position(text: str) -> tuple[int, float]:
         value = canonical(text)
         return (0, value) if isinstance(value, float) else (2 if text == ABSENT else 1, 0.0)
 
-    return sorted(texts, key=place)
+    return sorted(texts, key=position)
 
 
-def _names(names: Mapping[str, str], values: Sequence[str]) -> dict[str, str]:
-    called = {canonical(value): name for value, name in names.items()}
-    return {value: called[canonical(value)] for value in values if canonical(value) in called}
+def _value_names(names: Mapping[str, str], values: Sequence[str]) -> dict[str, str]:
+    by_value = {canonical(value): name for value, name in names.items()}
+    return {value: by_value[canonical(value)] for value in values if canonical(value) in by_value}
 
 
 def _grouped(runs: Sequence[Run], axes: Sequence[Axis]) -> list[Arm]:
-    texts = [{canonical(value): value for value in axis.values} for axis in axes]
+    positions = [{canonical(value): position for position, value in enumerate(axis.values)} for axis in axes]
     groups: dict[tuple[int, ...], list[Run]] = {}
     for run in runs:
-        own = [text[canonical(_value(run, axis.key))] for axis, text in zip(axes, texts, strict=True)]
-        place = tuple(axis.values.index(value) for axis, value in zip(axes, own, strict=True))
-        groups.setdefault(place, []).append(run)
+        key = tuple(of_axis[canonical(_value(run, axis.key))] for axis, of_axis in zip(axes, positions, strict=True))
+        groups.setdefault(key, []).append(run)
     arms = []
-    for place, members in sorted(groups.items()):
-        own = {axis.key: axis.values[position] for axis, position in zip(axes, place, strict=True)}
+    for key, members in sorted(groups.items()):
+        settings = {axis.key: axis.values[position] for axis, position in zip(axes, key, strict=True)}
         members.sort(key=lambda run: math.inf if run.seed is None else run.seed)
-        arms.append(Arm(own, label(own, axes) or "all runs", tuple(members)))
+        arms.append(Arm(settings, label(settings, axes) or "all runs", tuple(members)))
     return arms

@@ -62,7 +62,7 @@ def test_a_setting_that_is_not_overridden_is_that_of_the_config(make_run, tmp_pa
         "agc.clip": {"0.1", ABSENT},
     }
     assert {arm.label for arm in arms} == {"a", "b", "agc, clip=0.1"}
-    assert axes[1].called(ABSENT) == "-"
+    assert axes[1].title(ABSENT) == "-"
 
 
 def test_the_sweep_gives_order_and_names_and_values_may_be_written_otherwise(make_run, tmp_path):
