@@ -32,17 +32,11 @@ GAMMAS = {
 }
 
 
-def scaled_activation(x: Tensor, activation: str = "relu") -> Tensor:
+class ScaledActivation(nn.Module):
     """gamma * act(x), which has variance 1 for x ~ N(0, 1) (Brock et al. 2021, arXiv 2101.08692).
 
-    `activation` is a key of `GAMMAS`; gelu is its tanh form. ValueError for another name.
+    `activation` is a key of `GAMMAS`; gelu is its tanh form. Raises ValueError for another name.
     """
-    check("model", activation=activation)
-    return ACTIVATIONS[activation](x) * GAMMAS[activation]
-
-
-class ScaledActivation(nn.Module):
-    """`scaled_activation` as a module."""
 
     def __init__(self, activation: str = "relu") -> None:
         super().__init__()

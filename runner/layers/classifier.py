@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-# What a module that holds the classifier is called in torchvision, timm and the CIFAR ResNets.
+# Names of the module that holds the classifier in torchvision, timm and the CIFAR ResNets.
 _NAMES = frozenset({"fc", "classifier", "head", "heads", "linear", "logits", "output"})
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -12,8 +12,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def find_classifier(model: nn.Module) -> nn.Module:
     """The layer that gives the logits: an `nn.Linear`, or a convolution with a 1x1 kernel.
 
-    It is found by what it is and what it is called, not by the order of registration. The first of these rules that
-    applies to a module leads on to a module inside it, until a layer is reached:
+    Types and names decide, not the order of registration. The first of these rules that applies to a module leads to a
+    module inside it, until a layer is reached:
 
     1. what the module's method `get_classifier()` returns (timm's convention; any model may define it);
     2. in an `nn.Sequential`, the last child that has parameters;
@@ -22,8 +22,7 @@ def find_classifier(model: nn.Module) -> nn.Module:
     5. the only `nn.Linear` at any depth;
     6. the only `nn.Linear` among the children, when others, as in squeeze-and-excitation, lie deeper.
 
-    Raises ValueError if no rule applies, if two children have such names, or if the rules lead to another kind of
-    layer.
+    Raises ValueError if no rule applies, if two children have such names, or if the rules lead to another layer.
     """
     classifier = _search(model)
     if classifier is None:

@@ -1,4 +1,4 @@
-"""Group norm whose output has the number format of its input."""
+"""Group norm whose output has the dtype of its input."""
 
 from __future__ import annotations
 

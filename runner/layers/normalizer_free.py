@@ -17,10 +17,10 @@ class NormalizerFreeBlock(nn.Module):
         y = shortcut + alpha * skipinit_gain * residual_branch(a).
 
     `beta` is the expected standard deviation of the input, `alpha` the growth of the deviation per block,
-    `skipinit_gain` a scalar parameter that starts at 0. A class of blocks defines `residual_branch`, and puts into
-    `shortcut` what the shortcut of a transition block computes from a; where it is None the shortcut is x.
+    `skipinit_gain` a scalar parameter that starts at 0. A subclass defines `residual_branch`, and in a transition block
+    sets `shortcut` to a module that maps a to the shortcut; if it is None the shortcut is x.
 
-    `stochastic_depth` is empty at first; a `StochasticDepth` put there gates the branch before the skip gain.
+    `stochastic_depth` is None at first; a `StochasticDepth` there gates the branch before the skip gain.
     """
 
     def __init__(self, beta: float, alpha: float, activation: str) -> None:

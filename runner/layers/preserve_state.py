@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace."""
+"""Running a model without changing it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ IDENTITIES_IN_EVALUATION = ("StochasticDepth", "DropPath")  # by class name: tor
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Whatever is done to `model` inside, at the end it is bit for bit what it was.
+    """Restore `model` bit for bit at the end of this context, whatever happens inside.
 
-    Put back are the values of parameters and buffers, gradients (inside there are none at first, so that a backward
-    does not add to the old ones), what requires a gradient, all attributes of all modules (training flags, hooks,
-    drop rates, submodules, functions put in a method's place), the generators that modules hold, and torch's global
-    generators on the CPU and on the model's devices. Inside gradients are recorded, also if the caller said `no_grad`.
-
-    What the model weighs is needed once more in memory.
+    It restores the values of parameters and buffers, gradients, `requires_grad`, all attributes of modules (training
+    flags, hooks, drop rates, submodules, replaced methods), the generators that modules hold, and torch's global
+    generators on the CPU and on the model's devices. Inside, gradients start as None and are recorded, even under the
+    caller's `no_grad`. The context holds a copy of the model's parameters and buffers.
     """
     modules = list(model.modules())
     attributes = [(module, dict(vars(module))) for module in modules]
@@ -52,7 +50,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
         for content, copy in contents:
             _refill(content, copy)
         for tensor, value, requires_grad in values:
-            tensor.data.copy_(value)  # .data: a graph made before, that still waits for its backward, stays valid
+            tensor.data.copy_(value)  # .data keeps the graph of an earlier forward valid
             if tensor.is_leaf:
                 tensor.requires_grad_(requires_grad)
         for parameter, gradient in gradients:
@@ -62,9 +60,9 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
 
 
 def use_batch_statistics(model: nn.Module) -> None:
-    """Put `model` into training mode, where norms use the batch's statistics, but without dropout and stochastic depth.
+    """Put `model` into training mode, where norms use the batch's statistics, without dropout and stochastic depth.
 
-    So that a measurement sees every layer and does not hang on chance. To be called inside `preserve_state`.
+    A measurement then sees every layer and is deterministic. Call this inside `preserve_state`.
     """
     model.train()
     for module in model.modules():
@@ -79,7 +77,7 @@ def _held_by(module: nn.Module) -> list[Any]:
 
 
 def _refill(content: dict | set | list, copy: dict | set | list) -> None:
-    """Give `content` the elements of `copy`; the object stays, since hooks' handles and others refer to it."""
+    """Give `content` the elements of `copy`; the object stays, since handles of hooks refer to it."""
     content.clear()
     if isinstance(content, list):
         content.extend(copy)

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class SamePadConv2d(nn.Conv2d):
-    """`nn.Conv2d` whose `padding="same"` may have any stride.
+    """`nn.Conv2d` whose `padding="same"` takes any stride, as TensorFlow's SAME does.
 
-    As TensorFlow's SAME: an input of `size` gives ceil(size / stride) outputs, which takes
-    max((outputs - 1) * stride + dilation * (kernel_size - 1) + 1 - size, 0) rows (or columns) of padding; the smaller
-    half goes before the input and the rest after it. With an odd kernel and stride 1 both halves are equal.
+    An input of `size` gives ceil(size / stride) outputs and takes
+    max((outputs - 1) * stride + dilation * (kernel_size - 1) + 1 - size, 0) rows (or columns) of padding, the smaller
+    half before the input and the rest after it. With an odd kernel and stride 1 both halves are equal.
     """
 
     def __init__(

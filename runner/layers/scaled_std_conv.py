@@ -22,9 +22,9 @@ class ScaledStdConv2d(StandardizedConv, SamePadConv2d):
     Parameters: `weight`, drawn from N(0, 1 / N); `gain` of shape (out_channels,), 1 at first; `bias`, 0 at first and
     present unless `bias=False`. `eps` is a floor, so a filter's sum of squares is exactly gain^2 above it.
 
-    `padding` is what `nn.Conv2d` takes, with one addition: "same" may have any stride, and pads as TensorFlow's SAME
-    does (see `SamePadConv2d`). Under autocast the weight is standardized in its own fp32 and cast afterwards.
-    W_hat is computed at each forward, and once in an evaluation within `cached_standardized_weights`.
+    `padding` is that of `nn.Conv2d`, but "same" takes any stride and pads as TensorFlow's SAME does (see
+    `SamePadConv2d`). Under autocast the weight is standardized in its own fp32 and cast afterwards. Each forward
+    computes W_hat; within `cached_standardized_weights` an evaluation computes it once.
 
     >>> import torch
     >>> from runner.methods import ScaledStdConv2d

@@ -1,9 +1,8 @@
-"""Standardized weights: every output filter of a convolution brought to mean zero and a fixed scale.
+"""Standardized weights: every output filter of a convolution with mean zero and a fixed scale.
 
 Each filter `weight[i]` of N = `weight[0].numel()` elements is standardized by itself, with the biased variance.
-Both functions take weights of shape (out, in / groups, *kernel) in any memory format and keep it. For fp16 and bf16
-weights the statistics are taken in fp32. They are built to be cheap in training, where they run at every forward:
-what the backward needs beside the weight itself is a few numbers a filter.
+Both functions take weights of shape (out, in / groups, *kernel) in any memory format and keep it. Statistics of fp16
+and bf16 weights are fp32. For the backward they store the weight itself and a few numbers per filter.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from torch.autograd.function import FunctionCtx
 
 
 def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """W_hat = (W - mean) / sqrt(var + eps) for each output filter (Qiao et al. 2019, arXiv 1903.10520).
-
-    This is layer normalization over a filter without an affine part.
-    """
+    """W_hat = (W - mean) / sqrt(var + eps) for each output filter (Qiao et al. 2019, arXiv 1903.10520)."""
     if _is_channels_last(weight):
         return standardize(weight.movedim(1, -1), eps).movedim(-1, 1)
     return F.layer_norm(weight, weight.shape[1:], eps=eps)
@@ -38,7 +34,7 @@ def scaled_standardize(weight: Tensor, gain: Tensor, eps: float = 1e-4) -> Tenso
 
 
 class _ScaledStandardize(torch.autograd.Function):
-    """`scaled_standardize` for filters of shape (out, N), in few passes over the weight and with no copy of it kept.
+    """`scaled_standardize` for filters of shape (out, N), in few passes over the weight and without a stored copy.
 
     With r = 1 / sqrt(max(sum_j (W_j - mean)^2, eps)) and the gradient g of W_hat, a filter's derivatives are
 
@@ -71,13 +67,13 @@ class _ScaledStandardize(torch.autograd.Function):
         grad_scale = gain.unsqueeze(1) * inverse_norm
         filter_scale = -grad_scale * inverse_norm.square() * covariance * above_floor
         shift = -grad_scale * grad_sum / filters.shape[1] - filter_scale * mean
-        # The product's memory is used again: on a CPU, fresh memory costs more than the arithmetic.
+        # Reuse the product's memory: on a CPU, fresh memory costs more than the arithmetic.
         grad_filters = torch.mul(filters, filter_scale, out=product).add_(shift).addcmul_(grad, grad_scale)
         return grad_filters, (inverse_norm * covariance).squeeze(1), None
 
 
 def _formula(filters: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """`_ScaledStandardize` in operations that torch differentiates as often as asked."""
+    """`_ScaledStandardize` in operations that torch can differentiate repeatedly."""
     centred = filters - filters.mean(1, keepdim=True)
     return centred * centred.square().sum(1, keepdim=True).clamp(min=eps).rsqrt() * gain.unsqueeze(1)
 

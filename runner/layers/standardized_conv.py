@@ -1,4 +1,4 @@
-"""What convolutions with standardized weights share, and how an evaluation computes these weights only once."""
+"""The base of convolutions with standardized weights, and a cache of these weights for an evaluation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class StandardizedConv:
-    """Stands before a torch convolution among the bases of a class that defines `standardized_weight`."""
+    """A base, before a torch convolution, of a class that defines `standardized_weight`."""
 
-    _weight_of_evaluation: Tensor | None = None  # set by `cached_standardized_weights` alone, and taken away by it
+    _weight_of_evaluation: Tensor | None = None  # set and removed by `cached_standardized_weights` alone
 
     def standardized_weight(self) -> Tensor:
         """The weight the convolution uses, of the shape of `weight`."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict:
-        """For copies and pickles, which outlive the context that keeps a weight."""
+        """Without the cached weight, whose context a copy or pickle outlives."""
         return {key: value for key, value in self.__dict__.items() if key != "_weight_of_evaluation"}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,11 +31,11 @@ class StandardizedConv:
 
 @contextmanager
 def cached_standardized_weights(model: nn.Module) -> Iterator[None]:
-    """Within this context the standardized weights of `model` are computed once, for forwards without gradients.
+    """Compute the standardized weights of `model` once in this context, for forwards without gradients.
 
-    For an evaluation over many batches. A cache that outlived it could go stale unnoticed, since fused optimizers and
-    writes through `.data` leave no trace on a tensor; so it lives in the context only, and at the end the weights are
-    standardized once more: were they written meanwhile, a RuntimeError says so. Forwards with gradients do not use it.
+    For an evaluation over many batches. A longer cache could become stale unnoticed, since fused optimizers and writes
+    through `.data` do not change a tensor's version. The end of the context standardizes the weights once more, and
+    raises RuntimeError if they were changed inside.
 
     >>> import torch
     >>> from runner.methods import StdConv2d, cached_standardized_weights
@@ -68,5 +68,5 @@ def cached_standardized_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _same(one: Tensor, other: Tensor) -> Tensor:
-    """Whether all values are the same, NaN being the same as NaN; not waited for on a GPU."""
+    """Whether all values are equal, or both NaN, as a tensor: the host does not wait for a GPU."""
     return torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all()

@@ -1,4 +1,4 @@
-"""The first layers of a ResNet or an NF-ResNet: how much an image is reduced before the first stage."""
+"""Stems: the layers of a ResNet or an NF-ResNet before the first stage."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ STEMS = {
 def stem_for(image_size: int) -> str:
     """The stem that suits square images of `image_size` pixels.
 
-    From 128 px "imagenet", from 48 px "strided", from 24 px "small", so that the last stage, which comes after three
-    more reductions by 2, still sees at least 3x3 positions. Below it "wide": the shortcuts of an NF-ResNet keep every
-    eighth position only, and while its skip gains are near 0 the classifier sees just the windows around those.
+    From 128 px "imagenet", from 48 px "strided", from 24 px "small": the last stage, after three more reductions by 2,
+    still has at least 3x3 positions. Below that "wide": the shortcuts of an NF-ResNet keep every eighth position only,
+    and while its skip gains are near 0 the classifier sees just the windows around those.
     """
     check("dataset", image_size=image_size)
     if image_size >= 128:
@@ -62,8 +62,7 @@ class MaxPool2dSame(nn.MaxPool2d):
         super().__init__(kernel_size, stride, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The last half may be longer by one position: ceil_mode lets the last window reach over the edge by that
-        # much and ignores what lies outside, so that nothing needs to be copied.
+        # Where the last half is longer by one position, ceil_mode lets the last window reach over the edge: no copy.
         before = [self._total_padding(size) // 2 for size in x.shape[-2:]]
         return F.max_pool2d(x, self.kernel_size, self.stride, before, ceil_mode=True)
 

@@ -18,16 +18,16 @@ class StochasticDepth(nn.Module):
         training     b * f(x)          rescale="inference"     b * f(x) / (1 - p)    rescale="training"
         evaluation   (1 - p) * f(x)                            f(x)
 
-    method="block": one b for the mini-batch; at b = 0 the branch is *not computed* and the gate returns None, so
-    batch norms in it keep their statistics, and with gradients set to None its momentum and weight decay rest too.
+    method="block": one b for the mini-batch; at b = 0 the branch is *not computed* and the gate returns None. So batch
+    norms in it keep their statistics, and with gradients set to None the optimizer skips its parameters.
     method="sample": one b for each sample (dimension 0); the branch is computed and multiplied.
 
-    `drop_rate` is the final rate; `warm_up` sets the current one. The gate has neither parameters nor buffers.
-    Gates are drawn on the CPU from `generator` (None: torch's global one), so drawing never waits for a GPU and gives
-    the same on every device; at p = 0 nothing is drawn. Of several processes with equal generators each draws for
-    all `world_size` and takes the part of its `rank`, so that they differ and yet stay in step.
+    `drop_rate` is the final rate; `warm_up` sets the current one. The gate has neither parameters nor buffers. It draws
+    on the CPU from `generator` (None: torch's global one), which never waits for a GPU and gives the same on every
+    device; at p = 0 it draws nothing. With several processes and equal generators, each draws for all `world_size` and
+    takes the part of its `rank`: their gates differ, their generators stay equal.
 
-    ValueError for a drop rate outside [0, 1) and an unknown method or rescale.
+    Raises ValueError for a drop rate outside [0, 1) and an unknown method or rescale.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StochasticDepth(nn.Module):
         out = branch(x)
         return out * (1 - self.current_rate) if self.rescale == "inference" and self.current_rate > 0 else out
 
-    # Not traced: a compiled model would fix the gates and the rate. The branch itself is still compiled.
+    # Tracing would fix the gates and the rate in a compiled model. The branch itself is still compiled.
     @torch.compiler.disable(recursive=False)
     def _forward_training(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
         rate = self.current_rate
@@ -77,13 +77,13 @@ class StochasticDepth(nn.Module):
 
     @torch.compiler.disable
     def _draw(self, num_gates: int) -> Tensor:
-        """True for each of `num_gates` gates that stays open; on the CPU."""
+        """For each of `num_gates` gates whether it is open, on the CPU."""
         uniform = torch.rand(self.world_size, num_gates, generator=self.generator, device="cpu")
         return uniform[self.rank] >= self.current_rate
 
     @torch.compiler.disable
     def _sample_mask(self, out: Tensor) -> Tensor:
-        """The gates of the samples of `out`, in its dtype and on its device, to be multiplied with it."""
+        """The gates of the samples of `out`, with its dtype and device, in a shape that multiplies it."""
         open_gates = self._draw(len(out)).view(-1, *[1] * (out.dim() - 1))
         return open_gates.to(out.dtype).to(out.device, non_blocking=True)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 Matches: TypeAlias = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool]
 
-# The hooks that belong to a place in the model. Hooks on the state dict belong to the layer that goes.
+# Hooks that belong to a place in the model. Hooks on the state dict belong to the layer and go with it.
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -23,16 +23,15 @@ _HOOKS = (
 
 
 def replace_modules(model: nn.Module, matches: Matches, make: Callable[[nn.Module], nn.Module]) -> int:
-    """Put `make(module)` in the place of every module that `matches`, and return how many modules were replaced.
+    """Replace every module that `matches` by `make(module)`; return how many modules were replaced.
 
-    `matches` is a type or several (then a module's own class must be one of them: a subclass may compute something
-    else) or a predicate. A module that stands under several names is made anew once, is shared still and counts once.
-    What lies inside a matching module is left to `make`.
+    `matches` is a predicate, or one or several types; a subclass of these does not match, since it may compute
+    something else. A module with several names is replaced once, stays shared and counts once. `make` decides about
+    modules inside a matching one.
 
-    The new module takes over what `carry_over` lists, so Parameter objects stay the same ones and an optimizer made
-    before goes on training them; `make` may therefore build its module on the meta device, as long as every
-    parameter and buffer of it has its like in the old one. A new module that contains the old one is only put into
-    place: the old module keeps what it has.
+    `carry_over` hands the old module's parameters, buffers and hooks to the new one, so an optimizer made before goes
+    on training them. `make` may therefore build on the meta device if the old module has every parameter and buffer of
+    the new one. A new module that contains the old one takes nothing over.
 
     Raises ValueError if the model itself matches: a module can only be replaced inside a parent.
     """
@@ -56,8 +55,8 @@ def replace_modules(model: nn.Module, matches: Matches, make: Callable[[nn.Modul
 def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Give `new` the parameters and buffers of `old` that both have by name, its training flag and its hooks.
 
-    They are handed over as the objects they are, so device, dtype, `requires_grad` and `.grad` stay, and the handle
-    of a hook still removes it. A parameter or buffer that `old` has as None becomes None.
+    The objects stay the same: device, dtype, `requires_grad` and `.grad` are kept, and a hook's handle still removes
+    it. A parameter or buffer that is None in `old` becomes None.
     """
     for name in new._parameters.keys() & old._parameters.keys():
         new._parameters[name] = old._parameters[name]
@@ -77,7 +76,7 @@ def refuse_modules(model: nn.Module, matches: Matches, reason: str) -> None:
 
 
 def nothing_to_change(model: nn.Module, sought: str) -> ValueError:
-    """The error of a method that finds nothing to change in `model`; `sought` says what it looked for."""
+    """The error of a method that finds nothing to change in `model`, where it looked for `sought`."""
     return ValueError(f"nothing to change: looked for {sought} in a {type(model).__name__} and found none")
 
 
@@ -91,7 +90,7 @@ def predicate(matches: Matches) -> Callable[[nn.Module], bool]:
 
 
 def _places(model: nn.Module, is_match: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every (parent, name, module) at which a matching module stands."""
+    """Every (parent, name, module) of a matching module that is not inside another."""
     places = []
     seen = {model}
     parents = [model]

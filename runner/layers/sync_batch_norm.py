@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all ranks, on a CPU too, where torch has none."""
+"""Batch norm over the batches of all ranks; unlike torch's, on a CPU too."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(_BatchNorm):
-    """What `nn.SyncBatchNorm` computes, by its kernels on a GPU, and on a CPU with two sums over the ranks:
+    """Computes what `nn.SyncBatchNorm` does: on a GPU with its kernels, on a CPU with two sums over the ranks,
 
         mean = sum_r sum(x) / N    var = sum_r sum((x - mean)^2) / N    y = (x - mean) / sqrt(var + eps) * weight + bias
 
     over N values a channel, those of all ranks r. The running variance takes var * N / (N - 1). Evaluation, and
     training in a single process, are plain batch norm. Inputs are (B, C, ...) and may differ in size between ranks.
-    It is no subclass of torch's layer, which DistributedDataParallel refuses on a CPU.
+    It is no subclass of torch's layer because DistributedDataParallel refuses that on a CPU.
     """
 
     process_group = None  # the default one
@@ -38,12 +38,12 @@ class SyncBatchNorm(_BatchNorm):
         return out.to(input.dtype)
 
     def _over_ranks(self, total: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """The sums over the ranks of `total`, (C,), and of `number`, in one message."""
+        """The sums over the ranks of `total`, (C,), and of `number`, in one all-reduce."""
         both = _Summed.apply(torch.cat([total, total.new_tensor([number])]))
         return both[:-1], both[-1].detach()
 
     def _update(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Take the batch's statistics into the running ones."""
+        """Update the running statistics with those of the batch."""
         if not self.track_running_stats:
             return
         self.num_batches_tracked.add_(1)
@@ -53,7 +53,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over the ranks. What one rank puts in goes into every rank's loss, whose gradients add up."""
+    """The sum over the ranks. A rank's values enter every rank's loss, so its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Weights from a file or from torchvision, and their way into a model, before or after methods have changed it.
+"""Weights from a file or from torchvision, loaded into a model before or after methods change it.
 
     weights = read_weights("outputs/runs/NAME/checkpoints/best.pt", "resnet50")
-    loaded = load_weights(model, weights)
+    fit = load_weights(model, weights)
 
-A state dict has the names of the model that it was saved from. Methods that keep them (ghost batch norm, weight
+A state dict has the names of the model that it was saved from. Methods that keep these names (ghost batch norm, weight
 standardization, stochastic depth, ...) may be applied before or after loading. Weights of a model whose names a method
-had changed (group norm has no running statistics, SkipInit adds gains) fit after that method alone: `fits` tells which.
+changed (group norm has no running statistics, SkipInit adds gains) fit only after that method: `fits` tells which.
 """
 
 from __future__ import annotations
@@ -25,53 +25,34 @@ from runner.layers.classifier import find_classifier
 from runner.layers.stem import STEMS
 from runner.models.deeplab import DeepLabV3Plus
 
-# of the models that have the setting model.stem, or a ResNet with one for a backbone
+# in models with the setting model.stem, or with such a ResNet as backbone
 STEM_WEIGHTS = ("conv1.weight", "stem.conv.weight", "backbone.conv1.weight")
 NAMES_SHOWN = 3
-# how a file calls the state dict in it, best first, and what wrappers of a model put before its names
-STATE_DICTS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "net",
-    "network",
-    "weights",
-    "params",
-    "module",
-)
-STATE_DICTS += ("ema", "model_ema", "ema_state_dict", "state_dict_ema")
+# keys of a state dict in a file, best first, and prefixes that wrappers of a model add to names
+STATE_DICTS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params")
+STATE_DICTS += ("module", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
-COUNTS_OF_AVERAGES = ("n_averaged",)  # of torch's AveragedModel, beside the weights
+COUNT_OF_AVERAGES = "n_averaged"  # of torch's AveragedModel, beside the weights
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """A state dict on the CPU; `source` is what was asked for."""
+    """A state dict on the CPU; `source` is the setting that named it."""
 
     source: str
     tensors: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """How many tensors were loaded; `notes` say in words what was left out and what is initialized anew."""
-
-    num_tensors: int
-    notes: tuple[str, ...]
 
 
 def read_weights(source: str | Path, model_name: str) -> PretrainedWeights:
     """The weights that `source` names: a file, or torchvision's weights for `model_name`, as IMAGENET1K_V2.
 
     A file holds a state dict by itself, as torchvision's do, or under a key: "model" (a checkpoint of this package),
-    another of `STATE_DICTS`, or the only one that has any. What wrappers put before all names ("module.", "_orig_mod.",
-    "model.", ...) is taken off. It is read with `weights_only=True`, and its tensors stay on the disk until they are
-    used. torchvision's weights, for a deeplabv3plus_resnetN those of its ResNet, are downloaded on first use, to
-    torch's cache folder.
+    another of `STATE_DICTS`, or the only one that has any. Prefixes of wrappers ("module.", "_orig_mod.", "model.",
+    ...) are removed. The file is read with `weights_only=True`, and its tensors stay on the disk until they are used.
+    torchvision's weights, for a deeplabv3plus_resnetN those of its ResNet, are downloaded to torch's cache folder.
 
-    ValueError, with a remedy, if there is neither such a file nor such a name, if the file is damaged or holds anything
-    else, and if the download fails.
+    Raises ValueError, with a remedy, if there is neither such a file nor such a name, if the file is damaged or holds
+    anything else, and if the download fails.
     """
     if Path(source).is_file():
         return PretrainedWeights(str(source), _state_dict(_read(Path(source)), source))
@@ -85,9 +66,18 @@ def read_weights(source: str | Path, model_name: str) -> PretrainedWeights:
     return PretrainedWeights(str(source), _download(published[str(source)], source))
 
 
-def check_weights(model: nn.Module, weights: PretrainedWeights) -> Loaded:
-    """What `load_weights` would do, and its ValueError; copies nothing. The model may lie on the meta device."""
-    return _fit(model, weights).loaded()
+def check_weights(model: nn.Module, weights: PretrainedWeights) -> Fit:
+    """`load_weights` without copying; the model may be on the meta device."""
+    fit = _compare(model, weights)
+    if not fit.is_whole:
+        raise ValueError(f"model.pretrained={weights.source}: these weights do not fit the model: {fit.complaint()}")
+    wrong = [name for name, tensor in fit.tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(
+            f"model.pretrained={weights.source}: {_count(wrong)} with values that are not finite: {_first(wrong)}. "
+            "Give weights of a training that did not diverge."
+        )
+    return fit
 
 
 def fits(model: nn.Module, weights: PretrainedWeights) -> bool:
@@ -95,8 +85,8 @@ def fits(model: nn.Module, weights: PretrainedWeights) -> bool:
     return _compare(model, weights).is_whole
 
 
-def load_weights(model: nn.Module, weights: PretrainedWeights) -> Loaded:
-    """Copy the weights into the parameters and buffers of `model`, which stay the objects they are.
+def load_weights(model: nn.Module, weights: PretrainedWeights) -> Fit:
+    """Copy the weights into the parameters and buffers of `model`, whose objects stay.
 
     All names and shapes must be those of the model, with three exceptions:
 
@@ -106,20 +96,20 @@ def load_weights(model: nn.Module, weights: PretrainedWeights) -> Loaded:
       head keeps its initialization;
     - `num_batches_tracked`, which files of old versions of torch lack.
 
-    The first two are said in the result's `notes`. Raises ValueError otherwise, with the names and shapes that differ;
-    the model is as it was then.
+    The result's `notes` tell of the first two. Raises ValueError otherwise, with the names and shapes that differ, and
+    for values that are not finite; the model does not change then.
     """
-    fit = _fit(model, weights)
+    fit = check_weights(model, weights)
     model.load_state_dict({**model.state_dict(), **fit.tensors})
-    return fit.loaded()
+    return fit
 
 
-@dataclass(frozen=True)
-class _Fit:
+@dataclass(frozen=True, eq=False)
+class Fit:
     """How weights compare with a model."""
 
     tensors: dict[str, Tensor]  # by the model's names
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences on what is left out and what is initialized anew
     missing: list[str]
     unexpected: list[str]
     shapes: dict[str, tuple[torch.Size, torch.Size]]  # where they differ: in the weights, in the model
@@ -127,9 +117,6 @@ class _Fit:
     @property
     def is_whole(self) -> bool:
         return not (self.missing or self.unexpected or self.shapes)
-
-    def loaded(self) -> Loaded:
-        return Loaded(len(self.tensors), self.notes)
 
     def complaint(self) -> str:
         """What does not fit, and the remedy."""
@@ -150,22 +137,8 @@ class _Fit:
         return None
 
 
-def _fit(model: nn.Module, weights: PretrainedWeights) -> _Fit:
-    """How they compare, if nothing stands against loading. Raises ValueError."""
-    fit = _compare(model, weights)
-    if not fit.is_whole:
-        raise ValueError(f"model.pretrained={weights.source}: these weights do not fit the model: {fit.complaint()}")
-    wrong = [name for name, tensor in fit.tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if wrong:
-        raise ValueError(
-            f"model.pretrained={weights.source}: {_count(wrong)} with values that are not finite: {_first(wrong)}. "
-            "Give weights of a training that did not diverge."
-        )
-    return fit
-
-
-def _compare(model: nn.Module, weights: PretrainedWeights) -> _Fit:
-    """How all the weights compare; or those behind one wrapper's name, if these alone are whole."""
+def _compare(model: nn.Module, weights: PretrainedWeights) -> Fit:
+    """How all the weights compare, or those with one wrapper's prefix if these alone are whole."""
     fit = _compare_all(model, weights.tensors)
     for wrapper in () if fit.is_whole else WRAPPERS:
         inside = {n.removeprefix(f"{wrapper}."): t for n, t in weights.tensors.items() if n.startswith(f"{wrapper}.")}
@@ -176,7 +149,7 @@ def _compare(model: nn.Module, weights: PretrainedWeights) -> _Fit:
     return fit
 
 
-def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Fit:
+def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
     own = model.state_dict()
     tensors, notes, anew = dict(tensors), [], set()
     if isinstance(model, DeepLabV3Plus) and not any(name.startswith("backbone.") for name in tensors):
@@ -193,7 +166,7 @@ def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Fit:
         for name in (weight, f"{classifier}.bias"):
             tensors.pop(name, None)
             anew.add(name)
-    return _Fit(
+    return Fit(
         tensors,
         tuple(notes),
         missing=[n for n in own if n not in tensors and n not in anew and not n.endswith("num_batches_tracked")],
@@ -207,7 +180,7 @@ def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Fit:
 
 
 def _other_classes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
-    """The classifier's name, if the weights have one that differs from the model's in the number of classes alone."""
+    """The classifier's name, if the weights have it with another number of classes and otherwise the same shape."""
     try:
         classifier = find_classifier(model)
     except ValueError:  # then every shape has to fit
@@ -230,10 +203,9 @@ def _read(path: Path) -> object:
 
 
 def _state_dict(loaded: object, source: str | Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds, without the names of wrappers."""
-    found = (
-        {key: value for key, value in loaded.items() if _is_state_dict(value)} if isinstance(loaded, Mapping) else {}
-    )
+    """The state dict in a file's content, without the prefixes of wrappers."""
+    entries = loaded.items() if isinstance(loaded, Mapping) else ()
+    found = {key: value for key, value in entries if _is_state_dict(value)}
     if _is_state_dict(loaded):
         tensors = loaded
     elif known := [key for key in STATE_DICTS if key in found]:
@@ -246,7 +218,7 @@ def _state_dict(loaded: object, source: str | Path) -> dict[str, Tensor]:
             f"model.pretrained={source}: this file holds no state dict that could be meant, {several}; give one that "
             "torch.save(model.state_dict(), FILE) wrote."
         )
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in COUNTS_OF_AVERAGES}
+    tensors = {name: tensor for name, tensor in tensors.items() if name != COUNT_OF_AVERAGES}
     while (first := {name.partition(".")[0] for name in tensors}) and len(first) == 1 and first <= {*WRAPPERS}:
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     return tensors

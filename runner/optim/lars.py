@@ -25,11 +25,11 @@ class Lars(Optimizer):
     A parameter group with `adapt=False` has rate = 1 throughout: plain SGD with momentum, for biases, gains and norm
     parameters, whose norms say nothing about the scale of their gradients.
 
-    A parameter without a gradient rests: neither its momentum nor its weight decay goes on. All parameters of a group
-    are expected on one device and of one dtype; the host never waits for that device, nor does `GradScaler.step`: where
-    it has found an infinity, the step changes nothing.
+    A parameter without a gradient is skipped, with its momentum and weight decay. All parameters of a group must have
+    one device and dtype. The host does not wait for the device, nor does `GradScaler.step`: if it found an infinity,
+    the step changes nothing.
 
-    ValueError for a setting out of its range.
+    Raises ValueError for a setting outside its range.
 
     >>> import torch
     >>> from runner.optim.lars import Lars
@@ -40,7 +40,7 @@ class Lars(Optimizer):
     tensor([3., 3.])
     """
 
-    _step_supports_amp_scaling = True  # to GradScaler: it need not read whether to step, but sets `found_inf`
+    _step_supports_amp_scaling = True  # GradScaler sets `found_inf` instead of reading whether to step
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class Lars(Optimizer):
         super().__init__(params, {**settings, "nesterov": nesterov, "adapt": True})
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group, with momenta that are there from the start: a checkpoint holds one for every parameter."""
+        """Add a group and its momenta, so that every checkpoint holds one for each parameter."""
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step; `closure` computes the loss anew, with gradients, and its loss is returned."""
+        """Take one step; `closure` recomputes the loss with its gradients, and `step` returns it."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -83,7 +83,7 @@ class Lars(Optimizer):
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # of GradScaler
-        if scale is not None:  # it was not told to unscale
+        if scale is not None:  # the gradients are still scaled
             gradients = torch._foreach_div(gradients, scale)
         changed = [*parameters, *momenta]
         before = [] if found_inf is None else [tensor.clone() for tensor in changed]
@@ -103,7 +103,7 @@ class Lars(Optimizer):
 
 
 def _rates(parameters: list[nn.Parameter], gradients: list[Tensor], group: dict) -> list[Tensor]:
-    """The local rate of each parameter, as tensors without dimensions."""
+    """The local rate of each parameter, as 0-dim tensors."""
     weight_norms = torch.stack(torch._foreach_norm(parameters))
     gradient_norms = torch.stack(torch._foreach_norm(gradients))
     rates = group["trust_coefficient"] * weight_norms / (gradient_norms + group["weight_decay"] * weight_norms)

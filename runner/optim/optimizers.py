@@ -13,12 +13,12 @@ NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norm_and_bias: bool = False) -> list[dict]:
-    """Two groups: weights, and biases, gains and normalization parameters, which decay only if asked.
+    """Two groups: weights; and biases, gains and normalization parameters, without weight decay by default.
 
-    A parameter is of the second kind if its module is a normalization layer or if it has fewer than two dimensions
-    (biases, gains of scaled weight standardization, skip gains). Every parameter lies in exactly one group, the same
-    one in the same place whatever the settings, so that a checkpoint of the optimizer fits. A group's `norm_and_bias`
-    tells which it is. A group without parameters is left out.
+    The second has the parameters of normalization layers and those of fewer than two dimensions (biases, gains of
+    scaled weight standardization, skip gains). Every parameter is in exactly one group; group and place do not depend
+    on the settings, so that a checkpoint of the optimizer fits. `norm_and_bias` marks the second group. An empty group
+    is left out.
     """
     weights: dict[int, nn.Parameter] = {}
     others: dict[int, nn.Parameter] = {}
@@ -26,27 +26,20 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norm_and_bi
         for parameter in module.parameters(recurse=False):
             is_other = isinstance(module, NORM_LAYERS) or parameter.ndim < 2
             (others if is_other else weights)[id(parameter)] = parameter
+    only_weights = [parameter for key, parameter in weights.items() if key not in others]
+    decay_of_others = weight_decay if decay_norm_and_bias else 0.0
     groups = [
-        {
-            "params": [parameter for key, parameter in weights.items() if key not in others],
-            "weight_decay": weight_decay,
-            "norm_and_bias": False,
-        },
-        {
-            "params": list(others.values()),
-            "weight_decay": weight_decay if decay_norm_and_bias else 0.0,
-            "norm_and_bias": True,
-        },
+        {"params": only_weights, "weight_decay": weight_decay, "norm_and_bias": False},
+        {"params": list(others.values()), "weight_decay": decay_of_others, "norm_and_bias": True},
     ]
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     return [group for group in groups if group["params"]]
 
 
 def scaled_lr(lr: float, *, global_batch_size: int, lr_batch_size: int | None) -> float:
-    """The rate for a batch of `global_batch_size` images where `lr` is meant for one of `lr_batch_size`.
+    """lr * global_batch_size / lr_batch_size, the linear scaling rule (Goyal et al. 2017, arXiv 1706.02677).
 
-    lr * global_batch_size / lr_batch_size, the linear scaling rule (Goyal et al. 2017, arXiv 1706.02677); with None
-    `lr` as it is.
+    `lr_batch_size` is the batch size that `lr` is meant for; None returns `lr`.
 
     >>> from runner.optim.optimizers import scaled_lr
     >>> scaled_lr(0.1, global_batch_size=1024, lr_batch_size=256)
@@ -56,10 +49,10 @@ def scaled_lr(lr: float, *, global_batch_size: int, lr_batch_size: int | None) -
 
 
 def sgd(groups: list[dict], *, lr: float, momentum: float = 0.9, nesterov: bool = True) -> Optimizer:
-    """SGD with momentum; the fused form, which updates all parameters in few passes.
+    """SGD with momentum, fused.
 
-    The momenta are there from the start, as zeros, which gives the same bits: torch's fused step fails where some of
-    the parameters had no gradient in the first step, as in a block that stochastic depth dropped.
+    The momenta start as zeros, which gives the same bits: torch's fused step fails if some parameters have no gradient
+    in the first step, as in a block that stochastic depth dropped.
     """
     optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
@@ -77,6 +70,6 @@ def adamw(groups: list[dict], *, lr: float, beta1: float = 0.9, beta2: float = 0
 def lars(
     groups: list[dict], *, lr: float, momentum: float = 0.9, nesterov: bool = False, trust_coefficient: float = 0.001
 ) -> Optimizer:
-    """LARS (see `runner.optim.lars`) over groups of `parameter_groups`: the weights alone get rates of their own."""
+    """LARS (see `runner.optim.lars`) over the groups of `parameter_groups`; only the weights get rates of their own."""
     groups = [{**group, "adapt": not group["norm_and_bias"]} for group in groups]
     return Lars(groups, lr=lr, momentum=momentum, nesterov=nesterov, trust_coefficient=trust_coefficient)

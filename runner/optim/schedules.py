@@ -1,7 +1,7 @@
-"""Learning-rate schedules as shares of the full rate by optimizer step; each begins with a linear warm-up.
+"""Learning-rate schedules: a factor of the full rate for each optimizer step, with a linear warm-up.
 
-A share depends on the step alone, so a resumed run, or one that goes on for more epochs, needs no saved state.
-The step after the last, `total_steps`, has a share too: a schedule is asked for it when training ends.
+A factor depends on the step alone, so a resumed or extended run needs no saved state. Step `total_steps`, after the
+last, has a factor too, which torch's scheduler asks for when training ends.
 """
 
 from __future__ import annotations
@@ -18,22 +18,12 @@ LRLambda = Callable[[int], float]
 
 def cosine(total_steps: int, warmup_steps: int = 0, *, final_lr_share: float = 0.0) -> LRLambda:
     """From 1 after the warm-up to `final_lr_share` at `total_steps` along half a cosine (arXiv 1608.03983)."""
-
-    def share(step: int) -> float:
-        progress = _progress(step, total_steps, warmup_steps)
-        return final_lr_share + (1 - final_lr_share) * (1 + math.cos(math.pi * progress)) / 2
-
-    return _warmed_up(share, warmup_steps)
+    return _decay(lambda done: (1 + math.cos(math.pi * done)) / 2, total_steps, warmup_steps, final_lr_share)
 
 
 def poly(total_steps: int, warmup_steps: int = 0, *, power: float = 0.9, final_lr_share: float = 0.0) -> LRLambda:
     """From 1 after the warm-up to `final_lr_share` at `total_steps` as (1 - progress)^power (arXiv 1606.00915)."""
-
-    def share(step: int) -> float:
-        progress = _progress(step, total_steps, warmup_steps)
-        return final_lr_share + (1 - final_lr_share) * (1 - progress) ** power
-
-    return _warmed_up(share, warmup_steps)
+    return _decay(lambda done: (1 - done) ** power, total_steps, warmup_steps, final_lr_share)
 
 
 def onecycle(
@@ -48,14 +38,14 @@ def onecycle(
     """One cycle (Smith & Topin 2017, arXiv 1708.07120) in the form of torch's `OneCycleLR`, without its momentum's.
 
     From 1 / div_factor up to 1 over `pct_start` of the steps, then down to 1 / (div_factor * final_div_factor) at the
-    last step, total_steps - 1; each along half a cosine or, with anneal="linear", along a line. A warm-up comes before
-    the cycle and ends where this begins, at 1 / div_factor.
+    last step, total_steps - 1; each along half a cosine or, with anneal="linear", along a line. A warm-up precedes the
+    cycle and ends at its first value, 1 / div_factor.
     """
     steps = max(total_steps - warmup_steps, 1)
     top = pct_start * steps - 1
     first, last = 1 / div_factor, 1 / (div_factor * final_div_factor)
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         step -= warmup_steps
         if step < top:
             start, end, progress = first, 1.0, step / top
@@ -65,13 +55,13 @@ def onecycle(
             progress = (1 - math.cos(math.pi * progress)) / 2
         return start + (end - start) * progress
 
-    return _warmed_up(share, warmup_steps, top=first)
+    return _warmed_up(factor, warmup_steps, top=first)
 
 
 def multistep(
     total_steps: int, warmup_steps: int = 0, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
 ) -> LRLambda:
-    """gamma to the power of the number of milestones passed, each a share of `total_steps`."""
+    """gamma^n after n milestones, each a share of `total_steps`."""
     steps = [round(milestone * total_steps) for milestone in milestones]
     return _warmed_up(lambda step: gamma ** sum(step >= milestone for milestone in steps), warmup_steps)
 
@@ -79,22 +69,20 @@ def multistep(
 def plateau(
     total_steps: int, warmup_steps: int = 0, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
 ) -> LRLambda:
-    """`multistep` over the steps that are planned now; made anew each time `PlateauRule` doubles them.
+    """`multistep` over the steps that are planned now; built again when `PlateauRule` doubles their number.
 
-    The rule doubles before the first milestone's step, so the share at that step is 1 before and after.
+    The rule doubles before the first milestone's step, so the factor at that step is 1 before and after.
     """
     return multistep(total_steps, warmup_steps, milestones=milestones, gamma=gamma)
 
 
 @dataclass(frozen=True)
 class PlateauRule:
-    """Whether training is doubled in length because it still brought new bests when the rate was about to fall.
+    """Doubles the length of training while it still improves, when the rate is about to fall.
 
-    The rule of the reproduction of Bjorck et al. (2018, arXiv 1806.02375), whose number of epochs is doubled while the
-    last 20 still brought a new best. It is asked when the first milestone is reached. At the end of training instead,
-    a rate that had been lowered a hundredfold would jump up again.
-
-    A plateau is `patience` epochs without a new best: where the first milestone comes sooner, training is doubled.
+    The reproduction of Bjorck et al. (2018, arXiv 1806.02375) doubles the number of epochs while the last 20 brought a
+    new best. This rule applies at the first milestone, since at the end of training a rate that had fallen a
+    hundredfold would rise again. It doubles unless the last `patience` epochs brought no new best.
     """
 
     first_milestone: float  # a share of the epochs
@@ -102,11 +90,10 @@ class PlateauRule:
     max_doublings: int
 
     def doubles(self, *, epochs_done: int, epochs: int, best_epoch: int, doublings: int) -> bool:
-        """To be asked after every epoch: whether the number of epochs is to be doubled now.
+        """Whether to double the number of epochs after epoch `epochs_done`.
 
-        `epochs`: how many are planned, with the `doublings` there have been so far. `best_epoch`: that of the best
-        validation score, counted from 1. The milestone is reached with the last epoch that ends no later than it;
-        where even the first ends later, training is never doubled.
+        `epochs`: the planned number, after `doublings` so far. `best_epoch`: that of the best validation score, counted
+        from 1. The milestone is the last epoch that ends no later than it; training never doubles if there is none.
         """
         milestone_epoch = math.floor(round(self.first_milestone * epochs, 6))  # 0.29 * 100 is a little less than 29
         improving = best_epoch > epochs_done - self.patience
@@ -128,18 +115,22 @@ SCHEDULES: dict[str, Callable[..., LRLambda]] = {
 }
 
 
-def _progress(step: int, total_steps: int, warmup_steps: int) -> float:
-    """The share of the steps after the warm-up that is done, at most 1."""
-    return min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+def _decay(curve: Callable[[float], float], total_steps: int, warmup_steps: int, final: float) -> LRLambda:
+    """From 1 to `final` along `curve`, a function of the completed share of the steps after the warm-up."""
+
+    def factor(step: int) -> float:
+        return final + (1 - final) * curve(min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0))
+
+    return _warmed_up(factor, warmup_steps)
 
 
-def _warmed_up(share: LRLambda, warmup_steps: int, *, top: float = 1.0) -> LRLambda:
-    """top * (step + 1) / warmup_steps in the warm-up: the first step moves already, the last has the rate at `top`."""
-    return lambda step: top * (step + 1) / warmup_steps if step < warmup_steps else share(step)
+def _warmed_up(factor: LRLambda, warmup_steps: int, *, top: float = 1.0) -> LRLambda:
+    """top * (step + 1) / warmup_steps in the warm-up: the first step is not 0, and the last has the rate `top`."""
+    return lambda step: top * (step + 1) / warmup_steps if step < warmup_steps else factor(step)
 
 
-def make_schedule(optimizer: Optimizer, share: LRLambda, *, step: int = 0) -> LambdaLR:
-    """torch's scheduler for `share`, standing at optimizer step `step`; the optimizer's rate is set at once."""
+def make_schedule(optimizer: Optimizer, factor: LRLambda, *, step: int = 0) -> LambdaLR:
+    """torch's scheduler for `factor` at optimizer step `step`; sets the optimizer's rate at once."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group.get("initial_lr", group["lr"])
-    return LambdaLR(optimizer, share, last_epoch=step - 1)
+    return LambdaLR(optimizer, factor, last_epoch=step - 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runner.layers.activation import GAMMAS, ScaledActivation, scaled_activation
+from runner.layers.activation import GAMMAS, ScaledActivation
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stem import MaxPool2dSame
 from runner.models import MODELS, NFResBlock, nf_resnet26, nf_resnet50, nf_resnet101
@@ -399,12 +399,12 @@ def test_gamma_gives_variance_1(name):
     mean = torch.trapezoid(y * density, x)
     variance = torch.trapezoid((y - mean) ** 2 * density, x)
     assert variance.item() == pytest.approx(1, abs=3e-3)
-    torch.testing.assert_close(scaled_activation(x, name), y)
+    torch.testing.assert_close(ScaledActivation(name)(x), y)
 
 
 def test_gelu_is_its_tanh_form():
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
-    torch.testing.assert_close(scaled_activation(x, "gelu"), reference_activation("gelu", x))
+    torch.testing.assert_close(ScaledActivation("gelu")(x), reference_activation("gelu", x))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (5, 3), (3, 3)])
