@@ -196,6 +196,7 @@ def test_the_settings_that_a_header_proposes_can_be_set(record, composed):
 def test_two_steps_of_a_record_run(record, composed, runner, data_sets, light):
     name = record.partition("/")[0]
     overrides = [f"experiment={record}", "train.max_steps=2", *SMALL[name], *data_sets(name)]
+    overrides += ["model.width=0.125"] if record in ("imagenet/nf_resnet50", "imagenet/resnet50") else []
     outcome = runner(*overrides, "train.device=cpu", "wandb.mode=disabled", "name=it")
     assert outcome.code == 0, outcome.err + outcome.out
     folder = Path("outputs/runs/it")
