@@ -13,7 +13,7 @@ RUN = ("dataset=random", "dataset.num_images=64", "dataset.image_size=8", "train
 RUN += ("model=resnet20", "train.device=cpu", "train.epochs=1", "train.log_every_steps=1", "wandb.mode=disabled")
 
 
-def run(folder, *arguments, largest_file=None):
+def run(folder, *arguments, largest_file):
     """The command line, whose files may grow to `largest_file` bytes: its error is another, its way the same."""
 
     def limit():
@@ -26,12 +26,12 @@ def run(folder, *arguments, largest_file=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=limit if largest_file else None,
+        preexec_fn=limit,
     )
 
 
 @pytest.mark.parametrize(("largest_file", "file"), [(200, "record.json"), (2400, "metrics.jsonl")])
-def test_the_file_is_named_and_the_run_goes_on_when_there_is_room(tmp_path, largest_file, file):
+def test_the_file_is_named_and_the_run_goes_on_when_there_is_room(runner, tmp_path, largest_file, file):
     folder = tmp_path / "outputs/runs/run"
     done = run(tmp_path, *RUN, largest_file=largest_file)
     assert done.returncode == 1
@@ -42,7 +42,7 @@ def test_the_file_is_named_and_the_run_goes_on_when_there_is_room(tmp_path, larg
         return
     assert "go on with: python -m runner resume=outputs/runs/run" in done.stdout
     assert 1 < len(read_rows(folder / "metrics.jsonl")) < 14  # the row that did not fit counts for nothing
-    done = run(tmp_path, "resume=outputs/runs/run")
-    assert done.returncode == 0, done.stdout
+    resumed = runner("resume=outputs/runs/run")
+    assert resumed.code == 0, resumed.err
     steps = [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "steps"]
     assert steps == list(range(1, 17))

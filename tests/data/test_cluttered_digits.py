@@ -27,11 +27,20 @@ def test_sizes_and_classes(data):
     assert torch.equal(data.test.images[:, 0], data.test.images[:, 2])
 
 
-def test_it_is_the_same_each_time(data):
+@pytest.fixture
+def fewer(monkeypatch):
+    """The same for fewer images, of two chunks and of one."""
+    monkeypatch.setattr(module, "NUM_TRAIN", 1_100)
+    monkeypatch.setattr(module, "NUM_TEST", 200)
+
+
+def test_it_is_the_same_each_time(data, fewer):
+    first = cluttered_digits()
     torch.manual_seed(123)
     again = cluttered_digits()
-    assert torch.equal(again.test.images, data.test.images)
-    assert torch.equal(again.train.targets, data.train.targets)
+    assert torch.equal(again.test.images, first.test.images)
+    assert torch.equal(again.train.images, first.train.images)
+    assert torch.equal(again.train.targets, first.train.targets)
     # the labels need no floating point, so that they are the same on every machine
     digest = hashlib.sha256(data.test.targets.to(torch.uint8).numpy().tobytes()).hexdigest()
     assert digest[:16] == "af8097e45fb5c543"
@@ -75,8 +84,8 @@ def test_strokes_are_bright_on_their_line_and_dark_away_from_it(monkeypatch):
     assert image[10, 20] < 1e-6
 
 
-def test_smaller_images_are_the_same_ones_averaged(data):
-    small = cluttered_digits(image_size=16)
+def test_smaller_images_are_the_same_ones_averaged(fewer):
+    data, small = cluttered_digits(), cluttered_digits(image_size=16)
     assert torch.equal(small.train.targets, data.train.targets)
     assert small.image_size == 16
     exact = data.test.images[:50].double().reshape(50, 3, 16, 2, 16, 2).mean((3, 5))

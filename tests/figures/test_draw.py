@@ -1,5 +1,7 @@
 """The figures by their probes' names, of measurements made by hand, as a report draws them."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,14 @@ def seeds(name):
     return [measurement(name, scale) for scale in (1.0, 3.0, 2.0)]
 
 
+@cache
+def of_two_arms(name):
+    """The figure of two arms of three seeds each, laid out."""
+    figure = draw(name, [("a longer name of an arm", seeds(name)), ("no batch norm", seeds(name))])
+    figure.draw_without_rendering()
+    return figure
+
+
 def texts(figure):
     """All that is written in and around the panels, without the ticks."""
     found = [figure.get_suptitle(), *(text.get_text() for legend in figure.legends for text in legend.get_texts())]
@@ -80,17 +90,14 @@ def test_seeds_are_told_of_where_there_are_several(name):
         figure.draw_without_rendering()
         assert "seed" not in texts(figure)
         assert "models" not in texts(figure)
-    figure = draw(name, [("a", seeds(name)), ("b", seeds(name))])
-    figure.draw_without_rendering()
     said = {"activation_statistics": "3 models; lines", "gradient_histogram": "seed 1 of 3"}
     said |= dict.fromkeys(("class_gradients", "divergence_trace"), "seed 1 of 3")
-    assert said.get(name, "3 seeds;") in texts(figure)
+    assert said.get(name, "3 seeds;") in texts(of_two_arms(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_reaches_over_the_edge_or_into_another_panel(name):
-    figure = draw(name, [("a longer name of an arm", seeds(name)), ("no batch norm", seeds(name))])
-    figure.draw_without_rendering()
+    figure = of_two_arms(name)
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     boxes += [legend.get_window_extent() for legend in figure.legends]
     for index, box in enumerate(boxes):

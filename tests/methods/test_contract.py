@@ -3,14 +3,16 @@
 import copy
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock
 
 from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment.methods import build_methods
+from runner.models.resnet import ScaledResNet
 
 OPTIONS = sorted((group, path.stem) for group in METHOD_GROUPS for path in (CONF / group).glob("*.yaml"))
 SETTINGS = {  # where the defaults do not suit batches of 8 images of 16x16
@@ -21,6 +23,8 @@ SETTINGS = {  # where the defaults do not suit batches of 8 images of 16x16
 LOSE_KEYS = {"none", "groupnorm", "layernorm", "instancenorm"}  # they take batch norm's buffers, or all of it, away
 GAIN_KEYS = {"batch_channel_norm"}  # the affine parameters of its groups
 
+CONFIGURATIONS = {}  # by their overrides, so that each is composed once
+
 each_option = pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[option for _, option in OPTIONS])
 
 
@@ -29,17 +33,18 @@ def method_of(composed):
     """`method_of(group, option)` makes the method as the command line does."""
 
     def make(group, option):
-        settings = SETTINGS.get(option, [])
-        config = composed(f"{group}=[{option}]", "train.global_batch_size=8", *settings)
-        return build_methods(config)[option]
+        words = (f"{group}=[{option}]", "train.global_batch_size=8", *SETTINGS.get(option, []))
+        if words not in CONFIGURATIONS:
+            CONFIGURATIONS[words] = composed(*words)
+        return build_methods(CONFIGURATIONS[words])[option]
 
     return make
 
 
 def plain_model():
-    """Torchvision's, of half the blocks of a ResNet-18."""
+    """Torchvision's, of half the blocks of a ResNet-18 and half their channels."""
     torch.manual_seed(0)
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+    return ScaledResNet(0.5, BasicBlock, [1, 1, 1, 1], num_classes=10)
 
 
 def batch(size=8):
@@ -181,12 +186,16 @@ def test_its_state_is_plain_and_is_taken_up(group, option, method_of, tmp_path):
 
 @each_option
 def test_a_resumed_run_ends_with_the_same_bits(group, option, small, runner, tmp_path):
+    """From its checkpoint after the first of two epochs, as if it had been killed in the second."""
     settings = [f"{group}=[{option}]", *SETTINGS.get(option, []), "dataset.image_size=16", "schedule=constant"]
-    settings += ["schedule.warmup_epochs=0", "train.log_every_steps=1"]
-    assert small(*settings, "train.epochs=2", "name=whole").code == 0
-    assert small(*settings, "train.epochs=1", "name=parts").code == 0
-    assert runner("resume=outputs/runs/parts", "train.epochs=2").code == 0
+    settings += ["schedule.warmup_epochs=0", "train.log_every_steps=1", "train.epochs=2"]
+    assert small(*settings, "name=whole").code == 0
     whole, parts = (tmp_path / "outputs" / "runs" / name for name in ("whole", "parts"))
+    shutil.copytree(whole, parts)
+    (parts / "checkpoints/previous.pt").replace(parts / "checkpoints/last.pt")
+    (parts / "summary.json").unlink()
+    assert torch.load(parts / "checkpoints/last.pt", weights_only=True)["progress"]["step"] == 4
+    assert runner("resume=outputs/runs/parts").code == 0
     states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (whole, parts)]
     for key, value in states[0]["model"].items():
         assert torch.equal(value, states[1]["model"][key]), key

@@ -15,6 +15,7 @@ from runner.sweeps.step_time import StepTime, measure_step
 from runner.training.checkpoint import save_checkpoint
 from runner.training.step import OptimizerStep
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 DATA = ("dataset=random", "dataset.num_images=64", "dataset.image_size=8", "train.global_batch_size=8")
 DATA += ("train.device=cpu", "wandb.mode=disabled")
 SWEEP = ("train.max_steps=2", "-m", "norm=agc", "sweep.name=s")

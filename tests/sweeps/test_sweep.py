@@ -23,6 +23,8 @@ from runner.sweeps.job_process import run_job_apart
 from runner.sweeps.job_run import run_job
 from runner.training.loop import Trainer
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def jobs_of(folder):
     """The summary of each job of a sweep by its folder's name."""

@@ -20,11 +20,7 @@ SWEEP = ("train.max_steps=2", "train.checkpoint_every_steps=1", "-m", "norm=agc"
 CLIPS = "agc.clip=0.01,0.02,0.04"
 
 
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    """Most of the time would go into the report's figures, which are tested elsewhere."""
-    monkeypatch.setattr("runner.report.report.Report.results", lambda report: iter(()))
-    monkeypatch.setattr("runner.report.report.Report.curves", lambda report: iter(()))
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 class Died(BaseException):
