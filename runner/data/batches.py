@@ -1,24 +1,24 @@
-"""Batches from a split that lies on the device: shuffling, cropping and flipping without a loader process.
+"""Batches from a split on the device: shuffled, cropped and flipped without loader workers.
 
-All that is random in an epoch is drawn at its start from a generator seeded by (seed, epoch). So a batch depends
-on nothing but the seed, the epoch and its place, and a resumed run sees the very same images.
+All random numbers of an epoch are drawn at its start, from a generator seeded by (seed, epoch). So a batch depends
+only on the seed, the epoch and its index, and a resumed run trains on the same images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from runner.data.dataset import IGNORE_INDEX, Data, EvaluationBatches, Label, TrainBatches
-from runner.data.seeds import mixed_seed
-from runner.data.shards import Shard
+from runner.data.sampling import WHOLE, Shard, mixed_seed
 
 
 class Normalization:
-    """(x / 255 - mean) / std for bytes, (x - mean) / std for floats, in a memory format, on a device."""
+    """Normalizes images, (x / 255 - mean) / std for bytes and (x - mean) / std for floats, in a memory format."""
 
     def __init__(self, data: Data, *, of_bytes: bool, device: torch.device, channels_last: bool) -> None:
         scale = 1 / 255 if of_bytes else 1.0
@@ -31,38 +31,34 @@ class Normalization:
         return (images * self.gain - self.shift).contiguous(memory_format=self.memory_format)
 
 
-class _Tensors:
-    """Images (N, C, H, W) and targets (N,) or (N, H, W) of one split of `data`, which lie on the device."""
+class _Batches:
+    """What training and evaluation batches share: the split `split` of `data` on `device`."""
 
     def __init__(
         self,
         data: Data,
-        images: Tensor,
-        targets: Tensor,
+        split: str,
         *,
         batch_size: int,
         device: torch.device,
-        channels_last: bool,
-        shard: Shard,
+        channels_last: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
-        self.images = images
-        self.targets = targets
+        tensors = getattr(data, split).on(device)
+        self.images, self.targets = tensors.images, tensors.targets
         self.num_classes = data.num_classes
         self.batch_size = batch_size
         self.shard = shard
         self.channels_last = channels_last
-        self.normalized = Normalization(
-            data, of_bytes=images.dtype == torch.uint8, device=device, channels_last=channels_last
-        )
+        is_bytes = self.images.dtype == torch.uint8
+        self.normalized = Normalization(data, of_bytes=is_bytes, device=device, channels_last=channels_last)
 
 
-class TensorTrainBatches(_Tensors, TrainBatches):
-    """Batches of the training split, augmented for the whole batch at once."""
+class TensorTrainBatches(_Batches, TrainBatches):
+    """Training batches, augmented a whole batch at once."""
 
-    def __init__(
-        self, data: Data, images: Tensor, targets: Tensor, *, seed: int, crop_padding: int, flip: bool, **placing
-    ) -> None:
-        super().__init__(data, images, targets, **placing)
+    def __init__(self, data: Data, split: str, *, seed: int, crop_padding: int, flip: bool, **placing: Any) -> None:
+        super().__init__(data, split, **placing)
         self.seed = seed
         self.crop_padding = crop_padding
         self.flip = flip
@@ -77,33 +73,34 @@ class TensorTrainBatches(_Tensors, TrainBatches):
         order = torch.randperm(size, generator=generator).to(device)
         offsets = torch.randint(2 * self.crop_padding + 1, (2, size), generator=generator).to(device)
         flips = (torch.rand(size, generator=generator) < 0.5).to(device) & self.flip
-        places = torch.arange(size, device=device)
+        positions = torch.arange(size, device=device)
         for batch in range(start, len(self)):
-            place = self.shard.of_batch(places[batch * self.batch_size :][: self.batch_size])
-            indices = order[place]
+            own = self.shard.of_batch(positions[batch * self.batch_size :][: self.batch_size])
+            indices = order[own]
             images, targets = self.normalized(self.images[indices]), self.targets[indices]
             if self.crop_padding or self.flip:
-                crop = (offsets[:, place], flips[place], self.crop_padding)
+                crop = (offsets[:, own], flips[own], self.crop_padding)
                 images = crop_and_flip(images, *crop).contiguous(memory_format=self.normalized.memory_format)
                 if targets.ndim > 1:
                     targets = crop_and_flip(targets.unsqueeze(1), *crop, fill=IGNORE_INDEX).squeeze(1)
             yield images, targets.long()
 
 
-class TensorEvaluationBatches(_Tensors, EvaluationBatches):
-    """Batches of a split as it lies in memory."""
+class TensorEvaluationBatches(_Batches, EvaluationBatches):
+    """Batches of a split in order."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | Sequence[Label]]]:
         for start in self.shard.of_batches(range(0, len(self.targets), self.batch_size)):
-            place = slice(start, start + self.batch_size)
-            targets = self.targets[place].long()
+            own = slice(start, start + self.batch_size)
+            targets = self.targets[own].long()
             labels = targets if targets.ndim == 1 else [(mask, tuple(mask.shape)) for mask in targets]
-            yield self.normalized(self.images[place]), labels
+            yield self.normalized(self.images[own]), labels
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int, *, fill: float = 0) -> Tensor:
-    """Crop each image (B, C, H, W), padded by `padding` pixels of `fill`, at its offset (2, B) in 0..2*padding, and
-    mirror it where `flips` (B,) says so. Zero is the mean of normalized images. One gather for the whole batch.
+    """Pad images (B, C, H, W) with `fill`, crop each at its offset (2, B) in 0..2*padding, mirror where `flips` (B,).
+
+    One gather for the whole batch. Zero, the default fill, is the mean of normalized images.
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4, value=fill)

@@ -1,34 +1,36 @@
-"""What a data set is to the runner: three splits, what an image looks like, and where batches come from."""
+"""The interface of a data set: three splits, their batches, and facts about its images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from runner.data.shards import WHOLE, Shard
+from runner.data.sampling import WHOLE, Shard
 
+T = TypeVar("T")
 CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
 IGNORE_INDEX = 255  # a mask's value where no class is given, and at its padding
 SPLITS = ("train", "validation", "test")
 LARGEST_EVALUATION_BATCH = 256
-LARGEST_LOGITS = 2**28  # numbers that a batch's images or logits may have in an evaluation: 1 GiB
+LARGEST_EVALUATION_NUMEL = 2**28  # of an evaluation batch's images or logits: 1 GiB in float32
 
 # (mask of integers (h, w) as it lies in its file, (height, width) of the part of the network's input that shows it)
 Label = tuple[Tensor, tuple[int, int]]
 
 
 class DataFault(RuntimeError):
-    """Files that are there and wrong: the message says which, why and what to do. Ends a run as failed."""
+    """A file of the data is wrong; the message says which, why and what to do. Ends a run as failed."""
 
 
 class TrainBatches(ABC):
-    """Shuffled, augmented batches of one size; the samples that fill no batch are left out of an epoch.
+    """Shuffled, augmented training batches. Drops the last, incomplete batch of an epoch.
 
-    `batch_size` is that of all ranks together; what `epoch` gives is one rank's share of it.
+    `batch_size` is the global one; `epoch` gives this rank's shard of each batch.
     """
 
     num_classes: int
@@ -36,18 +38,18 @@ class TrainBatches(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
 
     @abstractmethod
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on, on the device: the same ones whenever it is called.
+        """The batches of an epoch from number `start` on, on the device; the same in each call.
 
         Normalized images (B, C, H, W) float32; class indices (B,), or masks of them (B, H, W), int64.
         """
 
 
 class EvaluationBatches(ABC):
-    """Every sample of a split once, in order; over all ranks together."""
+    """Batches of a split in order; over all ranks each sample once."""
 
     channels_last: bool
 
@@ -58,23 +60,23 @@ class EvaluationBatches(ABC):
 
 @dataclass
 class Findings:
-    """What the check of a data set before a run came upon: it is said at the run's start, and kept in its summary."""
+    """Results of the checks of a data set, shown at a run's start and kept in its summary."""
 
     notes: list[tuple[str, str]] = field(default_factory=list)  # (note or warning, sentence)
-    entries: dict[str, object] = field(default_factory=dict)  # of summary.json's `data`
+    entries: dict[str, object] = field(default_factory=dict)  # for `data` in summary.json
 
     def add(self, other: Findings) -> None:
-        """Add what another check came upon."""
+        """Add the results of another check."""
         self.notes += other.notes
         self.entries |= other.entries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(ABC):
-    """A data set. `validation_source` says where best.pt is chosen: a share of the training set, or the test split.
+    """A data set. `validation_source` is the split that the validation samples come from, "train" or "test".
 
-    `mean` and `std` (C,) are those by which images in [0, 1] are normalized; `image_size` is the side of a training
-    image in pixels. `class_names` may be empty. `unreadable` fills with the files that could not be read.
+    `mean` and `std` (C,) normalize images in [0, 1]; `image_size` is the side of a training image in pixels.
+    `class_names` may be empty. `unreadable` collects files that cannot be read.
     """
 
     name: str
@@ -95,7 +97,7 @@ class Data(ABC):
     def train_batches(
         self, *, batch_size: int, seed: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> TrainBatches:
-        """Batches of the training split, of each the samples of `shard`; `batch_size` is that of all ranks together.
+        """The `shard` of the training batches; `batch_size` is the global one.
 
         Raises ValueError if the split has fewer images than a batch.
         """
@@ -104,22 +106,28 @@ class Data(ABC):
     def evaluation_batches(
         self, split: str, *, batch_size: int, device: torch.device, channels_last: bool = False, shard: Shard = WHOLE
     ) -> EvaluationBatches:
-        """The batches of `shard` of a split, one of `SPLITS`, at most `batch_size` samples each."""
+        """The `shard` of the batches of a split, one of `SPLITS`, with at most `batch_size` samples each."""
 
     def unseen_classes(self) -> dict[str, list[str]]:
-        """Of each split the classes without an image that could be read so far, where images have one class."""
+        """The classes of each split without a readable image so far. Empty for segmentation."""
         return {}
 
     @property
     def evaluation_batch_size(self) -> int:
-        """A batch size for evaluation whose images and logits do not fill the memory."""
+        """A batch size for evaluation whose images and logits fit in memory."""
         logits = self.num_classes * (self.image_size**2 if self.task == SEGMENTATION else 1)
-        numbers = max(logits, len(self.mean) * self.image_size**2)
-        return min(LARGEST_EVALUATION_BATCH, max(LARGEST_LOGITS // numbers, 1))
+        numel = max(logits, len(self.mean) * self.image_size**2)
+        return min(LARGEST_EVALUATION_BATCH, max(LARGEST_EVALUATION_NUMEL // numel, 1))
 
     def example_input(self, number: int = 2) -> Tensor:
-        """Zeros of the shape of a training batch, (number, C, H, W)."""
+        """Zeros in the shape of `number` training images, (number, C, H, W)."""
         return torch.zeros(number, len(self.mean), self.image_size, self.image_size)
+
+
+def own_splits(train: T, validation: T, test: T, validation_source: str) -> dict[str, T]:
+    """The splits by name, without a validation split that is the test split."""
+    splits = {"train": train, "validation": validation, "test": test}
+    return {name: split for name, split in splits.items() if name != "validation" or validation_source != "test"}
 
 
 def check_batch_size(batch_size: int, data: Data) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.data.splits import Split, TensorData, make_data, stratified_share
+from runner.data.sampling import stratified_share
+from runner.data.splits import Split, TensorData, make_data
 
 TEST_SHARE = 0.2
 

@@ -1,4 +1,4 @@
-"""The image files of a data set's folders: each once, without what other programs leave behind there."""
+"""Finding the image files of a data set: each once, without the leftovers of other programs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 from runner.data.dataset import Findings
 
-# what file managers, notebooks, editors, archives and storage devices leave in folders, in lower case
+# of file managers, notebooks, editors, archives and storage devices, in lower case
 LEFTOVERS = (".*", "*~", "~$*", "#*#", "__macosx", "thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "lost+found")
 LEFTOVERS += ("$recycle.bin", "system volume information", "@eadir", "@tmp", "@recycle")
 LEFTOVERS += ("@recently-snapshot", "#recycle", "#snapshot", "__pycache__")
-NAMED = 3  # files and folders that a message names
-UNKNOWN_INODES = (0, 0xFFFFFFFF)  # what file systems of user space say where they do not know
+MAX_NAMES = 3  # of files and folders in a message
+UNKNOWN_INODES = (0, 0xFFFFFFFF)  # from user-space file systems
 
-Identity = tuple[int, int] | str  # (device, inode), or the path where a file system has none to tell files apart by
+Identity = tuple[int, int] | str  # (device, inode), or the path if the file system has no inodes
 
 _is_leftover = re.compile("|".join(map(translate, LEFTOVERS))).fullmatch
 
 
-class Found(NamedTuple):
-    """A file or folder as it was reached; a link that leads nowhere is a file that cannot be read."""
+class FileEntry(NamedTuple):
+    """A file or folder. A broken link counts as a file, which cannot be read."""
 
     path: str
-    kind: str  # file, folder, or else: pipe or device
+    kind: str  # file, folder, or pipe or device
     identity: Identity
 
     @property
@@ -37,15 +37,14 @@ class Found(NamedTuple):
         return os.path.splitext(self.path)[1].lower()
 
     def is_file(self, endings: Sequence[str]) -> bool:
-        """Whether it is a file with one of the endings."""
+        """Whether this is a file with one of the endings."""
         return self.kind == "file" and self.ending in endings
 
 
 class FileFinder:
-    """Looks for files with given endings (lower case), and keeps account of all that it leaves out.
+    """Finds files with given endings (lower case), and records all that it leaves out.
 
-    A link is followed, unless to a folder that it lies in. Files that links (symbolic or hard) lead to from several
-    places have one identity.
+    Follows links, except to a folder above them. Several links, symbolic or hard, to one file have one identity.
     """
 
     def __init__(self) -> None:
@@ -57,16 +56,16 @@ class FileFinder:
         self._first_paths: dict[Identity, str] = {}
 
     def folders(self, parent: str | Path, beside: Sequence[str]) -> list[str]:
-        """The names of the folders in a folder, sorted; files there with an ending of `beside` are counted."""
+        """The sorted names of the folders in a folder. Records files with an ending of `beside`."""
         above = _identities_above(parent)
         entries = self._entries(parent)
-        found = [entry for entry in entries if entry.kind == "folder"]
+        folders = [entry for entry in entries if entry.kind == "folder"]
         self.beside += [entry.path for entry in entries if entry.is_file(beside)]
-        self.repeated += [entry.path for entry in found if entry.identity in above]
-        return sorted(os.path.basename(entry.path) for entry in found if entry.identity not in above)
+        self.repeated += [entry.path for entry in folders if entry.identity in above]
+        return sorted(os.path.basename(entry.path) for entry in folders if entry.identity not in above)
 
-    def here(self, folder: str | Path, endings: Sequence[str]) -> list[Found]:
-        """The files in a folder by all their names, sorted; files before links."""
+    def here(self, folder: str | Path, endings: Sequence[str]) -> list[FileEntry]:
+        """The files in a folder under all their names; files before links, each sorted."""
         entries = self._entries(folder)
         for entry in entries:
             if not entry.is_file(endings):
@@ -74,33 +73,33 @@ class FileFinder:
         return [entry for entry in entries if entry.is_file(endings)]
 
     def below(self, top: str | Path, endings: Sequence[str]) -> dict[Identity, str]:
-        """The paths of the files in a folder and in those below it, each file once; sorted by folder, then by name."""
-        found: dict[Identity, str] = {}
+        """The files in a folder and below it, each once, sorted by folder and name."""
+        files: dict[Identity, str] = {}
         reached = _identities_above(top)
         waiting = [str(top)]
         while waiting:
             folders = []
             for entry in self._entries(waiting.pop()):
-                if entry.identity in reached or entry.identity in found:
+                if entry.identity in reached or entry.identity in files:
                     self.repeated.append(entry.path)
                 elif entry.kind == "folder" and entry.ending not in endings:
                     reached.add(entry.identity)
                     folders.append(entry.path)
                 elif entry.is_file(endings):
-                    found[entry.identity] = entry.path
+                    files[entry.identity] = entry.path
                 else:
                     self._leave_out(entry, endings)
             waiting += reversed(folders)
-        return dict(sorted(found.items(), key=lambda item: os.path.split(item[1])))
+        return dict(sorted(files.items(), key=lambda item: os.path.split(item[1])))
 
-    def _leave_out(self, entry: Found, endings: Sequence[str]) -> None:
+    def _leave_out(self, entry: FileEntry, endings: Sequence[str]) -> None:
         if entry.ending in endings:
             self.unreadable[entry.path] = f"it is no file but a {entry.kind}"
             return
         self.others[entry.ending if entry.kind == "file" else f"{entry.kind}s"] += 1
 
-    def _entries(self, folder: str | Path) -> list[Found]:
-        """What is in a folder: files before links to them, so that a file has its own name where it can."""
+    def _entries(self, folder: str | Path) -> list[FileEntry]:
+        """The entries of a folder: files before links to them, so that a file has its own name."""
         try:
             device = os.stat(folder).st_dev
             with os.scandir(folder) as listed:
@@ -112,18 +111,18 @@ class FileFinder:
             if _is_leftover(entry.name.lower()):
                 self.leftovers.append(entry.path)
             else:
-                kept.append(self._confirmed(_found(entry, device)))
+                kept.append(self._with_own_identity(_entry(entry, device)))
         return kept
 
-    def _confirmed(self, entry: Found) -> Found:
-        """The entry with its path as its identity where the file system gives two files one number."""
+    def _with_own_identity(self, entry: FileEntry) -> FileEntry:
+        """Identify an entry by its path if the file system gives two files one inode number."""
         first = self._first_paths.setdefault(entry.identity, entry.path)
         if first is entry.path or _is_same_file(first, entry.path):
             return entry
         return entry._replace(identity=entry.path)
 
     def findings(self) -> Findings:
-        """What was left out, in sentences and in numbers."""
+        """What was left out."""
         notes = []
         for paths, what in (
             (self.leftovers, "left out, which file managers, notebooks or archives leave behind"),
@@ -132,7 +131,7 @@ class FileFinder:
         ):
             if paths:
                 kind = "file or folder" if len(paths) == 1 else "files or folders"
-                names = [os.path.join(*path.split(os.sep)[-2:]) for path in paths[: NAMED + 1]]
+                names = [os.path.join(*path.split(os.sep)[-2:]) for path in paths[: MAX_NAMES + 1]]
                 notes.append(f"{len(paths):,} {kind} {what}: {first(names, len(paths))}")
         if self.others:
             counts = [f"{number:,} {ending or 'without ending'}" for ending, number in self.others.most_common()]
@@ -142,8 +141,8 @@ class FileFinder:
         return Findings([("note", note) for note in notes], {"left_out": counts})
 
 
-def check_apart(one: Mapping[Identity, str], other: Mapping[Identity, str], *, place: str, what: str) -> None:
-    """Raise a ValueError if `one` and `other` share files, through links; it says `place` and `what` must be."""
+def check_disjoint(one: Mapping[Identity, str], other: Mapping[Identity, str], *, place: str, what: str) -> None:
+    """Raise a ValueError, with `place` and `what`, if `one` and `other` share files through links."""
     shared = [identity for identity in one if identity in other]
     if shared:
         raise ValueError(
@@ -152,20 +151,20 @@ def check_apart(one: Mapping[Identity, str], other: Mapping[Identity, str], *, p
         )
 
 
-def _found(entry: os.DirEntry[str], device: int) -> Found:
-    """Symbolic links and folders alone are looked up, so that a million files take seconds on a slow disk too."""
+def _entry(entry: os.DirEntry[str], device: int) -> FileEntry:
+    """Calls stat for links and folders only: a million files take seconds on a slow disk too."""
     if not (entry.is_symlink() or entry.is_dir() or entry.inode() in UNKNOWN_INODES):
-        return Found(entry.path, "file" if entry.is_file() else "pipe or device", (device, entry.inode()))
+        return FileEntry(entry.path, "file" if entry.is_file() else "pipe or device", (device, entry.inode()))
     try:
         status = entry.stat()
-    except OSError:  # a link that leads nowhere, or round in a circle
-        return Found(entry.path, "file", entry.path)
+    except OSError:  # a broken or circular link
+        return FileEntry(entry.path, "file", entry.path)
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "pipe or device"
-    return Found(entry.path, kind, (status.st_dev, status.st_ino))
+    return FileEntry(entry.path, kind, (status.st_dev, status.st_ino))
 
 
 def _identities_above(folder: str | Path) -> set[Identity]:
-    """A folder and those that it lies in, by its name and where links put it."""
+    """The identities of a folder and its parents, with and without links resolved."""
     names = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
     statuses = [os.stat(path) for path in {parent for name in names for parent in (name, *name.parents)}]
     return {(status.st_dev, status.st_ino) for status in statuses}
@@ -179,6 +178,6 @@ def _is_same_file(one: str, other: str) -> bool:
 
 
 def first(names: Sequence[str], number: int | None = None) -> str:
-    """The first of some names, and how many more there are; `number` is that of all, where `names` are the first."""
-    more = (len(names) if number is None else number) - NAMED
-    return f"{', '.join(names[:NAMED])}{f' and {more:,} more' if more > 0 else ''}"
+    """The first names, and how many more there are of `number`, by default all of `names`."""
+    more = (len(names) if number is None else number) - MAX_NAMES
+    return f"{', '.join(names[:MAX_NAMES])}{f' and {more:,} more' if more > 0 else ''}"

@@ -1,4 +1,4 @@
-"""Image files read by loader processes: what a worker is told, what it does, and what it gives back."""
+"""Loading image files in DataLoader workers: samples and seeds go in, batches of bytes come out."""
 
 from __future__ import annotations
 
@@ -18,80 +18,80 @@ from torch.utils.data import DataLoader, Dataset
 from runner.data.dataset import DataFault
 from runner.data.loader_faults import LOOK_EVERY_SECONDS, in_shared_memory
 
-Sample = tuple[Any, ...]  # what `load` takes; the first entry is the path by which an unreadable sample is named
+Sample = tuple[Any, ...]  # the input of `load`; its first entry is a path, for messages
 Load = Callable[[Sample], tuple[Tensor, int | Tensor]]
-Entry = tuple[Sample, int]  # a sample and the seed under which it is loaded
+SeededSample = tuple[Sample, int]  # a sample and the seed under which it is loaded
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL's; SyntaxError is a broken PNG
-MOST_WORKERS = 8  # where the number is left to the machine
+READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL's; SyntaxError is a broken PNG
+MAX_WORKERS = 8  # by default
 
 
 def make_loader(
     load: Load,
-    plan: Iterable[list[Entry]],
+    batches: Iterable[list[SeededSample]],
     *,
     fill: Sequence[int],
     num_workers: int,
     persistent: bool,
     pin_memory: bool,
 ) -> DataLoader:
-    """A loader that gives a `LoadedBatch` for each list of entries in `plan`.
+    """A DataLoader that returns a `LoadedBatch` for each of `batches`.
 
-    The samples travel to the workers with the plan, so that none of them holds the list of all; what they take and
-    give can be pickled, so that any way of starting processes will do.
+    Workers get the samples themselves in place of indices, so none of them holds the whole list. All that is passed
+    can be pickled, for any start method.
     """
     return DataLoader(
         Reader(load),
-        batch_sampler=plan,
+        batch_sampler=batches,
         collate_fn=Collate(tuple(fill)),
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_main,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
         timeout=LOOK_EVERY_SECONDS if num_workers > 0 else 0,
-        generator=torch.Generator(),  # else each epoch would draw from the generator that dropout uses
+        generator=torch.Generator(),  # else an epoch would draw from the global generator, which dropout uses
     )
 
 
-class Plan:
-    """The batches that a loader is to read; set anew for each epoch, since its workers stay."""
+class EpochSampler:
+    """A batch sampler whose `batches` are set for each epoch, for persistent workers."""
 
-    batches: Iterable[list[Entry]] = ()
+    batches: Iterable[list[SeededSample]] = ()
 
-    def __iter__(self) -> Iterator[list[Entry]]:
+    def __iter__(self) -> Iterator[list[SeededSample]]:
         return iter(self.batches)
 
 
 @dataclass(frozen=True)
 class Reader(Dataset):
-    """What the workers do: load a sample under its seed, or say why it cannot be read."""
+    """Loads a sample under its seed, or returns why it cannot be read."""
 
     load: Load
 
-    def __getitem__(self, entry: Entry) -> tuple[Tensor, int | Tensor] | str | DataFault:
-        sample, seed = entry
+    def __getitem__(self, seeded_sample: SeededSample) -> tuple[Tensor, int | Tensor] | str | DataFault:
+        sample, seed = seeded_sample
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, without a way back
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             try:
                 return self.load(sample)
-            except UNREADABLE as error:
+            except READ_ERRORS as error:
                 return str(error) or type(error).__name__
-            except DataFault as error:  # raised in the main process, where its message is shown as it is
+            except DataFault as error:  # to be raised in the main process
                 return error
 
 
 class LoadedBatch(NamedTuple):
-    """The readable samples of a batch: few tensors, since each of them takes a file handle on its way from a worker."""
+    """The readable samples of a batch. Few tensors: each takes a file descriptor on its way from a worker."""
 
     images: Tensor | None  # (B, 3, H, W) uint8
-    targets: Tensor | None  # (B,) int64, or all masks flat, one behind the other, uint8
+    targets: Tensor | None  # (B,) int64, or all masks, flattened and concatenated, uint8
     sizes: list[tuple[int, int]]  # of the images without their padding
     mask_shapes: list[tuple[int, int]]  # empty for classification
     failures: list[tuple[int, str]]  # (place in the batch, reason)
     fault: DataFault | None = None
 
     def pin_memory(self) -> LoadedBatch:
-        """The batch in page-locked memory; the loader calls this where it is asked for such."""
+        """Called by the DataLoader."""
         return self._replace(images=_pinned(self.images), targets=_pinned(self.targets))
 
     def unpacked(self) -> list[tuple[Tensor, int | Tensor]]:
@@ -105,7 +105,7 @@ class LoadedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a batch of what was loaded, in a worker; `fill` is the colour of the padding."""
+    """Collates the results of `Reader`; pads images with the colour `fill`."""
 
     fill: tuple[int, ...]
 
@@ -131,13 +131,13 @@ class Collate:
 
 
 def available_workers() -> int:
-    """One for each CPU core that the process may use, 8 at most."""
+    """The number of CPU cores available to this process, at most `MAX_WORKERS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
+    return min(cores, MAX_WORKERS)
 
 
 def masks_of(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The masks of a `LoadedBatch`, as views of its flat `targets`."""
+    """Views of the masks in the flat `targets` of a `LoadedBatch`."""
     parts = flat.split([height * width for height, width in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -147,18 +147,18 @@ def _pinned(tensor: Tensor | None) -> Tensor | None:
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group, and are the main process's to answer.
+    """Ignore SIGINT in a worker, and SIGTERM unless the main process sent it, where the platform tells.
 
-    A worker that they ended would end the run with an error, before its checkpoint is written. The main process ends
-    a worker by a SIGTERM too, so that it cannot be ignored altogether: who sent it is looked at, where that can be.
+    Signals to the process group are the main process's to handle: a worker that died of one would end the run with an
+    error, before its checkpoint is written.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_main_says_so, daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of_main, daemon=True).start()
 
 
-def _end_when_main_says_so() -> None:
+def _exit_on_sigterm_of_main() -> None:
     main = multiprocessing.parent_process().pid
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
         pass

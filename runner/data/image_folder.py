@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from runner.data.class_folders import TEST, TRAIN, ClassFolders
-from runner.data.duplicates import duplicate_files
-from runner.data.file_batches import TIMEOUT_SECONDS, FileData
-from runner.data.file_finder import first
-from runner.data.file_loader import Sample
-from runner.data.first_look import look_at_images
-from runner.data.image_file import read_rgb
-from runner.data.splits import apart
+from runner.data.file_data import FileData, make_file_data
+from runner.data.file_finder import FileFinder, Identity, check_disjoint, first
+from runner.data.image_transforms import LoadImage, evaluation_transform, train_transform
 
+TRAIN, TEST = "train", "val"  # the folders
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 LAYOUT = (
@@ -34,10 +28,9 @@ GET_IMAGENET = (
 
 
 def image_folder(*, root: str = "data/images", **settings) -> FileData:
-    """The images in `root`/train/<class> and `root`/val/<class>.
+    """The images in `root`/train/<class> and `root`/val/<class>, with the settings of `image_data`.
 
-    `settings` are those of `image_data`. Raises FileNotFoundError where a folder, a class or the images of one are
-    missing, and what `image_data` raises.
+    Raises FileNotFoundError if a folder, a class or its images are missing, and what `image_data` raises.
     """
     return image_data("image_folder", ClassFolders(root, LAYOUT), **settings)
 
@@ -51,9 +44,9 @@ def imagenet(*, root: str = "data/imagenet", validation: float | str = 0.02, **s
     others = [name for name in folders.classes if not re.fullmatch(r"n\d{8}", name)]
     if len(folders.classes) != IMAGENET_CLASSES or others:
         number = f"{len(folders.classes)} of 1,000 synsets in {TRAIN}"
-        found = f"{first(others)} in {TRAIN}: no synset" if others else number
+        fault = f"{first(others)} in {TRAIN}: no synset" if others else number
         raise FileNotFoundError(
-            f"{folders.place}: {found}. {GET_IMAGENET} Other sets of images can be read with dataset=image_folder."
+            f"{folders.place}: {fault}. {GET_IMAGENET} Other sets of images can be read with dataset=image_folder."
         )
     return image_data("imagenet", folders, validation=validation, **settings)
 
@@ -73,18 +66,11 @@ def image_data(
     interpolation: str = "bilinear",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    validation: float | str = 0.1,
-    num_workers: int | None = None,
-    max_unreadable: int = 10,
-    check_duplicates: bool | None = None,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    **reading: Any,
 ) -> FileData:
-    """The images of `folders`, augmented as `train_transform` says, tested as `evaluation_transform` says.
+    """The images of `folders`, transformed by `train_transform` and `evaluation_transform`.
 
-    A share `validation` of the training images is set apart, stratified by class, always the same one; or "test":
-    all are trained on and the test split stands in for the validation split. `FileData` explains the number of
-    workers and of files that cannot be read, `duplicate_files` the last one.
-
+    `reading`: validation, num_workers, max_unreadable, check_duplicates and timeout_seconds, see `make_file_data`.
     Raises what `ClassFolders.samples` does, and ValueError for settings that do not fit.
     """
     for key, values in (("mean", mean), ("std", std)):
@@ -100,95 +86,89 @@ def image_data(
         )
     if scale_min > 1:
         raise ValueError(f"dataset.scale_min={scale_min}: it is a share of the image's area, at most 1. Lower it.")
-    train, test = folders.samples()
-    classes_of = torch.tensor([target for _, target in train])
-    train, held_out, source = apart(train, classes_of, test, validation)
-    splits = {"train": train, "validation": held_out, "test": test}
-    if source == "test":
-        del splits["validation"]
-    unreadable = dict(folders.finder.unreadable)
-    findings = folders.finder.findings()
-    looking = {"root": str(folders.root), "max_unreadable": max_unreadable, "unreadable": unreadable}
-    findings.add(look_at_images(splits, folders.classes, **looking))
-    paths = {name: [path for path, _ in samples if path not in unreadable] for name, samples in splits.items()}
-    findings.add(duplicate_files(paths, check_duplicates, root=str(folders.root)))
-    load_train = LoadImage(
-        train_transform(
-            image_size=image_size,
-            scale_min=scale_min,
-            flip=flip,
-            rand_augment_layers=rand_augment_layers,
-            rand_augment_magnitude=rand_augment_magnitude,
-            random_erasing=random_erasing,
-            interpolation=interpolation,
-            fill=tuple(round(255 * value) for value in mean),
-        )
-    )
-    load_test = LoadImage(evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation))
-    return FileData(
+    return make_file_data(
+        *folders.samples(),
+        folders.finder,
         name=name,
         num_classes=len(folders.classes),
-        image_size=image_size,
-        train=train,
-        validation=held_out,
-        test=test,
-        mean=torch.tensor(mean),
-        std=torch.tensor(std),
-        validation_source=source,
         class_names=tuple(folders.classes),
-        load_train=load_train,
-        load_evaluation=load_test,
-        num_workers=num_workers,
-        max_unreadable=max_unreadable,
-        unreadable=unreadable,
-        findings=findings,
-        timeout_seconds=timeout_seconds,
+        root=str(folders.root),
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        load_train=LoadImage(
+            train_transform(
+                image_size=image_size,
+                scale_min=scale_min,
+                flip=flip,
+                rand_augment_layers=rand_augment_layers,
+                rand_augment_magnitude=rand_augment_magnitude,
+                random_erasing=random_erasing,
+                interpolation=interpolation,
+                fill=tuple(round(255 * value) for value in mean),
+            )
+        ),
+        load_evaluation=LoadImage(
+            evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation)
+        ),
+        **reading,
     )
 
 
-@dataclass(frozen=True)
-class LoadImage:
-    """`load` of runner.data.file_batches for samples (path, class)."""
+class ClassFolders:
+    """The folders `root`/train and `root`/val, which have one folder per class, the same classes in both.
 
-    transform: Callable[[Image.Image], Tensor]
-
-    def __call__(self, sample: Sample) -> tuple[Tensor, int]:
-        path, target = sample
-        return self.transform(read_rgb(path)), target
-
-
-def train_transform(
-    *,
-    image_size: int,
-    scale_min: float,
-    flip: bool,
-    rand_augment_layers: int,
-    rand_augment_magnitude: int,
-    random_erasing: float,
-    interpolation: str,
-    fill: tuple[int, int, int],
-) -> nn.Module:
-    """From a PIL image to a uint8 tensor (3, `image_size`, `image_size`).
-
-    A crop of a share in [`scale_min`, 1] of the area and of an aspect ratio in [3/4, 4/3], resized (Inception's, arXiv
-    1409.4842); mirrored with probability 1/2; RandAugment (arXiv 1909.13719) of so many layers, at a magnitude of 0 to
-    30 on torchvision's scale; with probability `random_erasing` a rectangle erased (arXiv 1708.04896). What is erased
-    or comes in from outside of the image is `fill`, the mean colour: zero once it is normalized.
+    Raises FileNotFoundError, with `remedy`, if a folder is missing or a class is in only one of the two; ValueError if
+    there is only one class.
     """
-    mode = InterpolationMode(interpolation)
-    steps: list[nn.Module] = [v2.RandomResizedCrop(image_size, scale=(scale_min, 1.0), interpolation=mode)]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if rand_augment_layers:
-        strength = {"num_ops": rand_augment_layers, "magnitude": rand_augment_magnitude}
-        steps.append(v2.RandAugment(**strength, interpolation=mode, fill=list(fill)))
-    steps.append(v2.PILToTensor())
-    if random_erasing:
-        steps.append(v2.RandomErasing(random_erasing, value=list(fill)))
-    return v2.Compose(steps)
 
+    def __init__(self, root: str, remedy: str) -> None:
+        self.root, self.remedy = Path(root), remedy
+        self.place = f"dataset.root={root}: in {self.root.resolve()}"
+        self.finder = FileFinder()
+        self.classes = self._classes()
 
-def evaluation_transform(*, size: int, resize: int, interpolation: str) -> nn.Module:
-    """From a PIL image to a uint8 tensor (3, `size`, `size`): the shorter side to `resize`, then the centre."""
-    resized = v2.Resize(resize, interpolation=InterpolationMode(interpolation))
-    return v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
+    def samples(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """The (path, class) of the images in train and in val, sorted by class, folder and name.
+
+        Raises FileNotFoundError if a class has no images, ValueError if a file has two classes or is in both splits.
+        """
+        train, test = (self._files(folder) for folder in (TRAIN, TEST))
+        paths = ({identity: path for identity, (path, _) in files.items()} for files in (train, test))
+        check_disjoint(*paths, place=self.place, what=f"{TRAIN} and {TEST} must have no image in common")
+        return list(train.values()), list(test.values())
+
+    def _classes(self) -> list[str]:
+        classes = {}
+        for folder in (TRAIN, TEST):
+            is_folder = (self.root / folder).is_dir()
+            classes[folder] = self.finder.folders(self.root / folder, IMG_EXTENSIONS) if is_folder else []
+            if not classes[folder]:
+                what = "no folder of a class is in" if is_folder else "there is no folder"
+                raise FileNotFoundError(f"{self.place}: {what} {folder}. {self.remedy}")
+        for here, there in ((TRAIN, TEST), (TEST, TRAIN)):
+            if missing := sorted(set(classes[there]) - set(classes[here])):
+                what = f"{first(missing)} of {there} is missing in {here}"
+                raise FileNotFoundError(f"{self.place}: {what}. {self.remedy}")
+        if len(classes[TRAIN]) == 1:
+            raise ValueError(
+                f"{self.place}: there is one class, {classes[TRAIN][0]}, and nothing to tell it from. {self.remedy}"
+            )
+        return classes[TRAIN]
+
+    def _files(self, folder: str) -> dict[Identity, tuple[str, int]]:
+        """The (path, class) of each image in a folder."""
+        files: dict[Identity, tuple[str, int]] = {}
+        empty = []
+        for number, name in enumerate(self.classes):
+            images = self.finder.below(self.root / folder / name, IMG_EXTENSIONS)
+            if not images:
+                empty.append(f"{folder}/{name}")
+            of_others = {identity: files[identity][0] for identity in images if identity in files}
+            check_disjoint(of_others, images, place=self.place, what="an image has one class")
+            files |= {identity: (path, number) for identity, path in images.items()}
+        if empty:
+            raise FileNotFoundError(
+                f"{self.place}: no image is in {first(empty)}; looked for {', '.join(IMG_EXTENSIONS)}. {self.remedy}"
+            )
+        return files

@@ -1,4 +1,4 @@
-"""Which classes the masks of a data set have pixels of, counted before a run."""
+"""The check before a run that masks have pixels of each class."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runner.data.dataset import IGNORE_INDEX, Findings
-from runner.data.file_facts import FileFacts
+from runner.data.file_cache import FileCache
 from runner.data.file_finder import first
-from runner.data.first_look import SPLIT_WORDS, evenly_spaced
+from runner.data.image_check import SPLIT_WORDS, evenly_spaced
 from runner.data.mask_labels import MaskLabels, count_values, listed
 from runner.data.scene_files import Scene
 
-MOST_COUNTED = 500  # masks of a split: some seconds where there are as many, once, since the counts are kept
+MAX_MASKS = 500  # per split, which takes some seconds once; the counts are cached
 
 
 @dataclass
 class LabelCounts:
-    """The number of pixels by value in the masks of a split, or in some of them."""
+    """Pixels by value in the masks of a split, or in a sample of them."""
 
     split: str
     number: int  # of all masks
@@ -27,11 +27,11 @@ class LabelCounts:
 
     @property
     def is_sample(self) -> bool:
-        return self.number > MOST_COUNTED
+        return self.number > MAX_MASKS
 
     @property
     def masks(self) -> str:
-        """The masks that were counted, in words."""
+        """The counted masks, in words."""
         return f"{f'{self.read:,} of ' * self.is_sample}the {self.number:,} {self.split} masks"
 
     def present(self, labels: MaskLabels) -> set[int]:
@@ -47,13 +47,13 @@ def check_labels(
     class_names: Sequence[str],
     unreadable: dict[str, str],
 ) -> Findings:
-    """Say which classes have no pixel in a split; raise a ValueError where `labels` cannot be what the masks mean.
+    """Report classes without pixels in a split; raise a ValueError if `labels` cannot be what the masks mean.
 
-    Up to `MOST_COUNTED` masks of each split are read, evenly spaced. `unreadable` (image -> reason) takes those that
-    cannot be.
+    Reads up to `MAX_MASKS` masks of each split, evenly spaced, and adds those that it cannot read to `unreadable`
+    (image -> reason).
     """
-    facts = FileFacts("masks", root)
-    counts = {name: _count(SPLIT_WORDS[name], scenes, labels, facts, unreadable) for name, scenes in splits.items()}
+    cache = FileCache("masks", root)
+    counts = {name: _count(SPLIT_WORDS[name], scenes, labels, cache, unreadable) for name, scenes in splits.items()}
     _check_present(list(counts.values()), labels, root)
     names = class_names or [str(number) for number in range(labels.num_classes)]
     absent = {
@@ -70,11 +70,10 @@ def check_labels(
 
 
 def _check_present(counts: Sequence[LabelCounts], labels: MaskLabels, root: str) -> None:
-    """Raise a ValueError if a split has no labelled pixel, the training split pixels of one class alone, or if the
-    value that is ignored by default may be that of a class without pixels.
+    """Raise a ValueError for a split without a labelled pixel, for a training split with pixels of one class only, and
+    if the value ignored by default may be that of a class without pixels.
 
-    The last two are not said of a sample of the masks, since other classes may be in the rest, but for the last where
-    one class alone has pixels.
+    The second does not apply to a sample of the masks, and the third only if all its pixels are of one class.
     """
     for split in counts:
         if split.read and not split.present(labels):
@@ -104,7 +103,7 @@ def _check_present(counts: Sequence[LabelCounts], labels: MaskLabels, root: str)
 
 
 def _remedy(counts: Sequence[LabelCounts], labels: MaskLabels, otherwise: str) -> str:
-    """What to set where the ignored value is a class, and what to do where it is none."""
+    """What to set if the ignored value is a class, and what to do if it is not."""
     if not any(split.pixels[labels.ignored] for split in counts):
         return f"Set dataset.mask_values to the values of the classes, or {otherwise}."
     values = list(labels.values)
@@ -120,16 +119,17 @@ def _remedy(counts: Sequence[LabelCounts], labels: MaskLabels, otherwise: str) -
 
 
 def _count(
-    split: str, scenes: Sequence[Scene], labels: MaskLabels, facts: FileFacts, unreadable: dict[str, str]
+    split: str, scenes: Sequence[Scene], labels: MaskLabels, cache: FileCache, unreadable: dict[str, str]
 ) -> LabelCounts:
     counts = LabelCounts(split, len(scenes))
-    chosen = evenly_spaced(scenes, MOST_COUNTED)
+    chosen = evenly_spaced(scenes, MAX_MASKS)
     odd = []
-    for scene, found in zip(chosen, facts.of([scene.mask for scene in chosen], count_values), strict=True):
-        if isinstance(found, Exception):
-            unreadable[scene.image] = str(found)
+    results = cache.get([scene.mask for scene in chosen], count_values)
+    for scene, result in zip(chosen, results, strict=True):
+        if isinstance(result, Exception):
+            unreadable[scene.image] = str(result)
             continue
-        values = {int(value): number for value, number in found.items()}
+        values = {int(value): number for value, number in result.items()}
         odd += [(scene.mask, value) for value in values if labels.class_of(value) is None]
         counts.pixels.update(values)
         counts.read += 1

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from runner.data.dataset import SEGMENTATION
-from runner.data.duplicates import duplicate_files
-from runner.data.file_batches import TIMEOUT_SECONDS, FileData
+from runner.data.file_data import FileData, make_file_data
 from runner.data.file_finder import FileFinder
-from runner.data.first_look import look_at_images
 from runner.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
 from runner.data.label_check import check_labels
 from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LAYOUT, SPLIT_FOLDERS, LoadScene, Scene, scene_splits
 from runner.data.scene_transforms import EvaluationTransform, TrainTransform
-from runner.data.splits import apart
 
 ADE20K_FOLDER, ADE20K_CLASSES, ADE20K_SIZES = "ADEChallengeData2016", 150, (20_210, 2_000)
 
@@ -25,9 +21,8 @@ ADE20K_FOLDER, ADE20K_CLASSES, ADE20K_SIZES = "ADEChallengeData2016", 150, (20_2
 def mask_folder(*, root: str = "data/scenes", **settings) -> FileData:
     """The images in `root`/images/training and validation, or train and val, with masks of the same names.
 
-    The masks are PNG files in the same folders of `root`/annotations, with a class index for each pixel. `settings`
-    are those of `scene_data`. Raises FileNotFoundError where files are missing, ValueError where the first masks do
-    not fit the settings.
+    Masks are PNG files of class indices in the same folders of `root`/annotations; `settings` are those of
+    `scene_data`. Raises FileNotFoundError if files are missing, ValueError if masks do not fit the settings.
     """
     finder = FileFinder()
     train, test = scene_splits(Path(root), finder=finder, place=f"dataset.root={root}", remedy=LAYOUT)
@@ -37,8 +32,8 @@ def mask_folder(*, root: str = "data/scenes", **settings) -> FileData:
 def ade20k(*, root: str = "data", **settings) -> FileData:
     """ADE20K's scene parsing release (Zhou et al. 2017): 20,210 training and 2,000 validation images, 150 classes.
 
-    Label 0 of its masks is no class, label c is class c - 1. `root` is the folder ADEChallengeData2016 or the one
-    that holds it; `settings` are the other ones of `scene_data`. Raises FileNotFoundError where files are missing.
+    Label 0 of a mask is no class, label c is class c - 1. `root` is the folder ADEChallengeData2016 or its parent;
+    `settings` are further ones of `scene_data`. Raises FileNotFoundError if files are missing.
     """
     folder = Path(root)
     if (folder / ADE20K_FOLDER).is_dir():
@@ -88,20 +83,13 @@ def scene_data(
     max_class_share: float = 0.75,
     flip: bool = True,
     photometric: bool = True,
-    validation: float | str = 0.1,
-    num_workers: int | None = None,
-    max_unreadable: int = 10,
-    check_duplicates: bool | None = None,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    **reading: Any,
 ) -> FileData:
-    """A data set of the published training and test scenes.
+    """A data set of the published training and test scenes, normalized with ImageNet's mean and standard deviation.
 
-    A share `validation` of the training scenes is set apart, always the same one; or "test": all are trained on and
-    the test split stands in for the validation split. `MaskLabels` says what the values of a mask mean,
-    `scene_transforms` what becomes of a scene, `FileData` and `duplicate_files` what the last settings are. Images are
-    normalized with ImageNet's mean and standard deviation.
-
-    Raises ValueError where settings do not fit each other, and what `check_labels` and `look_at_images` do.
+    See `MaskLabels` for the values of a mask, and `scene_transforms` for the augmentation. `reading`: validation,
+    num_workers, max_unreadable, check_duplicates and timeout_seconds, see `make_file_data`. Raises ValueError if
+    settings do not fit each other, and what `check_labels` and `check_images` do.
     """
     if scale_min > scale_max:
         raise ValueError(f"dataset.scale_min={scale_min}: larger than dataset.scale_max={scale_max}. Lower it.")
@@ -125,37 +113,23 @@ def scene_data(
             f"dataset.root: objectInfo150.txt names {len(class_names)} classes, not {num_classes}. Put the release's "
             "own file there."
         )
-    train, held_out, source = apart(train, torch.zeros(len(train), dtype=torch.int64), test, validation)
-    splits = {"train": train, "validation": held_out, "test": test}
-    if source == "test":
-        del splits["validation"]
-    unreadable = dict(finder.unreadable)
-    findings = finder.findings()
-    checking = {"root": root, "unreadable": unreadable}
-    findings.add(check_labels(splits, labels, class_names=class_names, **checking))
-    images = {name: [(scene.image, 0) for scene in scenes] for name, scenes in splits.items()}
-    findings.add(look_at_images(images, ("all",), max_unreadable=max_unreadable, **checking))
-    paths = {name: [path for path, _ in samples if path not in unreadable] for name, samples in images.items()}
-    findings.add(duplicate_files(paths, check_duplicates, root=root))
-    return FileData(
+    checking = {"root": root, "class_names": class_names}
+    return make_file_data(
+        train,
+        test,
+        finder,
         name=name,
         num_classes=num_classes,
-        image_size=image_size,
-        train=train,
-        validation=held_out,
-        test=test,
-        mean=torch.tensor(IMAGENET_MEAN),
-        std=torch.tensor(IMAGENET_STD),
-        validation_source=source,
-        task=SEGMENTATION,
         class_names=class_names,
+        root=root,
+        task=SEGMENTATION,
+        image_size=image_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        check_masks=lambda splits, unreadable: check_labels(splits, labels, unreadable=unreadable, **checking),
         load_train=LoadScene(transform=augmented, labels=labels),
         load_evaluation=LoadScene(transform=EvaluationTransform(test_size=test_size), labels=labels),
-        num_workers=num_workers,
-        max_unreadable=max_unreadable,
-        unreadable=unreadable,
-        findings=findings,
-        timeout_seconds=timeout_seconds,
+        **reading,
     )
 
 

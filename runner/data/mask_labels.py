@@ -1,4 +1,4 @@
-"""The values of a mask's pixels, and the classes that they stand for."""
+"""The values of mask pixels, and their classes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from PIL import Image
 from torch import Tensor
 
 from runner.data.dataset import IGNORE_INDEX, DataFault
-from runner.data.image_file import upright
+from runner.data.image_transforms import upright
 
 MASK_MODES = ("1", "L", "P", "I;16", "I")  # Pillow's: 1 and 8 bits of grey, a palette, 16 bits of grey in two ways
 NUM_VALUES = 2**16
-NO_CLASS = -1  # of a value that stands for nothing
-LONGEST_LIST = 24  # values that a message suggests
+UNKNOWN = -1  # the class of a value that has none
+MAX_SUGGESTED_VALUES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskLabels:
-    """Which values stand for which class.
+    """The mapping from mask values to classes.
 
-    `mask_values` are those of the classes, in order; by default they are 0, 1, 2, ..., or, with `reduce_zero_label`,
-    1, 2, 3, ..., where 0 is no class. `ignore_label` is a further value for no class, unless it is one of
-    `mask_values`; "auto" is 255. Raises ValueError where these do not fit each other.
+    `mask_values` lists the value of each class: by default 0, 1, 2, ..., or with `reduce_zero_label` 1, 2, 3, ..., and
+    0 is ignored. `ignore_label` is ignored too, unless it is in `mask_values`; "auto" is 255. Raises ValueError if
+    these do not fit each other.
     """
 
     num_classes: int
@@ -41,14 +41,14 @@ class MaskLabels:
             )
         if self.mask_values is None:
             return
-        told = f"dataset.mask_values={list(self.mask_values)}"
+        key = f"dataset.mask_values={list(self.mask_values)}"
         if self.reduce_zero_label:
-            raise ValueError(f"{told}: they say all; set dataset.reduce_zero_label=false.")
+            raise ValueError(f"{key}: they say all; set dataset.reduce_zero_label=false.")
         if any(not 0 <= value < NUM_VALUES for value in self.mask_values):
-            raise ValueError(f"{told}: the values of a mask's pixels lie in [0, {NUM_VALUES - 1}].")
+            raise ValueError(f"{key}: the values of a mask's pixels lie in [0, {NUM_VALUES - 1}].")
         if len(set(self.mask_values)) != self.num_classes or len(self.mask_values) != self.num_classes:
             raise ValueError(
-                f"{told}: it must name {self.num_classes} different values, as dataset.num_classes={self.num_classes}."
+                f"{key}: it must name {self.num_classes} different values, as dataset.num_classes={self.num_classes}."
             )
 
     @property
@@ -59,24 +59,24 @@ class MaskLabels:
 
     @property
     def ignored(self) -> int | None:
-        """The value that `ignore_label` names."""
+        """The value of `ignore_label`."""
         label = IGNORE_INDEX if self.ignore_label == "auto" else self.ignore_label
         return None if self.mask_values and label in self.mask_values else label
 
     def class_of(self, value: int) -> int | None:
-        """The class of a value, `IGNORE_INDEX` for no class; None where it stands for nothing."""
-        found = int(_table(self)[value])
-        return None if found == NO_CLASS else found
+        """The class of a value; `IGNORE_INDEX` if it is ignored, None if it is unknown."""
+        index = int(_table(self)[value])
+        return None if index == UNKNOWN else index
 
     def classes_of(self, values: Tensor, path: str) -> Tensor:
-        """The class index of each pixel, uint8, `IGNORE_INDEX` for no class. Raises DataFault for a value of none."""
+        """The class of each pixel, uint8; `IGNORE_INDEX` if it is ignored. Raises DataFault for an unknown value."""
         classes = _table(self)[values]
-        if (classes == NO_CLASS).any():
-            raise self.fault(path, values[classes == NO_CLASS].max().item(), values.unique().tolist())
+        if (classes == UNKNOWN).any():
+            raise self.fault(path, values[classes == UNKNOWN].max().item(), values.unique().tolist())
         return classes.to(torch.uint8)
 
     def fault(self, path: str, value: int, known: Iterable[int]) -> DataFault:
-        """That the mask at `path` has a value that stands for nothing; `known` are values of masks."""
+        """The error for an unknown value of the mask at `path`; `known` are values of masks."""
         values = self.values
         names = f"dataset.mask_values={list(values)}" if self.mask_values else f"{values[0]}..{values[-1]}"
         suggested = listed(sorted(set(known))) if len(set(known)) == self.num_classes else "[VALUE,VALUE,...]"
@@ -88,13 +88,13 @@ class MaskLabels:
 
 
 def read_values(path: str) -> Tensor:
-    """The values (H, W) int32 of a mask's file, upright as its EXIF orientation says.
+    """Read a mask's values, (H, W) int32, turned upright by its EXIF orientation.
 
-    Raises OSError if it cannot be read, ValueError if it holds no values of classes.
+    Raises OSError if it cannot be read, ValueError if it is not an image of indices.
     """
     try:
         with Image.open(path) as file:
-            # grey of 2 or 4 bits is spread over 0..255 as it is read; only the tile tells
+            # reading scales grey of 2 or 4 bits to 0..255; only the tile has the bits
             mode = file.tile[0].args if file.mode == "L" else file.mode
             file.load()
             values = torch.from_numpy(np.array(upright(file, file)).astype(np.int32))
@@ -109,22 +109,22 @@ def read_values(path: str) -> Tensor:
 
 
 def count_values(path: str) -> dict[str, int]:
-    """The number of pixels of each value in a mask's file, as JSON takes it. Raises what `read_values` does."""
+    """The pixels of each value in a mask's file, as JSON. Raises what `read_values` does."""
     counts = np.bincount(read_values(path).numpy().ravel())
     return {str(value): int(counts[value]) for value in counts.nonzero()[0]}
 
 
 def listed(values: Iterable[int]) -> str:
-    """A list as the command line takes it, with dots for the end of a long one."""
+    """A list for the command line; dots stand for the end of a long one."""
     values = list(values)
-    shown = [str(value) for value in values[:LONGEST_LIST]]
-    return f"[{','.join([*shown, '...'] if len(values) > LONGEST_LIST else shown)}]"
+    shown = [str(value) for value in values[:MAX_SUGGESTED_VALUES]]
+    return f"[{','.join([*shown, '...'] if len(values) > MAX_SUGGESTED_VALUES else shown)}]"
 
 
 @lru_cache(maxsize=8)
 def _table(labels: MaskLabels) -> Tensor:
     """The class of each value, (65536,) int16."""
-    table = torch.full((NUM_VALUES,), NO_CLASS, dtype=torch.int16)
+    table = torch.full((NUM_VALUES,), UNKNOWN, dtype=torch.int16)
     table[list(labels.values)] = torch.arange(labels.num_classes, dtype=torch.int16)
     if labels.ignored is not None:
         table[labels.ignored] = IGNORE_INDEX

@@ -1,4 +1,4 @@
-"""Images and their index masks as files: which belong together, and how they are read."""
+"""Images and their index masks as files: pairing and reading."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from runner.data.file_finder import FileFinder, Found, Identity, check_apart
-from runner.data.image_file import read_rgb
+from runner.data.file_finder import FileEntry, FileFinder, Identity, check_disjoint
+from runner.data.image_transforms import read_rgb
 from runner.data.mask_labels import MaskLabels, read_values
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -33,8 +33,8 @@ class Scene(NamedTuple):
 class LoadScene:
     """Reads a scene and transforms it: uint8 image (3, H, W) and uint8 mask (H, W) of class indices.
 
-    Raises OSError or SyntaxError where a file cannot be read, ValueError where image and mask do not fit each other,
-    DataFault where a mask does not fit `labels`.
+    Raises OSError or SyntaxError if a file cannot be read, ValueError if the sizes of image and mask differ, DataFault
+    if a mask does not fit `labels`.
     """
 
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -52,24 +52,23 @@ class LoadScene:
 
 
 def scene_splits(root: Path, *, finder: FileFinder, place: str, remedy: str) -> tuple[list[Scene], list[Scene]]:
-    """The scenes to train on and those to test on, each sorted by name, below the folders `SPLIT_FOLDERS`.
+    """The scenes for training and for the test, from the folders `SPLIT_FOLDERS`, each sorted by name.
 
-    Raises FileNotFoundError, which begins with `place` and ends with `remedy`, where a folder is missing, or an image
-    without its mask, or a mask without its image; ValueError where it is not clear which files belong together, and
-    where both have an image in common.
+    Raises FileNotFoundError, which begins with `place` and ends with `remedy`, if a folder, an image or a mask is
+    missing; ValueError if it is not clear which files belong together, and if the splits share an image.
     """
     training, validation = (_scenes(root, names, finder, place, remedy) for names in SPLIT_FOLDERS)
     paths = ({identity: scene.image for identity, scene in scenes.items()} for scenes in (training, validation))
-    check_apart(*paths, place=place, what="training and validation must have no image in common")
+    check_disjoint(*paths, place=place, what="training and validation must have no image in common")
     return list(training.values()), list(validation.values())
 
 
 def _scenes(root: Path, names: Sequence[str], finder: FileFinder, place: str, remedy: str) -> dict[Identity, Scene]:
-    """The scenes by their image's identity; an image that links give several names, with one mask, counts once."""
+    """The scenes by their image's identity. An image with several names, through links, and one mask counts once."""
     folders = [_split_folder(root / kind, names, place, remedy) for kind in ("images", "annotations")]
     endings = (IMAGE_SUFFIXES, (".png",))
     images, masks = (_by_stem(finder.here(*each), finder, place) for each in zip(folders, endings, strict=True))
-    scenes: dict[Identity, tuple[Found, Found]] = {}
+    scenes: dict[Identity, tuple[FileEntry, FileEntry]] = {}
     for stem in sorted(images.keys() & masks.keys()):
         image, mask = images[stem], masks[stem]
         taken, its_mask = scenes.setdefault(image.identity, (image, mask))
@@ -80,7 +79,7 @@ def _scenes(root: Path, names: Sequence[str], finder: FileFinder, place: str, re
             )
         if taken is not image:
             finder.repeated.append(image.path)
-    known = {found.identity for scene in scenes.values() for found in scene}
+    known = {file.identity for scene in scenes.values() for file in scene}
     for files, others, what, folder in ((images, masks, "mask", folders[1]), (masks, images, "image", folders[0])):
         alone = sorted(stem for stem in files.keys() - others.keys() if files[stem].identity not in known)
         if alone:
@@ -103,9 +102,9 @@ def _split_folder(parent: Path, names: Sequence[str], place: str, remedy: str) -
     return there[0]
 
 
-def _by_stem(files: Iterable[Found], finder: FileFinder, place: str) -> dict[str, Found]:
-    """The files by their names without ending. Raises ValueError where two have the same."""
-    by_stem: dict[str, Found] = {}
+def _by_stem(files: Iterable[FileEntry], finder: FileFinder, place: str) -> dict[str, FileEntry]:
+    """The files by name without ending. Raises ValueError if two have the same."""
+    by_stem: dict[str, FileEntry] = {}
     for file in files:
         taken = by_stem.setdefault(Path(file.path).stem, file)
         if taken.identity != file.identity:

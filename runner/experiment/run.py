@@ -18,7 +18,7 @@ from runner.config.trust import resolved
 from runner.config.validation import METHOD_GROUPS
 from runner.data.dataset import DataFault
 from runner.data.loader_faults import loader_fault
-from runner.data.shards import Shard
+from runner.data.sampling import Shard
 from runner.distributed.collectives import (
     barrier,
     broadcast_object,

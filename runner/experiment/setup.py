@@ -6,8 +6,7 @@ import warnings
 
 import torch
 
-from runner.data.seeds import mixed_seed
-from runner.data.shards import Shard
+from runner.data.sampling import Shard, mixed_seed
 from runner.distributed.collectives import rank, world_size, wrap_ddp
 from runner.experiment import builders
 from runner.experiment.check import Checked

@@ -11,7 +11,7 @@ from runner.config.settings import Settings
 from runner.config.text import to_override
 from runner.config.validation import method_nodes
 from runner.data.dataset import Data
-from runner.data.first_look import unseen_text
+from runner.data.image_check import unseen_text
 from runner.methods.method import Method
 from runner.optim.optimizers import scaled_lr
 from runner.results.metrics import SCORES

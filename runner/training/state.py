@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.data.seeds import mixed_seed
+from runner.data.sampling import mixed_seed
 from runner.distributed.collectives import (
     all_gather_object,
     barrier,

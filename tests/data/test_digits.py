@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from runner.data.digits import digits
-from runner.data.splits import stratified_share
+from runner.data.sampling import stratified_share
 
 
 def test_every_image_lies_in_exactly_one_split():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.data import duplicates, file_facts
+from runner.data import duplicates, file_cache
 from runner.data.cifar import cifar
 from runner.data.duplicates import duplicate_files, duplicate_images
 from runner.data.image_folder import image_folder
@@ -79,7 +79,7 @@ def test_only_files_of_a_size_that_both_sides_have_are_read(root, monkeypatch):
     assert len(read) == 15 + 7
 
 
-@pytest.mark.parametrize(("limit", "text"), [("MOST_FILES", "among 24 files"), ("MOST_BYTES", "in 0.0 GiB of files")])
+@pytest.mark.parametrize(("limit", "text"), [("MAX_FILES", "among 24 files"), ("MAX_BYTES", "in 0.0 GiB of files")])
 def test_of_a_large_set_it_is_said_that_nothing_was_looked_for(root, monkeypatch, limit, text):
     monkeypatch.setattr(duplicates, limit, 20)
     findings = data_of(root).findings
@@ -92,7 +92,7 @@ def test_of_a_large_set_it_is_said_that_nothing_was_looked_for(root, monkeypatch
 
 
 def test_a_file_is_hashed_once(root, monkeypatch, cache_folder):
-    monkeypatch.setattr(file_facts, "WORTH_KEEPING", 10)
+    monkeypatch.setattr(file_cache, "MIN_NEW_RESULTS", 10)
     shutil.copy(root / "train" / "bee" / "1.bmp", root / "val" / "ant" / "copy.bmp")
     assert data_of(root).findings.entries["duplicates"]["test"] == 1
     assert [file.name.split("-")[0] for file in cache_folder.iterdir()] == ["digests"]

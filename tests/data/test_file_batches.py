@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from runner.data.dataset import SEGMENTATION
-from runner.data.file_batches import FileData
+from runner.data.file_data import FileData
 from runner.data.file_loader import available_workers
-from runner.data.seeds import mixed_seed
+from runner.data.sampling import mixed_seed
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.5, 0.25, 0.75]), torch.tensor([0.2, 0.3, 0.1])

@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from runner.data import file_finder
-from runner.data.class_folders import ClassFolders
 from runner.data.file_finder import FileFinder
+from runner.data.image_folder import ClassFolders
 from runner.data.scene_files import scene_splits
 
 CLASSES = ("ant", "bee")
@@ -266,8 +266,8 @@ def test_two_folders_of_one_split_are_refused(scenes):
 
 def test_a_file_system_without_inodes_loses_no_file(root, monkeypatch):
     """Some file systems give every file the same number."""
-    whole = file_finder._found
-    monkeypatch.setattr(file_finder, "_found", lambda entry, device: whole(entry, device)._replace(identity=(1, 1)))
+    whole = file_finder._entry
+    monkeypatch.setattr(file_finder, "_entry", lambda entry, device: whole(entry, device)._replace(identity=(1, 1)))
     assert listed(root)[1] == [TRAIN, VAL]
 
 

@@ -11,8 +11,8 @@ from torchvision.transforms import functional as reference
 from runner.config.limits import LIMITS
 from runner.config.text import SettingError
 from runner.data import image_folder as module
-from runner.data.image_file import read_rgb
 from runner.data.image_folder import image_folder, imagenet, train_transform
+from runner.data.image_transforms import read_rgb
 from runner.experiment.builders import build_data
 
 CPU = torch.device("cpu")

@@ -110,7 +110,7 @@ def test_values_of_no_class_come_with_what_to_set(write):
 
 
 def test_of_many_masks_a_sample_is_counted_and_said_to_be_one(write, monkeypatch):
-    monkeypatch.setattr(label_check, "MOST_COUNTED", 3)
+    monkeypatch.setattr(label_check, "MAX_MASKS", 3)
     data = data_of(write([[0, 1, 255]] * 8), num_classes=3)  # class 2 may be in the others: no refusal
     assert data.findings.entries["masks_counted"] == {"train": 3, "validation": 2, "test": 3}
     assert ("note", "no pixel of 3 of the 6 training masks is of class 2") in data.findings.notes

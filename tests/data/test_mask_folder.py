@@ -14,6 +14,7 @@ from runner.config.validation import CONF
 from runner.data import label_check
 from runner.data import mask_folder as module
 from runner.data.dataset import IGNORE_INDEX, SEGMENTATION
+from runner.data.file_data import FileData, make_file_data
 from runner.data.mask_folder import ade20k, mask_folder, scene_data
 from runner.experiment.builders import build_data
 
@@ -160,7 +161,7 @@ def test_a_value_beyond_the_classes_shows_before_the_training_or_when_it_is_read
     Image.new("L", (31, 23), 77).save(scenes / "annotations/validation/val_00000002.png")
     with pytest.raises(ValueError, match=r"val_00000002\.png has the value 77"):
         mask_folder(root=str(scenes), **SMALL)
-    monkeypatch.setattr(label_check, "MOST_COUNTED", 2)
+    monkeypatch.setattr(label_check, "MAX_MASKS", 2)
     with pytest.raises(RuntimeError, match=r"val_00000002\.png has the value 77"):
         evaluated(mask_folder(root=str(scenes), **SMALL))
 
@@ -242,6 +243,9 @@ def test_a_missing_data_set_says_what_to_put_where(composed, tmp_path, name):
 def test_the_settings_of_yaml_are_those_of_the_functions(name):
     settings = yaml.safe_load((CONF / "dataset" / f"{name}.yaml").read_text())
     parameters = inspect.signature(scene_data).parameters
+    reading = inspect.signature(make_file_data).parameters
+    read = {key: reading[key].default for key in ("validation", "max_unreadable", "check_duplicates")}
+    read |= {key: getattr(FileData, key) for key in ("num_workers", "timeout_seconds")}
     known = {key: p.default for key, p in parameters.items() if p.default is not p.empty and key != "class_names"}
     if name == "ade20k":
         known = {
@@ -250,7 +254,7 @@ def test_the_settings_of_yaml_are_those_of_the_functions(name):
             if key not in ("num_classes", "ignore_label", "reduce_zero_label", "mask_values")
         }
     root = inspect.signature(getattr(module, name)).parameters["root"].default
-    assert settings == {"name": name, "root": root, **known}
+    assert settings == {"name": name, "root": root, **known, **read}
 
 
 def test_the_data_set_of_a_configuration_is_the_one_of_the_folder(composed, scenes):

@@ -151,7 +151,7 @@ def test_micro_batches_have_the_cross_entropy_of_their_batch():
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_label_that_is_no_class_ends_the_run(runner, make_scenes, tmp_path, num_workers, monkeypatch):
     """It is no file that cannot be read: the number of classes may be wrong, and with it every result."""
-    monkeypatch.setattr(label_check, "MOST_COUNTED", 1)  # else it would be found before
+    monkeypatch.setattr(label_check, "MAX_MASKS", 1)  # else it would be found before
     make_scenes(tmp_path / "scenes", training=12, validation=3)
     mask = tmp_path / "scenes/annotations/training/11.png"
     wrong = np.asarray(Image.open(mask)).copy()

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from runner.data import file_facts
-from runner.data.file_facts import FileFacts
+from runner.data import file_cache
+from runner.data.file_cache import FileCache
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def files(tmp_path):
 @pytest.fixture
 def ask(files, monkeypatch):
     """`ask()` gives the sizes of the files, and which of them were looked into, each time as a new process would."""
-    monkeypatch.setattr(file_facts, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(file_cache, "MIN_NEW_RESULTS", 1)
 
     def call(paths=files):
         asked = []
@@ -28,7 +28,7 @@ def ask(files, monkeypatch):
             with open(path) as file:
                 return len(file.read())
 
-        return FileFacts("sizes", os.path.dirname(files[0])).of(paths, find_out), sorted(asked)
+        return FileCache("sizes", os.path.dirname(files[0])).get(paths, find_out), sorted(asked)
 
     return call
 
@@ -72,7 +72,7 @@ def test_a_damaged_cache_is_done_without(ask, files, cache_folder, damage):
 
 def test_a_cache_that_cannot_be_written_is_done_without(ask, files, cache_folder, monkeypatch):
     (cache_folder / "file").write_text("")
-    monkeypatch.setattr(file_facts, "cache_folder", lambda: cache_folder / "file" / "below")
+    monkeypatch.setattr(file_cache, "cache_folder", lambda: cache_folder / "file" / "below")
     assert ask() == ([0, 1, 2, 3, 4], files)
     assert ask() == ([0, 1, 2, 3, 4], files)
 
@@ -80,17 +80,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(ask, files, cache_folder
 def test_the_cache_is_where_the_user_keeps_such(monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert FileFacts("sizes", "x").file.parent == tmp_path / "runner"
+    assert FileCache("sizes", "x").file.parent == tmp_path / "runner"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert FileFacts("sizes", "x").file.parent == tmp_path / "home" / ".cache" / "runner"
+    assert FileCache("sizes", "x").file.parent == tmp_path / "home" / ".cache" / "runner"
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody knows of a home
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(file_facts, "WORTH_KEEPING", 1)
-    assert FileFacts("sizes", "x").of([__file__], lambda path: 7) == [7]
+    monkeypatch.setattr(file_cache, "MIN_NEW_RESULTS", 1)
+    assert FileCache("sizes", "x").get([__file__], lambda path: 7) == [7]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_few_files_leave_no_cache(files, cache_folder):
-    FileFacts("sizes", "x").of(files, len)
+    FileCache("sizes", "x").get(files, len)
     assert list(cache_folder.iterdir()) == []

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from runner.data.image_file import OddShape, read_rgb
 from runner.data.image_folder import image_folder
+from runner.data.image_transforms import OddShape, read_rgb
 from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LoadScene, Scene
 from runner.data.scene_transforms import EvaluationTransform

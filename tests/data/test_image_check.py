@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.data import file_facts, first_look
-from runner.data.first_look import evenly_spaced
+from runner.data import file_cache, image_check
+from runner.data.image_check import evenly_spaced
 from runner.data.image_folder import image_folder
-from runner.data.splits import set_apart
+from runner.data.sampling import set_apart
 
 CLASSES = ("ant", "bee", "cat")
 SETTINGS = {"image_size": 16, "test_size": 16, "test_resize": 16, "num_workers": 0, "validation": 0.25}
@@ -89,7 +89,7 @@ def test_an_image_of_odd_shape_is_refused(root):
 
 
 def test_of_many_files_some_of_each_class_are_looked_at(root, monkeypatch):
-    monkeypatch.setattr(first_look, "MOST_HEADERS", 2)
+    monkeypatch.setattr(image_check, "MAX_HEADERS", 2)
     deepen(root / "train" / "cat")
     [*_, last] = [path for path, number in data_of(root).train if number == 1]
     Path(last).write_bytes(b"")
@@ -100,9 +100,9 @@ def test_of_many_files_some_of_each_class_are_looked_at(root, monkeypatch):
 
 def test_an_image_of_each_class_is_read_whole_once(root, monkeypatch):
     read = []
-    whole = first_look.read_rgb
-    monkeypatch.setattr(first_look, "read_rgb", lambda path: read.append(path) or whole(path))
-    monkeypatch.setattr(file_facts, "WORTH_KEEPING", 1)
+    whole = image_check.read_rgb
+    monkeypatch.setattr(image_check, "read_rgb", lambda path: read.append(path) or whole(path))
+    monkeypatch.setattr(file_cache, "MIN_NEW_RESULTS", 1)
     data_of(root)
     assert len(read) == 9  # of three splits
     data_of(root)
