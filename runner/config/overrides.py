@@ -129,12 +129,14 @@ def _refuse_amiss(override: Override, arguments: Sequence[str], folders: Sequenc
 
 
 def _is_open(override: Override, chosen: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> bool:
-    """Whether it sets, and neither adds nor deletes, a setting of a chosen method whose default is a mapping."""
+    """Whether it sets, and neither adds nor deletes, `sweep.names` or a mapping among a chosen method's settings."""
     node, _, rest = override.key_or_group.partition(".")
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        return False
+    if node == "sweep":
+        return rest.partition(".")[0] == "names"
     group = method_group(node, folders)
     if not rest or group is None or node not in chosen[group]:
-        return False
-    if override.is_add() or override.is_force_add() or override.is_delete():
         return False
     file = next(file for file in (folder / group / f"{node}.yaml" for folder in folders) if file.is_file())
     defaults = OmegaConf.load(file).get(node)

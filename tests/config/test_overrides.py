@@ -82,3 +82,8 @@ def test_options_without_a_file_and_sweeps_without_an_end_are_refused(words, mes
 
 def test_a_sweep_of_as_many_jobs_as_may_be_is_prepared():
     assert prepare_overrides(["-m", "seed=range(0,5000)", "norm=agc,none"])
+
+
+def test_names_of_a_sweeps_values_can_be_typed():
+    words = ["-m", "seed=0,1", "sweep.names.seed={0:zero}", "sweep.names={norm:{agc:AGC}}"]
+    assert prepare_overrides(words) == [*words[:2], *(f"++{word}" for word in words[2:])]
