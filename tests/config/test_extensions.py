@@ -20,6 +20,7 @@ from runner.config.validation import CONF
 from runner.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "runner/methods/README.md"
 ALLOWED = "paths.allowed_packages=[gradient_centralization]"
 CHOSEN = "regularization=gradient_centralization"
 NODE = "# @package _global_\ngradient_centralization:\n  _target_: gradient_centralization.GradientCentralization\n"
@@ -27,7 +28,7 @@ NODE = "# @package _global_\ngradient_centralization:\n  _target_: gradient_cent
 
 def example():
     """The module and the YAML file that README shows for an own method."""
-    readme = (ROOT / "README.md").read_text().split("## Adding a method")[1].split("\n## ")[0]
+    readme = README.read_text().split("## Adding a method")[1].split("\n## ")[0]
     module, settings = (readme.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
     return module, settings
 
@@ -62,7 +63,7 @@ def test_the_command_of_the_readme_trains_with_the_method(own, tmp_path):
     tiny = ["dataset=random", "dataset.num_images=16", "dataset.image_size=8", "train.global_batch_size=8"]
     tiny += ["wandb.mode=disabled", "train.device=cpu", "train.max_steps=1", "name=run"]
     command = [sys.executable, "-m", "runner", "paths.methods=own", ALLOWED, CHOSEN, *tiny]
-    assert " ".join(command[2:6]).replace("=own", "=FOLDER") in (ROOT / "README.md").read_text().replace("'", "")
+    assert " ".join(command[2:6]).replace("=own", "=FOLDER") in README.read_text().replace("'", "")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
