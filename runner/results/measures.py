@@ -1,4 +1,4 @@
-"""What a study measures: the number of a run under a name such as `test/accuracy`, and how a table calls it."""
+"""Measures: the numbers of a run by names such as `test/accuracy`, and their titles and units in tables."""
 
 from __future__ import annotations
 
@@ -15,41 +15,37 @@ from runner.results.run_folder import probe_files
 from runner.results.runs import Run
 
 SHARES = {"score": "score", **SCORES, "pixel_accuracy": "pixel accuracy"}  # of 1, shown in %
-METRICS = (*SHARES, "loss")
-LABELS = {
-    "throughput/images_per_second": "images/s",
-    "throughput/train_seconds": "training time (s)",
-    "status/diverged": "diverged runs (%)",
-    "model/num_params": "parameters",
-    "model/multiply_adds": "multiply-adds an image",
+METRIC_NAMES = (*SHARES, "loss")
+SPLIT_TITLES = {"test": "test", "last": "test {} of the last weights", "validation": "validation", "train": "training"}
+TITLES = {  # title and unit of other measures; one with the unit % is a share of 1
+    "throughput/images_per_second": ("", "images/s"),
+    "throughput/train_seconds": ("training time", "s"),
+    "status/diverged": ("diverged runs", "%"),
+    "model/num_params": ("parameters", ""),
+    "model/multiply_adds": ("multiply-adds an image", ""),
+    "probe/activation_statistics/slope_log10_std": ("slope of log10 std", "decades a layer"),
+    "probe/activation_statistics/slope_log10_mean": ("slope of log10 |mean|", "decades a layer"),
+    "probe/class_gradients/most_frequent_share": ("share of the most frequent class, first batch", "%"),
+    "probe/class_gradients/most_frequent_share_all": ("share of the most frequent class, all batches", "%"),
+    "probe/class_gradients/largest_column_share": ("share of the largest column in the gradient", "%"),
+    "probe/divergence_trace/rms_growth_first_layer": ("growth of the first layer's RMS", ""),
+    "probe/divergence_trace/rms_growth_last_layer": ("growth of the last layer's RMS", ""),
+    "probe/gradient_histogram/range": ("range of the gradient", ""),
+    "probe/gradient_histogram/excess_kurtosis": ("excess kurtosis of the gradient", ""),
+    "probe/gradient_histogram/tail_index": ("tail index of the gradient", ""),
+    "probe/gradient_terms/ratio": ("sum of |terms| over |sum|", ""),
+    "probe/loss_landscape/last_improving_step": ("last improving step size", ""),
+    "probe/signal_propagation/final_avg_var": ("average variance after the last block", ""),
+    "probe/signal_propagation/largest_factor_off": ("largest factor off the expected variance", ""),
 }
-PROBE_LABELS = {  # words and unit; a number with the unit % is a share of 1
-    "activation_statistics/slope_log10_std": ("slope of log10 std", "decades a layer"),
-    "activation_statistics/slope_log10_mean": ("slope of log10 |mean|", "decades a layer"),
-    "class_gradients/most_frequent_share": ("share of the most frequent class, first batch", "%"),
-    "class_gradients/most_frequent_share_all": ("share of the most frequent class, all batches", "%"),
-    "class_gradients/largest_column_share": ("share of the largest column in the gradient", "%"),
-    "divergence_trace/rms_growth_first_layer": ("growth of the first layer's RMS", ""),
-    "divergence_trace/rms_growth_last_layer": ("growth of the last layer's RMS", ""),
-    "gradient_histogram/range": ("range of the gradient", ""),
-    "gradient_histogram/excess_kurtosis": ("excess kurtosis of the gradient", ""),
-    "gradient_histogram/tail_index": ("tail index of the gradient", ""),
-    "gradient_terms/ratio": ("sum of |terms| over |sum|", ""),
-    "loss_landscape/last_improving_step": ("last improving step size", ""),
-    "signal_propagation/final_avg_var": ("average variance after the last block", ""),
-    "signal_propagation/largest_factor_off": ("largest factor off the expected variance", ""),
-}
-UNITS = {"throughput/images_per_second": "images/s", "throughput/train_seconds": "s"}
-SPLITS = {"test": "test", "last": "test {} of the last weights", "validation": "validation", "train": "training"}
 FAMILIES = (*SECTIONS, "train", "throughput", "status", "model", "probe", "setting")
 EXAMPLES = "test/score, validation/accuracy, train/loss@epoch=1, probe/sharpness/largest_eigenvalue"
 
 
 def measure(run: Run, name: str) -> float:
-    """The number of `run` under the checked name `name`, in its own units (a share of 1, seconds, ...).
+    """The number of `run` called `name`, in its own unit (a share of 1, seconds, ...); NaN if the run has none.
 
-    NaN where the run has none: what comes of a whole training (test, last, validation) is NaN unless the run was
-    completed, and so is a probe that was not made or a row of metrics that was not written.
+    The metrics of a whole training (test, last, validation) are NaN unless the run was completed.
     """
     family, rest, at = _parts(name)
     if family in ("validation", "train") and at is not None:
@@ -67,13 +63,13 @@ def measure(run: Run, name: str) -> float:
 
 
 def check_measure(name: str) -> None:
-    """Raise ValueError, with the remedy, for a name that no run can have."""
+    """Raise ValueError, with the remedy, for a name that no measure has."""
     family, rest, at = _parts(name)
-    has_place, epoch = "@" in name, at if "@epoch=" in name else None
+    has_moment, epoch = "@" in name, at if "@epoch=" in name else None
     if family not in FAMILIES or not rest:
         hint = did_you_mean(family, FAMILIES) if family not in FAMILIES else ""
         raise ValueError(f"{name}: there is no such measure. {hint or f'Measures look like {EXAMPLES}.'}")
-    if has_place and at is None:
+    if has_moment and at is None:
         raise ValueError(f"{name}: what stands behind the @ must be epoch=NUMBER or, for a probe, step=NUMBER.")
     if family == "probe":
         probe, _, number = rest.partition("/")
@@ -85,69 +81,64 @@ def check_measure(name: str) -> None:
             raise ValueError(f"{name}: name one of the probe's numbers, as in probe/sharpness/largest_eigenvalue.")
         if epoch is not None:
             raise ValueError(f"{name}: a probe's moment is counted in optimizer steps; write @step=NUMBER.")
-    elif has_place and (epoch is None or family not in ("train", "validation")):
+    elif has_moment and (epoch is None or family not in ("train", "validation")):
         raise ValueError(f"{name}: only train and validation have @epoch=NUMBER, and only a probe has @step=NUMBER.")
     elif family == "train" and epoch is None:
         raise ValueError(f"{name}: the training split is measured epoch by epoch; write {name}@epoch=NUMBER.")
-    elif family in SECTIONS and epoch is None and rest not in METRICS:
-        hint = did_you_mean(rest, METRICS) or f"There are {', '.join(METRICS)}."
+    elif family in SECTIONS and epoch is None and rest not in METRIC_NAMES:
+        hint = did_you_mean(rest, METRIC_NAMES) or f"There are {', '.join(METRIC_NAMES)}."
         raise ValueError(f"{name}: no run has such a metric. {hint}")
-    elif family in ("throughput", "status", "model") and name not in LABELS:
-        names = [label for label in LABELS if label.startswith(family)]
+    elif family in ("throughput", "status", "model") and name not in TITLES:
+        names = [known for known in TITLES if known.startswith(family)]
         raise ValueError(f"{name}: there is no such measure. There is {' and '.join(names)}.")
 
 
 def label(name: str, score: str = "score") -> str:
-    """How a table or an axis calls the measure, with its unit; `score` is what the runs' score is called.
+    """The title of the measure in tables and figures, with its unit; `score` is the title of the runs' score.
 
     >>> from runner.results.measures import label
     >>> label("test/score", "accuracy"), label("probe/sharpness/largest_eigenvalue@step=100")
     ('test accuracy (%)', 'largest eigenvalue (sharpness, step 100)')
     """
     family, rest, at = _parts(name)
-    if name in LABELS:
-        return LABELS[name]
+    moment = "" if at is None else f", step {at}"
     if family == "setting":
         return rest
-    if family == "probe" and rest in PROBE_LABELS:
-        words, its_unit = PROBE_LABELS[rest]
-        return words + ("" if at is None else f", step {at}") + (f" ({its_unit})" if its_unit else "")
-    if family == "probe":
-        probe, _, number = rest.partition("/")
-        moment = "" if at is None else f", step {at}"
-        return f"{number.replace('_', ' ')} ({probe.replace('_', ' ')}{moment})"
-    metric = SHARES.get(score if rest == "score" else rest, rest.replace("_", " "))
-    split = SPLITS[family]
-    words = split.format(metric) if "{}" in split else f"{split} {metric}"
-    return words + ("" if at is None else f" after epoch {at}") + (" (%)" if scale(name) == 100 else "")
-
-
-def scale(name: str) -> float:
-    """What a value is multiplied with to be shown: 100 for shares of 1, which are shown in %, else 1."""
-    family, rest, _ = _parts(name)
-    is_share = family in (*SECTIONS, "train") and rest in SHARES
-    is_share |= family == "probe" and PROBE_LABELS.get(rest, ("", ""))[1] == "%"
-    return 100.0 if is_share or name == "status/diverged" else 1.0
+    if f"{family}/{rest}" in TITLES:
+        title = TITLES[f"{family}/{rest}"][0] + moment
+    elif family == "probe":
+        probe, number = (part.replace("_", " ") for part in rest.split("/", 1))
+        return f"{number} ({probe}{moment})"
+    else:
+        metric = SHARES.get(score if rest == "score" else rest, rest.replace("_", " "))
+        split = SPLIT_TITLES[family]
+        title = split.format(metric) if "{}" in split else f"{split} {metric}"
+        title += "" if at is None else f" after epoch {at}"
+    return f"{title} ({unit(name)})" if title and unit(name) else title or unit(name)
 
 
 def unit(name: str) -> str:
-    """The unit of a value that was multiplied with `scale`, empty where it has none: "%", "images/s", "s"."""
+    """The unit of a value multiplied by `scale`: "%", "images/s", "s", ...; empty without one."""
     family, rest, _ = _parts(name)
-    if family == "probe" and rest in PROBE_LABELS:
-        return PROBE_LABELS[rest][1]
-    return "%" if scale(name) == 100 else UNITS.get(name, "")
+    is_share = family in (*SECTIONS, "train") and rest in SHARES
+    return "%" if is_share else TITLES.get(f"{family}/{rest}", ("", ""))[1]
+
+
+def scale(name: str) -> float:
+    """The factor from a value to the number that is shown: 100 for shares of 1, which are shown in %, else 1."""
+    return 100.0 if unit(name) == "%" else 1.0
 
 
 def is_test(name: str) -> bool:
-    """Whether the measure was taken on the test split."""
+    """Whether the measure is taken on the test split."""
     return name.startswith(("test/", "last/"))
 
 
 def _parts(name: str) -> tuple[str, str, int | None]:
-    """Family, rest and the number behind the last @: `train/loss@epoch=1` as train, loss, 1."""
-    place = re.search(r"@(?:epoch|step)=(\d+)$", name)
+    """Family, rest and the number behind the @: `train/loss@epoch=1` as train, loss, 1."""
+    at = re.search(r"@(?:epoch|step)=(\d+)$", name)
     family, _, rest = name.partition("@")[0].partition("/")
-    return family, rest, int(place.group(1)) if place else None
+    return family, rest, int(at.group(1)) if at else None
 
 
 def _or_nan(value: object) -> float:
