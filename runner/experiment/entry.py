@@ -20,7 +20,7 @@ from runner.files.atomic import CannotWrite, make_folder, remove_temporary
 from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.methods.method import Method
 from runner.results.job import Job
-from runner.results.record import Known, Record, digest, plain
+from runner.results.record import Record, VerifiedRecord, digest, plain
 from runner.results.run_folder import RunFolder
 from runner.results.run_lock import Taken, hold, sign
 from runner.results.run_state import RESULTS
@@ -37,7 +37,7 @@ class Entry:
 
     folder: RunFolder
     latest: Latest | None = None
-    known: Known = field(default_factory=Known)
+    known: VerifiedRecord = field(default_factory=VerifiedRecord)
     notes: tuple[str, ...] = ()  # on what is odd in the folder, and no reason to refuse it
     finished_status: str | None = None
     lock: ExitStack = field(default_factory=ExitStack, repr=False)

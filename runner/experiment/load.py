@@ -18,7 +18,7 @@ from runner.config.validation import CONF, validate, with_defaults
 from runner.experiment import builders
 from runner.experiment.resume import check_fit, check_settings, check_state, older_settings
 from runner.files.readers import is_there
-from runner.results.record import known_run, record_in
+from runner.results.record import record_in, verified_record
 from runner.results.run_folder import RunFolder
 from runner.training.checkpoint import load_checkpoint, restore_model
 from runner.training.checkpoint_content import check_weights
@@ -42,7 +42,7 @@ def load_run(
     if not any(map(is_there, (folder.config, folder.record, path))):
         raise ValueError(f"{folder.path}: no run lies there ({folder.record.name} is missing).")
     saved = load_checkpoint(path, check=check_weights)
-    known = known_run(folder.path, {path: saved})
+    known = verified_record(folder.path, {path: saved})
     for note in known.notes:
         warnings.warn(note, stacklevel=2)
     settings = known.record.settings if known.record else older_settings(folder)

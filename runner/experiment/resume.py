@@ -31,7 +31,7 @@ from runner.files.atomic import CannotWrite, is_disk_fault
 from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.methods.method import Method
 from runner.optim.optimizers import parameter_groups
-from runner.results.record import MISSING, Known, differences, known_run, plain, record_in
+from runner.results.record import MISSING, VerifiedRecord, differences, plain, record_in, verified_record
 from runner.results.run_folder import RunFolder
 from runner.training.checkpoint import Latest, load_checkpoint, load_latest
 from runner.training.checkpoint_content import check_best, check_buffers_fit, check_last, check_optimizer_fit
@@ -76,7 +76,7 @@ def latest_checkpoint(
     *,
     device: torch.device,
     overrides: Iterable[str] | None = None,
-) -> tuple[Latest | None, Known]:
+) -> tuple[Latest | None, VerifiedRecord]:
     """The newest checkpoint in the folder that can be used, None if the run was stopped before the first one; and what
     is known of the run.
 
@@ -86,12 +86,12 @@ def latest_checkpoint(
     """
     latest = load_latest(folder.checkpoint("last"), device, check=check_last)
     if latest is None:  # the run begins anew, from the folder's overrides or from those of the command line alone
-        return None, Known(None) if overrides is None else known_run(folder.path, {})
+        return None, VerifiedRecord(None) if overrides is None else verified_record(folder.path, {})
     checkpoint, best = latest.checkpoint, folder.checkpoint("best")
     checkpoints = {latest.path: checkpoint}
     with suppress(ValueError):  # the best epoch is chosen anew
         checkpoints[best] = load_checkpoint(best, check=check_best)
-    known = known_run(folder.path, checkpoints)
+    known = verified_record(folder.path, checkpoints)
     if known.record is None:  # a run before there was a record
         before = older_settings(folder)
     else:

@@ -1,4 +1,4 @@
-"""What differs between runs: settings, code, results and learning curves, as their folders tell it."""
+"""The differences between runs in settings, code, results and learning curves."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from string import ascii_uppercase
 
 from runner.config.text import to_override
 from runner.files.readers import is_there
-from runner.results.metrics import METRICS, SCORES, SPLITS, read_rows
+from runner.results.metrics import METRICS, SCORES, read_rows
 from runner.results.number_text import format_value
 from runner.results.runs import Run, read_run
 
 ABSENT = "-"
-PLACES = ("name", "resume", "sweep", "wandb", "paths.outputs")  # settings of where a run lies and who looks on
-CODE = ("git", "versions", "hardware")  # of the provenance; beside these it has the command and the time
+NOT_COMPARED = ("name", "resume", "sweep", "wandb", "paths.outputs")  # where a run lies and how it is watched
+PROVENANCE = ("git", "versions", "hardware")  # the compared parts; command and time always differ
 RESULTS = {  # kind and name of each number, by its title
     "best epoch": ("text", "validation/epoch"),
     "best validation loss": ("loss", "validation/loss"),
@@ -29,15 +29,15 @@ RESULTS = {  # kind and name of each number, by its title
     "training time": ("seconds", "throughput/train_seconds"),
     "peak GPU memory (GiB)": ("memory", "throughput/peak_memory_gib"),
 }
-SPEED = ("images_per_second", "seconds")  # metrics that are never the same twice
+TIMINGS = ("images_per_second", "seconds")  # metrics that are never the same twice
 
 Values = tuple[object, ...]
-"""One value for each run; None for what a run does not tell."""
+"""One value for each run, None if unknown."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A result of each run; `kind` says how it is shown: share, loss, count, speed, seconds, memory or text."""
+    """A result of each run; `kind` is its format: share, loss, count, speed, seconds, memory or text."""
 
     name: str
     kind: str
@@ -45,17 +45,17 @@ class Measured:
 
     @property
     def differs(self) -> bool:
-        """Whether it is not the same for all, to the last bit."""
+        """Whether the values differ, if only in the last bit."""
         return len(set(self.values)) > 1
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two runs or more, which are called A, B, C, ... in order.
+    """The differences between two or more runs, which are called A, B, C, ... in order.
 
-    `settings` and `code` hold what differs alone, a text for each run, `ABSENT` for what a run lacks; `results` hold
-    all, equal or not. `scores`, `curves` and `notes` are sentences: on the difference of the test scores to A's, on
-    the first epoch that differs from A's, and on what the comparison cannot know.
+    `settings` and `code` have only what differs, with a text for each run, `ABSENT` if it lacks the key; `results` has
+    all results. `scores`, `curves` and `notes` are sentences: each test score against A's, the first epoch in which
+    the curves leave A's, and what the folders do not say.
     """
 
     runs: tuple[Run, ...]
@@ -68,19 +68,16 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether settings, code, results and curves are the same; speed, time and memory are not looked at."""
-        told = [found for found in self.results if found.kind not in ("speed", "seconds", "memory")]
+        """Whether settings, code, results and curves are the same, speed, time and memory aside."""
+        differs = any(row.differs for row in self.results if row.kind not in ("speed", "seconds", "memory"))
         readable = all(run.summary for run in self.runs)
-        return readable and not (
-            self.settings or self.code or any(found.differs for found in told) or any(self.curves.values())
-        )
+        return readable and not (self.settings or self.code or differs or any(self.curves.values()))
 
 
 def compare(folders: Sequence[str | os.PathLike[str]]) -> Comparison:
-    """Compare the runs in `folders`; all but the first with the first.
+    """Compare the runs in `folders` with the first of them.
 
-    Raises ValueError for a folder that holds no run, for fewer than two runs or more than the alphabet has letters,
-    and for a file of a run that was changed by hand and cannot be read any more.
+    Raises ValueError for a folder without a run, for fewer than two runs or more than 26, and for a damaged file.
     """
     if not 2 <= len(folders) <= len(ascii_uppercase):
         raise ValueError(f"2 to {len(ascii_uppercase)} runs can be compared, not {len(folders)}. Name so many folders.")
@@ -101,12 +98,12 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> Comparison:
 
 
 def score_error(a: Run, b: Run) -> float:
-    """The standard error of the difference of two test accuracies, as shares of 1; NaN where it is not known.
+    """The standard error of the difference of two test accuracies, as shares of 1; NaN if unknown.
 
         sqrt(p_a (1 - p_a) / n_a + p_b (1 - p_b) / n_b)
 
-    for accuracies p of n images, each run taken as if it had been tested on images of its own: on the same images the
-    runs mostly err together, so the true error is rather smaller. A mean IoU has no such error.
+    for accuracies p on n images. This treats the test sets as independent; on the same images the errors of two runs
+    are correlated, so the true error is smaller. A mean IoU has no such error.
     """
     shares, sizes = ([run.number(name) for run in (a, b)] for name in ("test/accuracy", "data/test"))
     if None in (*shares, *sizes) or 0 in sizes:
@@ -125,32 +122,30 @@ def _run(folder: Path) -> Run:
 
 
 def _settings(config: dict) -> dict[str, str]:
-    """The resolved configuration by dotted keys, without what says where the run lies."""
+    """The configuration by dotted keys, without `NOT_COMPARED`."""
     methods = [name for name, node in config.items() if isinstance(node, dict) and "_target_" in node]
-    settings = {"methods": " + ".join(methods) or ABSENT, **_flat(config)}
-    return {key: text for key, text in settings.items() if not {key, key.partition(".")[0]} & {*PLACES}}
+    settings = {"methods": " + ".join(methods) or ABSENT, **_by_dotted_key(config)}
+    return {key: text for key, text in settings.items() if not {key, key.partition(".")[0]} & {*NOT_COMPARED}}
 
 
 def _code(run: Run) -> dict[str, str]:
     """Commit, versions and hardware by dotted keys."""
-    return _flat({name: part for name in CODE if (part := run.section("provenance", name))})
+    return _by_dotted_key({name: part for name in PROVENANCE if (part := run.section("provenance", name))})
 
 
-def _flat(values: Mapping, prefix: str = "") -> dict[str, str]:
+def _by_dotted_key(values: Mapping, prefix: str = "") -> dict[str, str]:
     """Nested values as texts by dotted keys; an empty mapping is a value."""
-    flat = {}
+    texts = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = to_override(value)
-    return flat
+        is_node = isinstance(value, dict) and value
+        texts |= _by_dotted_key(value, f"{prefix}{key}.") if is_node else {f"{prefix}{key}": to_override(value)}
+    return texts
 
 
 def _differing(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
-    """The keys that differ, in the order in which they occur, with the text of each run.
+    """The keys that differ, in order of occurrence, with the text of each run.
 
-    The class of a method that a run lacks is left out: `methods` says so already.
+    The class of a method that a run lacks is left out, since `methods` shows it already.
     """
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: tuple(table.get(key, ABSENT) for table in tables) for key in keys}
@@ -178,7 +173,7 @@ def _results(runs: Sequence[Run]) -> tuple[Measured, ...]:
 
 
 def _score_sentence(a: Run, letter: str, b: Run) -> str | None:
-    """How far B's test score is from A's, and whether that is more than the test images can tell."""
+    """The difference of B's test score to A's, in standard errors of the test images."""
     shares = [run.number("test/score") for run in (a, b)]
     if None in shares:
         return None
@@ -198,29 +193,28 @@ def _score_sentence(a: Run, letter: str, b: Run) -> str | None:
 
 
 def _curve(folder: Path) -> dict[tuple[float, str], dict]:
-    """The rows of whole epochs by epoch and split."""
+    """The rows of the training and the validation split, by epoch and split."""
     rows = read_rows(folder) if is_there(folder / METRICS) else []
-    by_place = {(row["epoch"], row["split"]): row for row in rows if row["split"] in ("train", "validation")}
-    return dict(sorted(by_place.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))))
+    return {(row["epoch"], row["split"]): row for row in rows if row["split"] in ("train", "validation")}
 
 
 def _first_difference(letter: str, a: Mapping, b: Mapping) -> str | None:
-    """Where B's curves leave A's; None where they never do."""
-    for place in sorted({*a, *b}, key=lambda place: (place[0], SPLITS.index(place[1]))):
-        epoch, split = place
-        if place not in a or place not in b:
-            longer, shorter = ("A", letter) if place in a else (letter, "A")
+    """The first epoch in which B's curves leave A's; None if they are the same."""
+    for epoch, split in sorted({*a, *b}):  # "train" comes before "validation"
+        of_a, of_b = a.get((epoch, split)), b.get((epoch, split))
+        if of_a is None or of_b is None:
+            longer, shorter = ("A", letter) if of_b is None else (letter, "A")
             return f"{letter}: as A's to its end; {longer} has an epoch {epoch:g}, {shorter} has none."
-        keys = [key for key in dict.fromkeys([*a[place], *b[place]]) if key not in SPEED]
+        keys = [key for key in dict.fromkeys([*of_a, *of_b]) if key not in TIMINGS]
         for key in sorted(keys, key=lambda key: key in ("step", "lr")):  # scores first: they say more
-            if a[place].get(key) != b[place].get(key):
-                values = [format_value(rows[place].get(key), 6, ABSENT) for rows in (a, b)]
+            if of_a.get(key) != of_b.get(key):
+                values = [format_value(row.get(key), 6, ABSENT) for row in (of_a, of_b)]
                 return f"{letter}: from epoch {epoch:g} on; {split} {key}: A {values[0]}, {letter} {values[1]}."
     return None
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What the folders cannot tell, in sentences."""
+    """Sentences on what the folders do not say."""
     lettered = list(zip(ascii_uppercase, runs, strict=False))
     notes = [f"{letter} is {run.status}: {run.error}" for letter, run in lettered if run.error]
     notes += [f"{letter}: {note}" for letter, run in lettered for note in run.notes]

@@ -1,7 +1,7 @@
-"""The record of a run: its id, its settings and its overrides, under a SHA-256; in the folder and in each checkpoint.
+"""The record of a run: id, settings and overrides with their SHA-256, in the folder and in each checkpoint.
 
-So a folder's files and its checkpoints vouch for one another. What one of them lacks the others tell; where they
-contradict each other, one was changed or put there from elsewhere, and nobody goes on with a guess.
+If one copy is missing or damaged, another stands in for it. If copies contradict each other, a file was changed or
+comes from another run, and the run cannot go on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Record:
-    """A run as it was begun or last resumed.
+    """A run as it was started or last resumed.
 
-    `id` stays over every resume, and is that of its W&B run; `settings` are the resolved configuration as plain data;
-    `overrides` are what a resumed run starts from. `before` is the digest of the settings in the config.yaml that was
-    there when the record was written, and may still be there where a process was killed between the two files.
+    `id` is that of the W&B run and stays the same when the run is resumed. `settings` is the configuration as plain
+    data; a resumed run starts from `overrides`. `before` is the digest of the previous config.yaml, which is still
+    there if the process was killed after it wrote the record.
     """
 
     id: str
@@ -42,7 +42,7 @@ class Record:
 
     @classmethod
     def parse(cls, text: str, path: str | Path) -> Record:
-        """The record that `text`, from `path`, holds. Raises Unreadable if it is another text than `text` gave."""
+        """Parse `text`, from `path`. Raises Unreadable if it was changed or is no record."""
         content = parse_json(text, path)
         types = {"id": str, "time": str, "settings": dict, "overrides": list, "before": str | None}
         if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
@@ -55,10 +55,10 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of the run in a folder: its record, None of an older version's, and what there is to tell.
+class VerifiedRecord:
+    """The record of a folder's run, None for runs of older versions.
 
-    `notes` are sentences on files that the rest stands in for.
+    `notes` are sentences on damaged files for which another copy of the record stands in.
     """
 
     record: Record | None = None
@@ -72,12 +72,12 @@ def digest(value: object) -> str:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file. Raises Unreadable."""
+    """Read a record's file. Raises Unreadable."""
     return Record.parse(read_text(path), path)
 
 
 def record_in(checkpoint: Mapping, path: Path) -> Record | None:
-    """The record in a checkpoint; None in one of an older version. Raises Unreadable."""
+    """The record in a checkpoint, None in those of older versions. Raises Unreadable."""
     text = checkpoint["about"].get("record")
     record = None if text is None else Record.parse(text, path)
     if record is not None and record.id != checkpoint["about"]["wandb_id"]:
@@ -85,10 +85,10 @@ def record_in(checkpoint: Mapping, path: Path) -> Record | None:
     return record
 
 
-def known_run(folder: Path, checkpoints: Mapping[Path, Mapping]) -> Known:
-    """What a folder and the given ones of its checkpoints say of their run, compared with one another.
+def verified_record(folder: Path, checkpoints: Mapping[Path, Mapping]) -> VerifiedRecord:
+    """The record of the run in `folder`, compared with its config.yaml and with the given checkpoints.
 
-    Raises a ValueError, with the file and both values, if a checkpoint is of another run, or config.yaml was changed.
+    Raises ValueError, with the file and both values, if a checkpoint is of another run or config.yaml was changed.
     """
     own, notes = None, []
     file, config = folder / RECORD, folder / CONFIG
@@ -104,19 +104,19 @@ def known_run(folder: Path, checkpoints: Mapping[Path, Mapping]) -> Known:
         if id and id != expected:
             raise SettingError(f"{path} is of another run, {id}, than the folder, {expected}. Put the run's own back.")
     records = {path: record_in(checkpoint, path) for path, checkpoint in checkpoints.items()}
-    source, record = next(((path, found) for path, found in {file: own, **records}.items() if found), (file, None))
+    source, record = next(((path, each) for path, each in {file: own, **records}.items() if each), (file, None))
     if record is None:
         if notes:
             raise Unreadable(file, f"{notes[0].partition(': ')[2]}, and no checkpoint stands in for it")
-        return Known(None)
+        return VerifiedRecord(None)
     if not is_there(config):
-        return Known(record, tuple(notes))
+        return VerifiedRecord(record, tuple(notes))
     try:
         notes += _compare(read_yaml_mapping(config), record, config, source)
     except Unreadable as error:
         notes.append(str(error))
     stand_in = f"{source.name} stands in for it."
-    return Known(record, tuple(f"{note}; {stand_in}" for note in notes))
+    return VerifiedRecord(record, tuple(f"{note}; {stand_in}" for note in notes))
 
 
 def _summary_id(folder: Path) -> str | None:
@@ -125,7 +125,7 @@ def _summary_id(folder: Path) -> str | None:
 
 
 def _compare(config: dict, record: Record, path: Path, source: Path) -> list[str]:
-    """What config.yaml lacks of the record. Raises a SettingError where it says something else."""
+    """A sentence if config.yaml lacks settings of the record. Raises SettingError if it has other values."""
     config = plain(config, path)
     if record.before is not None and digest(config) == record.before:
         return []
@@ -144,7 +144,7 @@ def _compare(config: dict, record: Record, path: Path, source: Path) -> list[str
 
 
 def plain(settings: Mapping, path: str | Path) -> dict:
-    """Settings as JSON keeps them. Raises Unreadable for what a configuration cannot hold, as a date."""
+    """Settings as JSON keeps them. Raises Unreadable for values that no configuration has, such as a date."""
     try:
         return json.loads(json.dumps(settings))
     except (TypeError, ValueError):
@@ -152,7 +152,7 @@ def plain(settings: Mapping, path: str | Path) -> dict:
 
 
 def differences(a: Mapping, b: Mapping, prefix: str = "") -> Iterator[tuple[str, object, object]]:
-    """Every setting that differs, by its dotted key, with the values of both; MISSING where one lacks it."""
+    """The dotted key of each setting that differs, with both values; MISSING if one lacks the key."""
     for key in dict.fromkeys([*a, *b]):
         one, other = a.get(key, MISSING), b.get(key, MISSING)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -12,7 +12,7 @@ from pathlib import Path
 from runner.config.text import canonical, shortened, to_override
 from runner.files.readers import Unreadable, is_there, read_json_object, read_yaml, read_yaml_mapping
 from runner.results.metrics import METRICS, SCORES, SUMMARY, read_rows, score_of, section, summary_number
-from runner.results.record import CONFIG, RECORD, known_run, read_record
+from runner.results.record import CONFIG, RECORD, read_record, verified_record
 from runner.results.run_lock import is_held
 from runner.results.run_state import INTERRUPTED, RUNNING
 
@@ -201,9 +201,9 @@ def _overrides(folder: Path, summary: dict) -> tuple[str, ...]:
 def _resolved(folder: Path) -> tuple[dict, tuple[str, ...]]:
     """The configuration of a run, and sentences on the files that should hold it and do not."""
     try:
-        known = known_run(folder, {})
-        if known.record is not None:
-            return known.record.settings, known.notes
+        verified = verified_record(folder, {})
+        if verified.record is not None:
+            return verified.record.settings, verified.notes
         notes = ()
     except ValueError as error:
         notes = (str(error),)

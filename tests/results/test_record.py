@@ -13,7 +13,7 @@ from runner import load_run
 from runner.commands import evaluate
 from runner.files.readers import Unreadable
 from runner.report.report import read_report
-from runner.results.record import Record, known_run
+from runner.results.record import Record, verified_record
 from runner.results.runs import read_run
 from runner.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -175,7 +175,7 @@ def test_a_kill_between_record_and_configuration_is_no_change(small, folder, mon
             small(RESUME, "train.epochs=2", f"optimizer.lr={lr}")
         assert (folder / "config.yaml").read_bytes() == kept
         assert json.loads((folder / "record.json").read_text())["settings"]["optimizer"]["lr"] == float(lr)
-        assert not known_run(folder, {}).notes
+        assert not verified_record(folder, {}).notes
     assert small(RESUME, "train.epochs=2").code == 0
     assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] == 0.02
 
