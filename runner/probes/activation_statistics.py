@@ -30,9 +30,9 @@ def activation_statistics(
 
         mean_{l,c} = mean_{b,i,j}(x)        std_{l,c} = sqrt(mean_{b,i,j}((x - mean_{l,c})^2))
 
-    `models`: one, or several initializations of one architecture, from an iterable that may build them one at a time.
-    `layers`: which, as `pick` takes them; None is all convolutions outside shortcuts, in the order of execution.
-    Norms use the batch's statistics; there is no dropout and no stochastic depth.
+    `models`: one, or an iterable of several initializations of one architecture, which may build them one at a time.
+    `layers`: as `pick` takes them; None is all convolutions outside shortcuts, in the order of execution. Norms use the
+    batch's statistics, without dropout and stochastic depth.
 
     Arrays, with M models and L layers of C_l channels:
 
@@ -43,11 +43,11 @@ def activation_statistics(
         mean            (M, L)         mean_c |mean_{l,c}|
         std             (M, L)         mean_c std_{l,c}
 
-    Numbers: `slope_log10_std` and `slope_log10_mean`, the slopes of log10 `std` and log10 `mean` by depth in decades a
-    layer, least squares, the mean over models; `slope_log10_std_spread`, the deviation of the first over models (NaN
-    for one). Layers whose value is 0 or not finite do not count. Text `layers`: their names, a line each.
+    Numbers: `slope_log10_std` and `slope_log10_mean`, the least-squares slopes of log10 `std` and log10 `mean` by depth
+    in decades per layer, without layers whose value is 0 or not finite, averaged over models; `slope_log10_std_spread`,
+    the standard deviation of the first over models (NaN for one). Text `layers`: their names, one per line.
 
-    ValueError for layers that are not there, and for models whose layers differ.
+    Raises ValueError for unknown layers, and for models whose layers differ.
     """
     batches = listed(batches)
     models = [models] if isinstance(models, nn.Module) else models
@@ -55,10 +55,7 @@ def activation_statistics(
 
 
 def merge(measurements: Sequence[Measurement]) -> Measurement:
-    """What measurements of several initializations say together.
-
-    ValueError if there is none, or their layers differ.
-    """
+    """Merge measurements of several initializations. Raises ValueError if there is none, or their layers differ."""
     if not measurements:
         raise ValueError("activation_statistics: no model was measured. Give one at least.")
     first = measurements[0]
@@ -93,17 +90,15 @@ def _measure(model: nn.Module, batches: Sequence[Batch], layers: Sequence[int | 
             f"layers={', '.join(missing)}: no convolution outside shortcuts that the model runs. "
             f"Choose from {', '.join(by_depth)}."
         )
-    moments: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
+    moments: dict[nn.Module, list[tuple[np.ndarray, np.ndarray]]] = {by_depth[name]: [] for name in names}
     with preserve_state(model), torch.no_grad():
         use_batch_statistics(model)
-        for name in names:
-            by_depth[name].register_forward_hook(
-                lambda _module, _inputs, output, found=moments[name]: found.append(channel_moments(output))
-            )
+        for layer in moments:
+            layer.register_forward_hook(lambda layer, _inputs, out: moments[layer].append(channel_moments(out)))
         for images, _ in batches:
             model(images)
     weights = np.array([len(images) for images, _ in batches], dtype=float)
-    pooled = [_pool(moments[name], weights) for name in names]
+    pooled = [_pool(moments[by_depth[name]], weights) for name in names]
     arrays = {
         "depth": np.array([depth[name] for name in names]),
         "num_channels": np.array([len(mean) for mean, _ in pooled]),
@@ -125,7 +120,7 @@ def channel_moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pool(moments: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over all batches: the variance is that within batches plus that of their means."""
+    """Mean and standard deviation over all batches: the variance within batches plus that of their means."""
     means, variances = (np.stack(values) for values in zip(*moments, strict=True))
     mean = np.average(means, axis=0, weights=weights)
     return mean, np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=weights))

@@ -1,7 +1,7 @@
 """Gradients at the logits, sample by class (Bjorck et al. 2018, arXiv 1806.02375, figure 6).
 
-At initialization a network without batch norm predicts one class whatever the image, so that one column is positive
-for all samples but those of that class.
+At initialization a network without batch norm predicts the same class for every image: its column is positive for all
+samples of other classes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from runner.results.measurement import Measurement
 def class_gradients(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measurement:
     """dL/dz for the logits z (B, num_classes) of the first batch, and its average over all batches.
 
-    With the cross-entropy and the mean over B samples dL/dz_{b,c} = (softmax(z_b)_c - [c = y_b]) / B.
-    The average is taken place by place, over the batches of the first one's size. Where each position has logits
-    (B, num_classes, H, W), as in segmentation, their gradients are summed over positions.
-    Norms use the batch's statistics; there is no dropout and no stochastic depth.
+    For the mean cross-entropy over B samples dL/dz_{b,c} = (softmax(z_b)_c - [c = y_b]) / B.
+    The average is elementwise, over the batches of the first one's size. In segmentation, with logits
+    (B, num_classes, H, W), gradients are summed over positions. Norms use the batch's statistics, without dropout and
+    stochastic depth.
 
     Arrays: `gradient` and `mean_gradient` (B, num_classes); `predictions` (num_classes,), how often each class has
     the largest logit, over all batches. Numbers:
 
         most_frequent_share        share of the most frequent prediction in the first batch
         most_frequent_share_all    the same over all batches; about 1 / num_classes if predictions vary
-        largest_column_share       share of the column with the most in the sum of all positive gradients, first batch;
+        largest_column_share       the largest column's share of the sum of all positive gradients, first batch;
                                    from 1 / num_classes to 1
-        num_batches                how many `mean_gradient` is of
+        num_batches                number of batches in `mean_gradient`
     """
     gradients: list[Tensor] = []
     counts: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What adaptive gradient clipping sees: each unit's gradient norm over its weight norm, by parameter."""
+"""The ratios that adaptive gradient clipping limits: each unit's gradient norm over its weight norm."""
 
 from __future__ import annotations
 
@@ -29,24 +29,23 @@ def clipping(
     eps: float = 1e-3,
     exclude: Sequence[str] = (),
 ) -> Measurement:
-    """Which gradients adaptive gradient clipping would clip (Brock et al. 2021, arXiv 2102.06171), method on or off.
+    """Which gradients adaptive gradient clipping would clip (Brock et al. 2021, arXiv 2102.06171), applied or not.
 
     For each unit i of each parameter,
 
         ratio_i = |G_i| / max(|W_i|, eps),    clipped where ratio_i > clip.
 
-    A unit is an output filter or an output row W[i]; a scalar, a vector, or a tensor with one dimension above 1, is one
-    unit. Each batch stands for one optimizer step: G is the gradient of its mean loss, and the units of all batches are
-    taken together. Norms use the batch's statistics, and no block or value is dropped. `exclude` names parameters and
-    modules to leave out; the paper leaves out the classifier's weight.
+    for the units of `runner.layers.unitwise_norm`. Each batch stands for one optimizer step: G is the gradient of its
+    mean loss, and the units of all batches are pooled. Norms use the batch's statistics, without dropout and stochastic
+    depth. `exclude` names parameters and modules to leave out; the paper leaves out the classifier's weight.
 
     Arrays, for P parameters in the order of registration: `units` (P,), their numbers; `level` (5,) and
     `ratio` (P, 5), the quantiles of the ratio at these levels; `share_above` (P,), the share of clipped units.
     `counts` (64,) of all units whose ratio is above 0, between `edges` (65,) in log10 of the ratio.
     Numbers over all units: `share_above`, `median_ratio`, `largest_ratio`; and `clip`.
-    Text `parameters`: their names, a line each.
+    Text `parameters`: their names, one per line.
 
-    Raises ValueError without batches, for an unknown name in `exclude`, and if nothing is left to measure.
+    Raises ValueError without batches, for an unknown name in `exclude`, and if no parameter is left.
     """
     batches = listed(batches)
     ratios: dict[str, list[Tensor]] = defaultdict(list)

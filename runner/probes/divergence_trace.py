@@ -1,4 +1,4 @@
-"""What activations do, layer by layer, through gradient steps that may diverge."""
+"""Activations by layer through gradient steps that may diverge."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ def divergence_trace(
     """Channel means and variances by layer through plain SGD steps (Bjorck et al. 2018, arXiv 1806.02375, fig. 4).
 
     Step t is theta_t = theta_{t-1} - lr * grad L_t(theta_{t-1}), on the batches in turn. Before the first step and
-    after each `parts`-th of every step (parts=1: after the step), the outputs x of all convolutions outside shortcuts
-    are recorded for the first batch: for each channel c the mean and the biased variance of x over samples and
-    positions, in float64. The steps end with the first record whose loss is not finite, and after `steps` of them.
-    The paper follows one step of a rate that diverges, by the share of it that is applied. Norms use the batch's
-    statistics; dropout and stochastic depth are off. The model is put back.
+    after each of the `parts` of a step, the probe records for the first batch the outputs x of all convolutions outside
+    shortcuts: for each channel c the mean and the biased variance of x over samples and positions, in float64. It ends
+    after `steps` steps, or with the first record whose loss is not finite. The paper follows the parts of one step at a
+    rate that diverges. Norms use the batch's statistics, without dropout and stochastic depth.
 
-    Arrays, for R records, L layers in the order of execution and K channels of them all: `progress` (R,), in steps;
+    Arrays, for R records, L layers in the order of execution and their K channels: `progress` (R,), in steps;
     `loss` (R,); `num_channels` (L,); `channel_mean` and `channel_variance` (R, K), layer after layer;
     `mean` and `variance` (R, L), the averages of |channel mean| and of the variance over a layer's channels. Values
     may be infinite or NaN.
-    Numbers: `loss_before`, `loss_after`; `diverged_after`, the progress of the record with a loss that is not finite,
-    else infinite; `rms_growth_first_layer` and `rms_growth_last_layer`, the root mean square of the layer's output,
-    the largest over the first; infinite if it overflows. Text `layers`: their names, a line each.
+    Numbers: `loss_before`, `loss_after`; `diverged_after`, the progress of the first record whose loss is not finite,
+    else infinite; `rms_growth_first_layer` and `rms_growth_last_layer`, the largest root mean square of the layer's
+    output over the first one; infinite if it overflows. Text `layers`: their names, one per line.
 
     Raises ValueError without batches, convolutions or trained parameters, and if `steps` or `parts` is below 1.
     """
@@ -93,7 +92,7 @@ def divergence_trace(
 def _measure(
     model: nn.Module, layers: dict[str, nn.Module], batch: Batch, loss: Loss
 ) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
-    """The loss, and means and variances of the channels, layer after layer; where a layer runs twice, of the first."""
+    """The loss, and the channels' means and variances, layer after layer; of a layer's first run if it runs twice."""
     found: dict[nn.Module, tuple[np.ndarray, np.ndarray]] = {}
 
     def note(module: nn.Module, _: object, out: Tensor) -> None:

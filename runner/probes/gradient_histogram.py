@@ -27,13 +27,13 @@ def gradient_histogram(
     num_bins: int = 101,
     tail_share: float = 0.01,
 ) -> Measurement:
-    """The elements g of dL/dW for the weight W of one layer, not clipped; those of several batches put together.
+    """The elements g of dL/dW for the weight W of one layer, without clipping, pooled over the batches.
 
     `layer`: as `pick` takes it; the default is the convolution at half depth (the paper: layer 55 of 110).
-    `tail_share`: the share of the elements, those of largest |g|, that the tail index is estimated from.
-    Norms use the batch's statistics; there is no dropout and no stochastic depth.
+    `tail_share`: the share of the elements, those of largest |g|, from which the tail index is estimated.
+    Norms use the batch's statistics, without dropout and stochastic depth.
 
-    Arrays: `counts` (num_bins,) in equal bins between `edges` (num_bins + 1,), which reach from -max |g| to max |g|;
+    Arrays: `counts` (num_bins,) in equal bins between `edges` (num_bins + 1,), from -max |g| to max |g|;
     `tail_value` (Q,), the |g| that a share `tail_probability` (Q,) of the elements reaches or exceeds.
     Numbers, of the finite elements, N in all and in float64:
 
@@ -44,8 +44,8 @@ def gradient_histogram(
                                k = floor(tail_share * N); P(|g| > x) ~ x^-index, so small is heavy-tailed
         share_finite           the share of all elements that is finite
 
-    NaN where they have no meaning (no spread, k < 1). Text `layer`: its name.
-    ValueError for a layer that is not there, or has no weight, and for settings out of range.
+    Undefined numbers (no spread, k < 1) are NaN. Text `layer`: its name.
+    Raises ValueError for an unknown layer or one without a weight, and for settings outside their range.
     """
     if num_bins < 1 or not 0 < tail_share < 1:
         raise ValueError(
@@ -96,7 +96,7 @@ def _numbers(elements: np.ndarray, tail_share: float) -> dict[str, float]:
 
 
 def hill_index(magnitudes: np.ndarray, tail_share: float) -> float:
-    """Hill's estimate of a tail's index from the largest share of `magnitudes`; NaN if these are too few or zero."""
+    """Hill's estimate of the tail index from the share `tail_share` of largest `magnitudes`; NaN if too few or zero."""
     k = int(tail_share * len(magnitudes))
     if k < 1:
         return float("nan")

@@ -27,26 +27,26 @@ def gradient_terms(
     layers: Sequence[int | float | str] = (0.16, 0.49, 0.82),
     chunk_size: int = 16,
 ) -> Measurement:
-    """The sum of the absolute terms of a weight's gradient, against the absolute value of their sum.
+    """The sum of the absolute terms of a weight's gradient, and the absolute value of their sum.
 
     With the input x of a convolution (padded) and the gradient d of its output, at stride and dilation 1,
 
         dL/dw_{o,c,x,y} = sum_{b,i,j} d^{b,o}_{i,j} x^{b,c}_{i+x,j+y}
 
     has one term for each sample b and position i, j. For each weight a = sum |term| and b = |sum term|; since
-    |d x| = |d| |x|, a is the gradient's formula with |d| and |x|. Any stride, dilation, padding and groups are the
-    convolution's own. w is the weight that the convolution uses: of standardized weights, the standardized one.
+    |d x| = |d| |x|, a is the gradient's formula with |d| and |x|. Stride, dilation, padding and groups are those of the
+    convolution. w is the weight that the convolution uses, the standardized one if it standardizes.
 
     `layers`: convolutions, as `pick` takes them; by default those of the paper (18, 54 and 90 of 110) by depth.
-    Sums are exact, in float64, over `chunk_size` samples at a time. Several batches: each has its own a and b.
-    Norms use the batch's statistics; there is no dropout and no stochastic depth.
+    Sums are in float64, over `chunk_size` samples at a time; each batch has its own a and b. Norms use the batch's
+    statistics, without dropout and stochastic depth.
 
     Arrays, for L layers: `sum_of_abs` and `abs_of_sum` (L,), the means of a and b over weights and batches; `ratio`
-    (L,), their quotient, which is 1 where all terms have one sign; `median_ratio` (L,), the median of a / b over the
-    weights that have terms other than 0. (The mean of a / b would be that of the few weights with b near 0.)
-    Numbers: `ratio`, the geometric mean over layers, and `ratio/<name>` of each. Text `layers`: names, a line each.
+    (L,), their quotient, 1 if all terms have one sign; `median_ratio` (L,), the median of a / b over the weights with
+    terms other than 0 (a few weights with b near 0 would determine the mean).
+    Numbers: `ratio`, the geometric mean over layers, and `ratio/<name>` of each. Text `layers`: names, one per line.
 
-    ValueError for a layer that is not there, is not a convolution, or runs twice.
+    Raises ValueError for an unknown layer, one that is no convolution, and one that runs twice.
     """
     batches = listed(batches)
     chosen = dict(pick(model, layer, batches[0][0]) for layer in layers)

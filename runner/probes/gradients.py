@@ -11,7 +11,7 @@ from runner.probes.probe import Batch, Loss
 
 
 def listed(batches: Iterable[Batch]) -> list[Batch]:
-    """The batches, to be gone through more than once. ValueError if there is none."""
+    """The batches as a list. Raises ValueError if there is none."""
     batches = list(batches)
     if not batches:
         raise ValueError("batches: there is none to measure. Give at least one pair of images and targets.")
@@ -30,9 +30,9 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def loss_and_gradients(model: nn.Module, batch: Batch, loss: Loss) -> tuple[float, dict[str, Tensor]]:
-    """The loss of the batch, and its gradients by the parameters' names; `.grad` is neither read nor written.
+    """The loss of the batch and the gradients by the parameters' names, without `.grad`.
 
-    Parameters that need no gradient and those that took no part are left out.
+    Parameters that require no gradient or did not take part are left out.
     """
     parameters = trained_parameters(model)
     value = batch_loss(model, batch, loss)
@@ -42,7 +42,7 @@ def loss_and_gradients(model: nn.Module, batch: Batch, loss: Loss) -> tuple[floa
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that need a gradient, by name. ValueError if there is none."""
+    """The parameters that require a gradient, by name. Raises ValueError if there is none."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How a layer is chosen, and how deep it is."""
+"""Choosing layers by name, index or depth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def convolutions(model: nn.Module) -> dict[str, nn.Module]:
     """The convolutions of `model` outside shortcuts by name, in the order of registration.
 
     A shortcut is a module named `downsample` or `shortcut`: its convolutions do not count as a ResNet's layers.
-    ValueError if there is none.
+    Raises ValueError if there is none.
     """
     found = {
         name: module
@@ -36,14 +36,13 @@ def layers_by_depth(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
 
 
 def pick(model: nn.Module, layer: int | float | str, images: Tensor | None = None) -> tuple[str, nn.Module]:
-    """The name and the module that `layer` means.
+    """The name and the module of `layer`.
 
-    A string is the name of any module. An integer counts the convolutions that are not on shortcuts, from 0, or with
-    -1 from the last. A float from 0 to 1 is a depth: of n convolutions the one numbered round(depth * (n - 1)), so
-    0.5 is in the middle. Convolutions are in the order in which `model(images)` runs them, without `images` in that
-    of registration, which in most models is the same.
+    A string is the name of any module. An integer is an index into the convolutions outside shortcuts. A float from 0
+    to 1 is a depth: of n convolutions the one with index round(depth * (n - 1)), so 0.5 is in the middle. Convolutions
+    are in the order in which `model(images)` runs them, without `images` in that of registration, mostly the same.
 
-    ValueError for a name that is not there, and a number out of range.
+    Raises ValueError for an unknown name and a number outside its range.
     """
     if isinstance(layer, str):
         modules = dict(model.named_modules())

@@ -1,4 +1,4 @@
-"""The loss along the gradient: which steps improve it, and which make it explode."""
+"""The loss along the gradient: which step sizes improve it, and which make it explode."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ def loss_landscape(
 
         r_B(s) = L_B(theta - s grad L_B(theta)) / L_B(theta),
 
-    with the batch's own statistics in norms, and without dropout and stochastic depth. The model is given in the state
-    of the moment that is asked about, whatever optimizer brought it there. The paper measures at batches 1, 4 and 7 of
-    training. Step sizes lie evenly on a log scale from 10^exponents[0] to 10^exponents[1].
+    where norms use the batch's statistics, without dropout and stochastic depth. The paper measures at batches 1, 4 and
+    7 of training. Step sizes are evenly spaced on a log scale from 10^exponents[0] to 10^exponents[1].
 
-    Arrays, for N batches and S steps: `step_size` (S,); `relative_loss` (N, S), infinite where the new loss is not
-    finite, NaN where the old one is not; `loss` (N,), the old one; `first_improving_step`, `last_improving_step`,
+    Arrays, for N batches and S steps: `step_size` (S,); `relative_loss` (N, S), infinite if the new loss is not finite,
+    NaN if the old one is not; `loss` (N,), the old one; `first_improving_step`, `last_improving_step`,
     `improving_decades` and `first_exploding_step` (N,).
     The range of improving steps is the longest run of neighbours with r < 1, so that neither rounding at tiny steps
-    nor one lucky large step counts; where no step improves, its ends are NaN and its width is 0 decades. The exploding
-    step is the first with r >= `exploded`, infinite if there is none.
+    nor a single large step counts; if no step improves, its ends are NaN and its width is 0 decades. The exploding step
+    is the first with r >= `exploded`, infinite if there is none.
 
-    Numbers: the medians of the last four and of the smallest r over the batches, the last as `smallest_relative_loss`.
+    Numbers: the medians over the batches of these last four, and of the smallest r as `smallest_relative_loss`.
 
     Raises ValueError without batches, and for settings that give no increasing steps.
     """

@@ -1,4 +1,4 @@
-"""What every probe takes: batches and a loss. What it gives is a `Measurement`."""
+"""The types of a probe's arguments; its result is a `Measurement`."""
 
 from __future__ import annotations
 

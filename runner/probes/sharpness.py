@@ -32,17 +32,17 @@ def sharpness(
 
     with Hessian-vector products by double backward (Pearlmutter 1994, Neural Computation 6), from a normal vector drawn
     with `seed`, until lambda changes by less than `tolerance` relative to itself, or for `max_iterations` products.
-    Power iteration finds the eigenvalue that is largest in magnitude. If it is negative, a second iteration on
-    H - lambda I, with as many at most, finds the largest one (as a rule positive).
+    Power iteration finds the eigenvalue of largest magnitude. If it is negative, a second iteration on H - lambda I
+    finds the largest one.
 
-    H is over all parameters that need a gradient. mode="train": norms use the batch's statistics, and H is that of the
-    function that training descends, without dropout and stochastic depth; "eval": norms use running statistics. The
-    two differ: batch statistics make the loss invariant to the scale of the weights before a norm.
+    H is over all parameters that require a gradient. mode="train": norms use the batch's statistics, as in training,
+    without dropout and stochastic depth. mode="eval": norms use running statistics. The two differ: batch statistics
+    make the loss invariant to the scale of the weights before a norm.
 
     Arrays: `estimate` (iterations,), lambda by iteration, of the second iteration if there were two.
-    Numbers: `largest_eigenvalue`; `dominant_eigenvalue`, the one of largest magnitude; `iterations` (products in all);
-    `converged`, 1 or 0; `residual`, |H v - lambda v| of the largest one. Where the loss is not finite, the eigenvalues
-    are NaN. Texts: `mode`.
+    Numbers: `largest_eigenvalue`; `dominant_eigenvalue`, the one of largest magnitude; `iterations`, all products;
+    `converged`, 1 or 0; `residual`, |H v - lambda v| of the largest one. If the loss is not finite, the eigenvalues
+    are NaN. Text: `mode`.
 
     Raises ValueError without batches or parameters, and for an unknown mode or an impossible tolerance.
     """
@@ -64,7 +64,7 @@ def sharpness(
         def product(vector: list[Tensor]) -> list[Tensor]:
             total = [torch.zeros_like(parameter) for parameter in parameters]
             for batch in batches:
-                with preserve_state(model):  # norms that train with running estimates give the same function each time
+                with preserve_state(model):  # else norms that train with running estimates would change the function
                     gradients = _hessian_vector_product(batch_loss(model, batch, loss), parameters, vector)
                 torch._foreach_add_(total, gradients, alpha=1 / len(batches))
             return total
@@ -101,7 +101,7 @@ def _power_iteration(
         estimates.append(_dot(vector, image))
         residual = _norm(torch._foreach_sub(image, torch._foreach_mul(vector, estimates[-1])))
         length = _norm(image)
-        if length == 0 or not np.isfinite(length):  # the Hessian is 0 along the vector, or not a number
+        if length == 0 or not np.isfinite(length):
             return estimates, residual, length == 0
         if len(estimates) > 1 and abs(estimates[-1] - estimates[-2]) <= tolerance * abs(estimates[-1]):
             return estimates, residual, True

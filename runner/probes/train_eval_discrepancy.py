@@ -1,4 +1,4 @@
-"""Batch statistics against running statistics: what the same batch gives in training and in evaluation."""
+"""The same batch with batch statistics, as in training, and with running statistics, as in evaluation."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from runner.results.measurement import Measurement
 
 
 def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measurement:
-    """What changes when batch norm's batch statistics give way to its running ones (Ioffe 2017, arXiv 1702.03275).
+    """What changes if batch norm uses running instead of batch statistics (Ioffe 2017, arXiv 1702.03275).
 
-    Each batch passes twice: with batch norms (ghost ones too) in training mode, and in evaluation mode. All else,
-    dropout and stochastic depth, is in evaluation mode both times, so the statistics make all the difference. With
-    p_train and p_eval the softmax of the logits over dimension 1, and for layer l with channels c
+    Each batch passes twice: with batch norms (ghost ones too) in training mode, and in evaluation mode. All else is in
+    evaluation mode both times, so that only the statistics differ. With p_train and p_eval the softmax of the logits
+    over dimension 1, and for layer l with channels c
 
         KL = mean sum_k p_train,k log(p_train,k / p_eval,k)    (nats; mean over samples, or pixels)
         distance_l = sqrt(mean_c (mu_B,c - running_mean_c)^2 / (running_var_c + eps))
 
     where mu_B is the mean of the layer's input over the whole batch in the first pass, and the running statistics are
-    those of before it. Layers without running statistics are left out of the distances.
+    those before it. Layers without running statistics have no distance.
 
     Arrays, for N batches and L layers: `loss_batch_statistics`, `loss_running_statistics`, `kl_divergence` and
     `changed_predictions` (share of 1), all (N,); `distance` (N, L), in the order of execution.
     Numbers, means over the batches: the first four; `loss_difference`, running minus batch statistics; and
     `mean_distance` and `largest_distance` over the layers, 0 for a model without batch norm.
-    Text `layers`: their names, a line each.
+    Text `layers`: their names, one per line.
 
     Raises ValueError without batches.
     """
@@ -67,7 +67,7 @@ def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Los
 
 
 def _measure_distances(model: nn.Module) -> dict[str, list[float]]:
-    """Have each batch norm note its distance whenever it runs; to be called inside `preserve_state`."""
+    """The distances that each batch norm will append whenever it runs. Call this inside `preserve_state`."""
     found: dict[str, list[float]] = {}
 
     def noting(name: str, running_mean: Tensor, running_std: Tensor) -> Callable[..., None]:
@@ -80,7 +80,7 @@ def _measure_distances(model: nn.Module) -> dict[str, list[float]]:
 
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            mean = module.running_mean.to(torch.float64, copy=True)  # as it is now: the run will move it
+            mean = module.running_mean.to(torch.float64, copy=True)  # a copy: the run will update it
             std = (module.running_var.double() + module.eps).sqrt()
             module.register_forward_pre_hook(noting(name, mean, std), with_kwargs=True)
     return found
