@@ -27,9 +27,9 @@ from benchmarks.training import TrainingScale
 from rich.console import Console
 from rich.table import Table
 
+from runner import models as library
 from runner.config.compatibility import SEGMENTATION_MODELS
 from runner.experiment.setup import set_backends
-from runner.models import MODELS
 from runner.tracking.provenance import provenance
 from runner.training.precision import Precision
 
@@ -190,7 +190,7 @@ def _arguments() -> argparse.Namespace:
     train.add_argument("--set", nargs="*", metavar="KEY=VALUE", default=[], help="of the run, as train.ema=0.999")
     arguments = parser.parse_args()
     arguments.json = arguments.json or Path(f"outputs/bench/{arguments.what}.json")
-    models = [name for name in MODELS if name not in SEGMENTATION_MODELS]
+    models = [name for name in library.__all__ if name.islower() and name not in SEGMENTATION_MODELS]
     if arguments.model is not None and arguments.model not in models:
         parser.error(f"--model {arguments.model}: choose one of {', '.join(models)}")
     for name in ("threads", "blocks", "batch_size", "image_size", "steps"):

@@ -26,7 +26,6 @@ from runner.__main__ import main
 from runner.config.recipes import without_replaced
 from runner.config.settings import Settings
 from runner.config.validation import CONF, validate
-from runner.models import MODELS
 
 TINY = ("dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8")
 TINY += ("wandb.mode=disabled", "train.device=cpu")
@@ -85,7 +84,8 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
         head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
         return SmallNet(*stem, BasicBlock(32, 32), *head)
 
-    monkeypatch.setitem(MODELS, "resnet18", build)
+    build.__module__ = "runner.models.resnet"
+    monkeypatch.setattr("runner.models.resnet.resnet18", build)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from runner.config.extensions import import_builder
+from runner.config.options import CONF, TARGET, option_settings
 from runner.results.number_text import format_count
 
 EXAMPLE = "example: runner describe resnet50 nfnet_f0 --image-size 256"
@@ -25,17 +27,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--num-classes", type=int, metavar="NUMBER")
     options = parser.parse_args(arguments)
 
-    from runner.models import MODELS  # imports torch, which --help needs not
-    from runner.models.size import measure_size
-
+    models = {file.stem: file for file in sorted((CONF / "model").glob("*.yaml"))}
     for name in options.names:
-        if name not in MODELS:
-            parser.error(f"{name}: there is no such model; choose of {', '.join(MODELS)}")
+        if name not in models:
+            parser.error(f"{name}: there is no such model; choose of {', '.join(models)}")
+
+    from runner.models.size import measure_size  # imports torch, which --help needs not
+
     table = Table(box=None, pad_edge=False)
     for header in ("model", "image", "parameters", "multiply-adds", "activations"):
         table.add_column(header, justify="left" if header == "model" else "right")
-    for name in options.names or MODELS:
-        size = measure_size(name, image_size=options.image_size, num_classes=options.num_classes)
+    for name in options.names or models:
+        build = import_builder(option_settings("model", name, models[name])[TARGET])
+        size = measure_size(build, image_size=options.image_size, num_classes=options.num_classes)
         counts = (size.parameters, size.multiply_adds, size.activations)
         table.add_row(name, f"{size.image_size} px", *(format_count(count) for count in counts))
     Console(highlight=False).print(table)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from runner.config.grammar import all_parsed, quoted
-from runner.config.targets import METHOD_PACKAGE
+from runner.config.targets import OWN_PACKAGE, check_defined
 from runner.config.text import SettingError
 from runner.config.validation import CONF, methods_folder
 
 _SEARCH_PATH = "hydra.searchpath"
-_on_path: Path | None = None  # the folder that `_put_on_path` added
+_on_path: Path | None = None  # the folder that `use_folder` added
 
 
 def add_search_path(arguments: Sequence[str]) -> list[str]:
@@ -53,34 +54,11 @@ def search_folders(arguments: Sequence[str]) -> list[Path]:
     return [CONF, *(folder for folder in folders if folder.is_dir())]
 
 
-def import_class(target: str, folder: Path | None) -> type:
-    """The class that `target`, as in `my_method.MyMethod`, names; `folder` is that of `paths.methods`.
+def use_folder(folder: Path | None) -> None:
+    """Make the modules of `folder` importable: Python looks there last.
 
-    Raises ValueError with the file and the reason if it cannot be imported.
+    An earlier folder gives way, and its modules are forgotten.
     """
-    module_name, _, class_name = target.rpartition(".")
-    first = module_name.partition(".")[0]
-    own = target.startswith(f"{METHOD_PACKAGE}.")
-    if folder is not None and not own:
-        _refuse_shadows(folder, first)
-        _put_on_path(folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a module from outside may raise anything; the message says what and where
-        if own and not isinstance(error, ImportError):
-            raise
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            place = f"{folder / first}.py is missing" if folder and first == error.name else f"there is no {error.name}"
-            raise ValueError(place if folder else f"{place}; say where it lies by paths.methods=FOLDER") from None
-        reason = error.msg if isinstance(error, SyntaxError) else f"{error}".partition("\n")[0]
-        raise ValueError(f"{_place(error, folder)}{type(error).__name__}: {reason}") from None
-    if not isinstance(getattr(module, class_name, None), type):
-        raise ValueError(f"{getattr(module, '__file__', None) or module_name} has no class {class_name}")
-    return getattr(module, class_name)
-
-
-def _put_on_path(folder: Path) -> None:
-    """Make `folder` the last place where Python looks, in the place of an earlier one, whose modules are forgotten."""
     global _on_path
     if folder == _on_path:
         return
@@ -88,16 +66,70 @@ def _put_on_path(folder: Path) -> None:
         sys.path.remove(str(_on_path))
         for name in [name for name, module in sys.modules.items() if _lies_in(_on_path, module)]:
             del sys.modules[name]
-    sys.path.append(str(folder))
-    importlib.invalidate_caches()
+    if folder is not None:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
     _on_path = folder
+
+
+def import_class(target: str) -> type:
+    """The class that `target` names, as in `my_method.MyMethod`.
+
+    Raises ValueError with the file and the reason if it cannot be imported.
+    """
+    found = _import(target)
+    if not isinstance(found, type):
+        raise ValueError(f"{_file_of(target)} has no class {target.rpartition('.')[2]}")
+    check_defined(found, target)
+    return found
+
+
+def import_builder(target: str) -> Callable[..., Any]:
+    """The class or function that `target` names. Raises ValueError as `import_class`."""
+    found = _import(target)
+    if not callable(found):
+        raise ValueError(f"{_file_of(target)} has no class or function {target.rpartition('.')[2]}")
+    check_defined(found, target)
+    return found
+
+
+def describe_error(error: Exception) -> str:
+    """What an error in a module from outside was, and where, as in `FILE, line 3: NameError: ...`."""
+    reason = error.msg if isinstance(error, SyntaxError) else f"{error}".partition("\n")[0]
+    return f"{_place(error)}{type(error).__name__}: {reason}"
+
+
+def _import(target: str) -> object:
+    """What `target` names; None if its module has nothing of that name."""
+    module_name, _, name = target.rpartition(".")
+    first = module_name.partition(".")[0]
+    own = first == OWN_PACKAGE
+    if _on_path is not None and not own:
+        _refuse_shadows(_on_path, first)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module from outside may raise anything; the message says what and where
+        if own and not isinstance(error, ImportError):
+            raise
+        if not isinstance(error, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(describe_error(error)) from None
+        if _on_path is None:
+            raise ValueError(f"there is no {error.name}; say where it lies by paths.methods=FOLDER") from None
+        missing = f"{_on_path / first}.py is missing" if first == error.name else f"there is no {error.name}"
+        raise ValueError(missing) from None
+    return getattr(module, name, None)
+
+
+def _file_of(target: str) -> str:
+    module = target.rpartition(".")[0]
+    return getattr(sys.modules[module], "__file__", None) or module
 
 
 def _refuse_shadows(folder: Path, first: str) -> None:
     """Raise a ValueError if a module of `folder` has the name of one that Python finds elsewhere."""
     files = [path for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
     for path in sorted({*files, *([folder / first] if (folder / first).is_dir() else [])}):
-        elsewhere = [entry for entry in sys.path if Path(entry).resolve() not in (folder, _on_path)]
+        elsewhere = [entry for entry in sys.path if Path(entry).resolve() != folder]
         for finder in sys.meta_path:
             spec = finder.find_spec(path.stem, elsewhere if finder is PathFinder else None)
             if spec and spec.origin and not Path(spec.origin).resolve().is_relative_to(folder):
@@ -109,13 +141,10 @@ def _lies_in(folder: Path, module: object) -> bool:
     return file is not None and Path(file).resolve().is_relative_to(folder)
 
 
-def _place(error: Exception, folder: Path | None) -> str:
+def _place(error: Exception) -> str:
     """Where in the user's files `error` arose, as `FILE, line N: `."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: "
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if folder and folder in Path(frame.filename).parents
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if _on_path and _on_path in Path(frame.filename).parents]
     return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""

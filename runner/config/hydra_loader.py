@@ -33,11 +33,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.extensions import import_class
-from runner.config.options import CONF
+from runner.config.extensions import import_class, use_folder
+from runner.config.options import CONF, TARGET
 from runner.config.plugins import LAUNCHERS
 from runner.config.secrets import check_no_secret_words, check_no_secrets
-from runner.config.targets import TARGET, check_defined, check_target, package_of
+from runner.config.targets import check_target, package_of
 from runner.config.text import SettingError, to_override
 from runner.config.trust import METHODS, PACKAGES, Allowed, refuse_resolvers
 
@@ -207,8 +207,8 @@ def _check_hydra_target(place: str, target: str, allowed: Allowed) -> None:
         return
     check_target(place, target, (OWN, *allowed.packages), what="what Hydra instantiates")
     try:
-        found = import_class(target, allowed.methods)
-        check_defined(found, target)
+        use_folder(allowed.methods)
+        found = import_class(target)
         if package_of(target, allowed.packages) is None and not issubclass(found, Callback):
             raise ValueError("this is no callback of Hydra's")
     except ValueError as error:

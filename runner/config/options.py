@@ -1,5 +1,6 @@
 """The options of the configuration groups: each is one YAML file, which holds its settings with their defaults.
 
+Its `_target_`, Hydra's own convention, names the class or function that makes it of its settings.
 A setting has the type of its range in runner.config.limits, if it has one, else that of its default. So a new option
 needs no line but in its own file. Null is allowed where it is the default. Where it is so without a range, our own
 options take text, and those from outside anything.
@@ -7,14 +8,18 @@ options take text, and those from outside anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from runner.config.limits import ranges_of
+from runner.config.text import SettingError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -25,15 +30,32 @@ LIST_GROUPS = (*METHOD_GROUPS, "probe")  # of these several options may be chose
 OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chosen
 
 
+TARGET = "_target_"
+OPTION_NAME = r"\w[\w-]{0,63}"  # it becomes a part of file names
+
+
 def option_file(group: str, name: str, conf_folders: Iterable[Path] = (CONF,)) -> Path | None:
     """The YAML file of an option in the first folder that has one."""
-    return next((file for folder in conf_folders if (file := folder / group / f"{name}.yaml").is_file()), None)
+    files = (folder / group / f"{name}.yaml" for folder in conf_folders)
+    return next((file for file in files if file.is_file()), None) if re.fullmatch(OPTION_NAME, name) else None
 
 
 def option_settings(group: str, name: str, file: Path) -> dict[str, Any]:
-    """The settings of the option in `file` with their defaults; of a method and a probe those below its name."""
-    settings = OmegaConf.to_container(OmegaConf.load(file))
-    return {str(key): value for key, value in (settings[name] if group in LIST_GROUPS else settings).items()}
+    """The settings of the option in `file` with their defaults; of a method and a probe those below its name.
+
+    Raises a SettingError that says what is wrong with the file.
+    """
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        line = f", line {error.problem_mark.line + 1}" if isinstance(error, MarkedYAMLError) else ""
+        raise SettingError(f"{file}{line}: this is not YAML ({getattr(error, 'problem', error)}).") from None
+    if group in LIST_GROUPS:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get(TARGET), str):
+        node = f"a node {name} with " if group in LIST_GROUPS else ""
+        raise SettingError(f"{file}: it must hold {node}{TARGET}: MODULE.NAME, the class or function that makes it.")
+    return {str(key): value for key, value in settings.items()}
 
 
 def settings_type(group: str, name: str, defaults: dict[str, Any]) -> type:
@@ -48,7 +70,7 @@ def settings_type(group: str, name: str, defaults: dict[str, Any]) -> type:
 
 def _kind_of(default: Any, defaults: dict[str, Any]) -> Any:
     if default is None:
-        return str if str(defaults.get("_target_")).startswith("runner.") else Any
+        return str if str(defaults.get(TARGET)).startswith("runner.") else Any
     if isinstance(default, Sequence) and default and not isinstance(default, str):
         kinds = {type(entry) for entry in default}
         if kinds <= {int, float}:

@@ -1,18 +1,27 @@
-"""The classes that a configuration names by `_target_`, and which of them may be imported.
+"""The classes and functions that a configuration names by `_target_`, and which of them may be imported.
 
 A name may walk: `torch.os.system` begins with torch. So a name is never looked up step by step. What stands before
-the last dot must be a module, which is imported, and the last part a class that is defined in the same package.
+the last dot must be a module, which is imported, and the last part what is defined in the same package.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from runner.config.options import METHOD_GROUPS, TARGET
 from runner.config.text import SettingError
 
-TARGET = "_target_"
+OWN_PACKAGE = "runner"
 METHOD_PACKAGE = "runner.methods"
+OWN_PACKAGES = {  # what builds the options of a group, if it is ours; that of a method is a node of its own
+    "model": "runner.models",
+    "dataset": "runner.data",
+    "optimizer": "runner.optim",
+    "schedule": "runner.optim",
+    "probe": "runner.probes",
+}
 
 
 def targets_in(settings: object, place: str = "") -> Iterator[tuple[str, str]]:
@@ -28,8 +37,17 @@ def targets_in(settings: object, place: str = "") -> Iterator[tuple[str, str]]:
             yield from targets_in(value, f"{place}.{number}")
 
 
-def check_target(place: str, target: str, packages: Sequence[str], *, what: str = "a method") -> None:
-    """Raise a SettingError unless `target` names a module and a class below one of `packages`; our own come first."""
+def check_targets(settings: Mapping, packages: Sequence[str]) -> None:
+    """Raise a SettingError for a `_target_` in settings that is neither ours nor below one of `packages`."""
+    for place, target in targets_in(settings):
+        node = place.partition(".")[0]
+        if node not in METHOD_GROUPS:  # these names are refused, with another remedy, as no settings
+            own = OWN_PACKAGES.get(node, METHOD_PACKAGE)
+            check_target(place, target, (own, *packages), what=f"a {node}" if node in OWN_PACKAGES else "a method")
+
+
+def check_target(place: str, target: str, packages: Sequence[str], *, what: str) -> None:
+    """Raise a SettingError unless `target` names something in a module below one of `packages`; our own come first."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise SettingError(f"{place}={target}: it must name a module and a class in it, as in my_method.MyMethod.")
     if package_of(target, packages) is None:
@@ -45,7 +63,8 @@ def package_of(name: str, packages: Sequence[str]) -> str | None:
     return next((package for package in packages if name.startswith(f"{package}.")), None)
 
 
-def check_defined(found: type, target: str) -> None:
-    """Raise a ValueError if a class is defined in another package than the one that its name leads through."""
-    if found.__module__.partition(".")[0] != target.partition(".")[0]:
-        raise ValueError(f"this is {found.__module__}.{found.__qualname__}, a class of another package")
+def check_defined(found: Any, target: str) -> None:
+    """Raise a ValueError if what was found is defined in another package than the one that its name leads through."""
+    module, name = getattr(found, "__module__", None) or "", getattr(found, "__qualname__", type(found).__qualname__)
+    if module.partition(".")[0] != target.partition(".")[0]:
+        raise ValueError(f"this is {module}.{name}, a class of another package")

@@ -21,7 +21,9 @@ from runner.config.options import (
     CONF,
     METHOD_GROUPS,
     OPEN_GROUPS,
+    OPTION_NAME,
     SINGLE_GROUPS,
+    TARGET,
     option_file,
     option_settings,
     settings_type,
@@ -30,7 +32,7 @@ from runner.config.ranges import FilePath, Limit
 from runner.config.schema import TOP_LEVEL, Root, Study, Sweep
 from runner.config.secrets import check_no_secrets
 from runner.config.settings import Settings
-from runner.config.targets import METHOD_PACKAGE, check_target, targets_in
+from runner.config.targets import OWN_PACKAGE, check_targets, package_of
 from runner.config.text import SettingError, to_override
 from runner.config.typed import assign, check_entries, check_study, resolved, typed_node
 
@@ -77,9 +79,8 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
     check_no_secrets(settings)
     config = OmegaConf.create(settings)
     packages = OmegaConf.select(config, "paths.allowed_packages")
-    for place, target in targets_in(settings):
-        if place.partition(".")[0] not in METHOD_GROUPS:  # these names are refused, with another remedy, below
-            check_target(place, target, (METHOD_PACKAGE, *(packages if isinstance(packages, ListConfig) else ())))
+    packages = list(packages) if isinstance(packages, ListConfig) else []
+    check_targets(settings, packages)
     methods = OmegaConf.select(config, "paths.methods")
     if isinstance(methods, str):
         conf_folders = [*conf_folders, methods_folder(methods)]
@@ -93,57 +94,67 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
             raise SettingError(f"{key}: this setting is missing; it needs a value.")
         if key in SINGLE_GROUPS:
             name = OmegaConf.select(config, f"{key}.name")
-            typed[key] = _typed_option(key, str(name), config[key], conf_folders)
+            typed[key] = _typed_option(key, str(name), config[key], conf_folders, packages)
         elif is_dataclass(kind):
             typed[key] = typed_node(key, kind, config[key])
         else:
             assign(typed, key, config[key], place="")
     OmegaConf.set_struct(typed, False)
     for key, node in method_nodes(config).items():
-        typed[key] = _typed_settings(_method_group(key, node, conf_folders), key, node, conf_folders)
-    typed.probe = {name: _typed_probe(name, node, conf_folders) for name, node in config.probe.items()}
+        typed[key] = _typed_settings(_method_group(key, node, conf_folders), key, node, conf_folders, packages)
+    typed.probe = {name: _typed_probe(name, node, conf_folders, packages) for name, node in config.probe.items()}
     OmegaConf.set_struct(typed, True)
     _check_ranges(typed)
     _check_rules(typed)
     return Settings(OmegaConf.to_container(typed))
 
 
-def with_defaults(config: DictConfig) -> DictConfig:
-    """The configuration of a run folder with the settings that are newer than the run, as they are by default."""
+def with_defaults(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
+    """The configuration of a run folder with the settings that are newer than the run, as they are by default.
+
+    What builds an option is named as today: it may have had another name, or none, when the run began.
+    """
     defaults = OmegaConf.masked_copy(OmegaConf.load(CONF / "config.yaml"), list(TOP_LEVEL))
-    for group in SINGLE_GROUPS:
-        name = re.sub(r"[^\w-]", "", str(OmegaConf.select(config, f"{group}.name")))  # leads to no other folder
-        file = CONF / group / f"{name}.yaml"
-        defaults[group] = OmegaConf.load(file) if file.is_file() else {}
-    for name in method_nodes(config):
-        for file in (CONF / group / f"{name}.yaml" for group in METHOD_GROUPS):
-            defaults[name] = OmegaConf.load(file)[name] if file.is_file() else defaults.get(name, {})
-        target = f"{name}._target_"
-        if defaults[name] and str(OmegaConf.select(config, target)).startswith(f"{METHOD_PACKAGE}."):
-            OmegaConf.update(config, target, defaults[name]["_target_"])  # our classes may have had other names
+    nodes = [(group, group, str(OmegaConf.select(config, f"{group}.name"))) for group in SINGLE_GROUPS]
+    nodes += [(name, group, name) for name in method_nodes(config) for group in METHOD_GROUPS]
+    nodes += [(f"probe.{name}", "probe", name) for name in config.get("probe", {})]
+    for key, group, name in nodes:
+        if (file := option_file(group, name, conf_folders)) is not None:
+            settings = option_settings(group, name, file)
+            OmegaConf.update(defaults, key, settings, force_add=True)
+            if str(OmegaConf.select(config, f"{key}.{TARGET}", default=f"{OWN_PACKAGE}.")).startswith(
+                f"{OWN_PACKAGE}."
+            ):
+                OmegaConf.update(config, f"{key}.{TARGET}", settings[TARGET], force_add=True)
     return OmegaConf.merge(defaults, config)
 
 
-def _typed_option(group: str, name: str, node: Any, conf_folders: Sequence[Path]) -> DictConfig:
+def _typed_option(
+    group: str, name: str, node: Any, conf_folders: Sequence[Path], packages: Sequence[str]
+) -> DictConfig:
     """The settings of the option that a group has."""
-    if not re.fullmatch(r"\w[\w-]*", name) or option_file(group, name, conf_folders) is None:
+    if option_file(group, name, conf_folders) is None:
         raise SettingError(f"{group}.name={name}: choose an option of the group instead, as in {group}=OPTION.")
-    return _typed_settings(group, name, node, conf_folders)
+    return _typed_settings(group, name, node, conf_folders, packages)
 
 
-def _typed_probe(name: str, node: Any, conf_folders: Sequence[Path]) -> DictConfig:
+def _typed_probe(name: str, node: Any, conf_folders: Sequence[Path], packages: Sequence[str]) -> DictConfig:
     """The settings of a chosen probe."""
     if option_file("probe", name, conf_folders) is None:
         probes = {file.stem for folder in conf_folders for file in (folder / "probe").glob("*.yaml")}
         raise SettingError(f"probe.{name}: there is no such probe. {did_you_mean(name, probes)}".rstrip())
-    return _typed_settings("probe", name, node, conf_folders)
+    return _typed_settings("probe", name, node, conf_folders, packages)
 
 
-def _typed_settings(group: str, name: str, node: Any, conf_folders: Sequence[Path]) -> DictConfig:
+def _typed_settings(
+    group: str, name: str, node: Any, conf_folders: Sequence[Path], packages: Sequence[str]
+) -> DictConfig:
     """The settings of an option with the types and in the ranges that its YAML file gives them."""
     prefix = {"probe": f"probe.{name}"}.get(group, name if group in METHOD_GROUPS else group)
     defaults = option_settings(group, name, option_file(group, name, conf_folders))
     typed = typed_node(prefix, settings_type(group, name, defaults), node)
+    if typed[TARGET] != defaults[TARGET] and package_of(typed[TARGET], packages) is None:
+        raise SettingError(f"{prefix}.{TARGET}={typed[TARGET]}: {name} is built by {defaults[TARGET]}; leave it out.")
     ranges = limits.ranges_of(group, name)
     for key, default in defaults.items():
         if key not in ranges:
@@ -155,7 +166,7 @@ def _typed_settings(group: str, name: str, node: Any, conf_folders: Sequence[Pat
 
 def _method_group(name: str, node: Any, conf_folders: Sequence[Path]) -> str:
     """The group of the method that `node` holds the settings of; raises SettingError if there can be none."""
-    if not re.fullmatch(r"\w[\w-]{0,63}", name):  # it becomes a part of file names
+    if not re.fullmatch(OPTION_NAME, name):
         raise SettingError(f"{name}: a method's name has up to 64 letters, digits, _ and -.")
     if name in METHOD_GROUPS:
         raise SettingError(f"{name}: the first line of an option's YAML file must be # @package _global_.")
@@ -163,11 +174,8 @@ def _method_group(name: str, node: Any, conf_folders: Sequence[Path]) -> str:
     if group is None:
         value = to_override(node) if not isinstance(node, DictConfig) else "..."
         raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())
-    file = option_file(group, name, conf_folders)
-    defaults = OmegaConf.load(file).get(name)
-    if not isinstance(defaults, DictConfig) or "_target_" not in defaults:
-        raise SettingError(f"{file}: it must hold a node {name} with the method's class as its _target_.")
-    if isinstance(node, DictConfig) and "_target_" not in node:
+    option_settings(group, name, option_file(group, name, conf_folders))  # refuses a wrong file
+    if isinstance(node, DictConfig) and TARGET not in node:
         key, value = next(iter(node.items()), ("...", "..."))
         raise SettingError(f"{name}.{key}={to_override(value)}: {name} is not part of this run; add {group}={name}.")
     return group

@@ -49,6 +49,16 @@ def cifar(
     )
 
 
+def cifar10(**settings) -> TensorData:
+    """CIFAR-10; see `cifar`."""
+    return cifar("cifar10", **settings)
+
+
+def cifar100(**settings) -> TensorData:
+    """CIFAR-100; see `cifar`."""
+    return cifar("cifar100", **settings)
+
+
 def _split(kind: type, root: Path, training: bool, download: bool) -> Split:
     is_new = not root.exists()
     try:

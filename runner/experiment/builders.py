@@ -10,43 +10,33 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from runner.config.options import TARGET
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.data.cifar import cifar
-from runner.data.cluttered_digits import cluttered_digits
 from runner.data.dataset import Data
-from runner.data.digit_scenes import digit_scenes
-from runner.data.digits import digits
-from runner.data.image_folder import image_folder, imagenet
-from runner.data.mask_folder import ade20k, mask_folder
-from runner.data.random import random
 from runner.experiment.dry_run import watched
 from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
+from runner.experiment.targets import Builder, builder_of, without
 from runner.layers.stem import stem_for
 from runner.methods.method import Method
-from runner.models import MODELS
 from runner.models.initialization import initialize
 from runner.models.pretrained import check_weights, fits, load_weights, read_weights
-from runner.optim import optimizers, schedules
+from runner.optim.optimizers import parameter_groups, scaled_lr
+from runner.optim.schedules import LRLambda, PlateauRule
+from runner.training.probing import Probe
 
 
 def build_data(node: Settings) -> Data:
     """The data set; the jobs of a sweep share the one in memory."""
     try:
-        return _load_data(node)
+        return _load_data(builder_of("dataset", node), node)
     except (ValueError, FileNotFoundError) as error:
         raise SettingError(str(error)) from None
 
 
 @lru_cache(maxsize=1)
-def _load_data(node: Settings) -> Data:
-    settings = dict(node)
-    name = settings.pop("name")
-    families = {"digits": digits, "cluttered_digits": cluttered_digits, "random": random}
-    families |= {"digit_scenes": digit_scenes, "mask_folder": mask_folder, "ade20k": ade20k}
-    families |= {"image_folder": image_folder, "imagenet": imagenet}
-    families |= {"cifar10": cifar, "cifar100": cifar}
-    return families[name](name, **settings) if families[name] is cifar else families[name](**settings)
+def _load_data(builder: Builder, node: Settings) -> Data:
+    return builder(**{key: value for key, value in node.items() if key not in (TARGET, "name")})
 
 
 def choose_stem(config: Settings, data: Data) -> Settings:
@@ -58,41 +48,38 @@ def choose_stem(config: Settings, data: Data) -> Settings:
 
 def build_model(node: Settings, *, num_classes: int) -> nn.Module:
     """The model before any method is applied, without the weights of `model.pretrained`."""
-    settings = node.plain()
-    name, scheme, layers = (settings.pop(key) for key in ("name", "initialization", "initialized_layers"))
-    for key in ("pretrained", "methods_on"):  # see build_changed_model
-        settings.pop(key, None)
-    model = MODELS[name](num_classes=num_classes, **settings)
-    initialize(model, scheme, layers=layers)
+    settings = without(node, "name", "initialization", "initialized_layers", "pretrained", "methods_on")
+    model = builder_of("model", node)(num_classes=num_classes, **settings)
+    initialize(model, node.get("initialization", "default"), layers=node.get("initialized_layers", "conv"))
     return model
 
 
 def build_optimizer(node: Settings, model: nn.Module, *, global_batch_size: int) -> Optimizer:
     """The optimizer over all parameters of the model, after surgery; its rate scaled to the batch if so set."""
-    settings = node.plain()
-    builder = {"sgd": optimizers.sgd, "adamw": optimizers.adamw, "lars": optimizers.lars}[settings.pop("name")]
-    batch_sizes = {"global_batch_size": global_batch_size, "lr_batch_size": settings.pop("lr_batch_size")}
-    settings["lr"] = optimizers.scaled_lr(settings["lr"], **batch_sizes)
-    decay = {key: settings.pop(key) for key in ("weight_decay", "decay_norm_and_bias")}
-    return builder(optimizers.parameter_groups(model, **decay), **settings)
+    settings = without(node, "name", "lr_batch_size", "weight_decay", "decay_norm_and_bias")
+    lr_batch_size = node.get("lr_batch_size")
+    settings["lr"] = scaled_lr(node.lr, global_batch_size=global_batch_size, lr_batch_size=lr_batch_size)
+    decay = {key: node[key] for key in ("weight_decay", "decay_norm_and_bias") if key in node}
+    return builder_of("optimizer", node)(parameter_groups(model, **decay), **settings)
 
 
-def build_schedule(node: Settings, *, total_steps: int, steps_per_epoch: int) -> schedules.LRLambda:
+def build_schedule(node: Settings, *, total_steps: int, steps_per_epoch: int) -> LRLambda:
     """The learning rate's share of `optimizer.lr` by step."""
-    settings = node.plain()
-    for key in ("patience", "max_doublings"):  # those of `build_plateau_rule`
-        settings.pop(key, None)
-    make = schedules.SCHEDULES[settings.pop("name")]
-    return make(total_steps, math.ceil(settings.pop("warmup_epochs") * steps_per_epoch), **settings)
+    warmup_steps = math.ceil(node.get("warmup_epochs", 0) * steps_per_epoch)
+    return builder_of("schedule", node)(total_steps, warmup_steps, **without(node, "name", "warmup_epochs"))
 
 
-def build_plateau_rule(node: Settings) -> schedules.PlateauRule | None:
+def build_plateau_rule(node: Settings) -> PlateauRule | None:
     """The rule by which the number of epochs is doubled, if the schedule has one."""
-    if node.name != "plateau":
-        return None
-    return schedules.PlateauRule(
-        first_milestone=node.milestones[0], patience=node.patience, max_doublings=node.max_doublings
-    )
+    return getattr(build_schedule(node, total_steps=1, steps_per_epoch=1), "rule", None)
+
+
+def build_probes(node: Settings) -> dict[str, Probe]:
+    """The chosen probes by their names."""
+    return {
+        name: Probe(builder_of(f"probe.{name}", each), each.get("num_batches"), without(each, "num_batches"))
+        for name, each in node.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -114,7 +101,7 @@ def build_changed_model(config: Settings, *, num_classes: int, example_input: Te
     """
     model, methods = build_model(config.model, num_classes=num_classes), build_methods(config)
     load = check_weights if example_input.is_meta else load_weights
-    source = config.model.pretrained if pretrained else None
+    source = config.model.get("pretrained") if pretrained else None
     with torch.device("cpu"):
         weights = None if source is None else read_weights(source, config.model.name)
     loaded = load(model, weights) if weights and fits(model, weights) else None

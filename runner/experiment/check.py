@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from runner.config.extensions import use_folder
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import method_nodes
+from runner.config.validation import method_nodes, methods_folder
 from runner.data.dataset import Data, check_batch_size
 from runner.experiment import builders
 from runner.experiment.memory import FLOAT, check_memory, of_parameters
@@ -44,6 +45,7 @@ class Checked:
 
 def check(config: Settings) -> Checked:
     """Everything that can be wrong with a configuration before a run begins. Raises SettingError; writes nothing."""
+    use_folder(config.paths.methods and methods_folder(config.paths.methods))
     if config.train.deterministic:
         # Else cuBLAS may add in any order. It reads this once in a process: before the first job of a sweep begins.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -62,6 +64,9 @@ def check(config: Settings) -> Checked:
             warnings.simplefilter("ignore", UserWarning)  # the run applies the methods again, and shows them
             built, multiply_adds, kept = builders.build_meta(config, data)
         check_batch_size(config.train.global_batch_size, data)
+        builders.build_optimizer(config.optimizer, nn.Linear(1, 1), global_batch_size=config.train.global_batch_size)
+        builders.build_schedule(config.schedule, total_steps=1, steps_per_epoch=1)(0)
+        builders.build_probes(config.probe)
     except ValueError as error:
         raise SettingError(str(error)) from None
     _check_step(config, data, built, kept, precision)

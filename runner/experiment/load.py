@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.config.extensions import use_folder
 from runner.config.settings import Settings
 from runner.config.text import SettingError, to_override
 from runner.config.trust import PLACES, Allowed, refuse_resolvers
@@ -48,6 +49,7 @@ def load_run(
     settings = known.record.settings if known.record else older_settings(folder)
     allowed = Allowed(tuple(allowed_packages), Path(methods).resolve() if methods else None)
     config = from_file(settings, folder.path, allowed)
+    use_folder(allowed.methods)
     if own := record_in(saved, path):
         check_settings(own.settings, settings, saved["methods"])
     with torch.device("meta"):  # so that settings which ask for more than the checkpoint holds take no memory
@@ -73,7 +75,8 @@ def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> Settings:
     for node, _, name in (key.partition(".") for key in PLACES):
         settings.get(node, {}).pop(name, None)
     try:
-        config = with_defaults(OmegaConf.create(settings))
+        folders = [CONF, allowed.methods] if allowed.methods else [CONF]
+        config = with_defaults(OmegaConf.create(settings), folders)
     except (OmegaConfBaseException, TypeError) as error:  # a list in the place of a mapping, say
         raise SettingError(f"{folder}: its settings cannot be used ({str(error).splitlines()[0]}).") from None
     return validate(allowed.put_in(config, folder))

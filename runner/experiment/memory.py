@@ -38,4 +38,4 @@ def check_memory(setting: str, needed: float, device: torch.device, remedy: str)
 
 def of_parameters(num_params: int, optimizer: str, *, average: bool) -> int:
     """Bytes for the weights, their gradients, the optimizer's state and the average of the weights."""
-    return FLOAT * num_params * (2 + OPTIMIZER_STATES[optimizer] + average)
+    return FLOAT * num_params * (2 + OPTIMIZER_STATES.get(optimizer, 0) + average)

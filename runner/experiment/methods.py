@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import unwrap
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from runner.config.extensions import import_class
+from runner.config.options import TARGET
 from runner.config.settings import Settings
-from runner.config.targets import check_defined
 from runner.config.text import SettingError
 from runner.config.validation import CONF, METHOD_GROUPS, method_nodes, methods_folder
+from runner.experiment.targets import builder_of, without
 from runner.layers.preserve_state import preserve_state
 from runner.methods.method import Method
 from runner.methods.sync_batchnorm import SyncBatchNormMethod
@@ -23,34 +24,22 @@ CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers
 
 def build_methods(config: Settings) -> dict[str, Method]:
     """The selected methods in the order in which they are applied. Raises SettingError where one cannot be made."""
-    folder = config.paths.methods and methods_folder(config.paths.methods)
     methods = {}
     for name, node in method_nodes(config).items():
-        settings = node.plain()
-        target = settings.pop("_target_")
+        build = builder_of(name, node)
+        missing = [place for place in vars(Method) if not place.startswith("_") and not hasattr(unwrap(build), place)]
+        if missing:
+            lacks = f"it lacks {', '.join(missing)}; derive the class from runner.methods.method.Method"
+            raise SettingError(f"{name}.{TARGET}={node[TARGET]}: {lacks}.")
         try:
-            found = method_class(target, folder)
-        except ValueError as error:
-            raise SettingError(f"{name}._target_={target}: {error}.") from None
-        try:
-            methods[name] = found(**settings)
-        except TypeError as error:
-            raise SettingError(f"{name}._target_={target}: cannot be made into a method ({error}).") from None
+            methods[name] = build(**without(node))
+        except SettingError:
+            raise
         except ValueError as error:
             raise SettingError(_with_key(name, error, conf_folders_of(config))) from None
     if config.train.sync_batchnorm:
         methods["sync_batchnorm"] = SyncBatchNormMethod()
     return dict(sorted(methods.items(), key=lambda item: (item[1].order, item[0])))
-
-
-def method_class(target: str, folder: Path | None) -> type[Method]:
-    """The class of a method, which has all the places of `Method`. Raises ValueError."""
-    found = import_class(target, folder)
-    check_defined(found, target)
-    missing = [place for place in vars(Method) if not place.startswith("_") and not hasattr(found, place)]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}; derive the class from runner.methods.method.Method")
-    return found
 
 
 def apply_methods(

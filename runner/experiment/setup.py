@@ -94,7 +94,7 @@ def prepare(
     if config.probe:
         whole = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, **placing)
         prober = Prober(
-            config.probe.plain(),
+            builders.build_probes(config.probe),
             at=config.probe_at,
             every_epochs=config.probe_every_epochs,
             train_batches=whole,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from runner.models import MODELS, CifarResNet, DeepLabV3Plus, NFNet
+from runner.models import CifarResNet, DeepLabV3Plus, NFNet
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Size:
     activations: int
 
 
-def measure_size(name: str, *, image_size: int | None = None, num_classes: int | None = None) -> Size:
-    """The size of a model; without an image size at the published one, likewise the number of classes."""
+def measure_size(
+    build: Callable[..., nn.Module], *, image_size: int | None = None, num_classes: int | None = None
+) -> Size:
+    """The size of the model of `build`; without an image size at the published one, likewise the number of classes."""
     with torch.device("meta"):
-        model = MODELS[name](**({} if num_classes is None else {"num_classes": num_classes})).eval()
+        model = build(**({} if num_classes is None else {"num_classes": num_classes})).eval()
         if image_size is None:
             image_size = _published_size(model)
         activations = 0

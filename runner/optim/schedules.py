@@ -66,16 +66,6 @@ def multistep(
     return _warmed_up(lambda step: gamma ** sum(step >= milestone for milestone in steps), warmup_steps)
 
 
-def plateau(
-    total_steps: int, warmup_steps: int = 0, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
-) -> LRLambda:
-    """`multistep` over the steps that are planned now; built again when `PlateauRule` doubles their number.
-
-    The rule doubles before the first milestone's step, so the factor at that step is 1 before and after.
-    """
-    return multistep(total_steps, warmup_steps, milestones=milestones, gamma=gamma)
-
-
 @dataclass(frozen=True)
 class PlateauRule:
     """Doubles the length of training while it still improves, when the rate is about to fall.
@@ -100,19 +90,37 @@ class PlateauRule:
         return epochs_done == milestone_epoch and improving and doublings < self.max_doublings
 
 
+@dataclass(frozen=True)
+class Plateau:
+    """`multistep` over the steps that are planned now; built again when `rule` doubles their number.
+
+    The rule doubles before the first milestone's step, so the factor at that step is 1 before and after.
+    """
+
+    factor: LRLambda
+    rule: PlateauRule
+
+    def __call__(self, step: int) -> float:
+        return self.factor(step)
+
+
+def plateau(
+    total_steps: int,
+    warmup_steps: int = 0,
+    *,
+    milestones: Sequence[float] = (0.5, 0.75),
+    gamma: float = 0.1,
+    patience: int = 20,
+    max_doublings: int = 4,
+) -> Plateau:
+    """`multistep` with the rule that doubles training."""
+    rule = PlateauRule(first_milestone=milestones[0], patience=patience, max_doublings=max_doublings)
+    return Plateau(multistep(total_steps, warmup_steps, milestones=milestones, gamma=gamma), rule)
+
+
 def constant(total_steps: int, warmup_steps: int = 0) -> LRLambda:
     """Always 1 after the warm-up."""
     return _warmed_up(lambda _: 1.0, warmup_steps)
-
-
-SCHEDULES: dict[str, Callable[..., LRLambda]] = {
-    "cosine": cosine,
-    "multistep": multistep,
-    "poly": poly,
-    "onecycle": onecycle,
-    "plateau": plateau,
-    "constant": constant,
-}
 
 
 def _decay(curve: Callable[[float], float], total_steps: int, warmup_steps: int, final: float) -> LRLambda:

@@ -28,6 +28,7 @@ def clipping(
     clip: float = 0.01,
     eps: float = 1e-3,
     exclude: Sequence[str] = (),
+    classifier_weight: str | None = None,
 ) -> Measurement:
     """Which gradients adaptive gradient clipping would clip (Brock et al. 2021, arXiv 2102.06171), applied or not.
 
@@ -37,7 +38,8 @@ def clipping(
 
     for the units of `runner.layers.unitwise_norm`. Each batch stands for one optimizer step: G is the gradient of its
     mean loss, and the units of all batches are pooled. Norms use the batch's statistics, without dropout and stochastic
-    depth. `exclude` names parameters and modules to leave out; the paper leaves out the classifier's weight.
+    depth. `exclude` names parameters and modules to leave out, beside `classifier_weight`,
+    the name of the parameter that the paper leaves out.
 
     Arrays, for P parameters in the order of registration: `units` (P,), their numbers; `level` (5,) and
     `ratio` (P, 5), the quantiles of the ratio at these levels; `share_above` (P,), the share of clipped units.
@@ -51,7 +53,7 @@ def clipping(
     ratios: dict[str, list[Tensor]] = defaultdict(list)
     with preserve_state(model):
         use_batch_statistics(model)
-        left_out = _left_out(model, exclude)
+        left_out = _left_out(model, [*exclude, *([classifier_weight] if classifier_weight else [])])
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         for batch in batches:
             with preserve_state(model):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
+from runner.config.schema import TOP_LEVEL
 from runner.config.text import to_override
 from runner.files.readers import is_there
 from runner.results.metrics import METRICS, SCORES, read_rows
@@ -123,7 +124,8 @@ def _run(folder: Path) -> Run:
 
 def _settings(config: dict) -> dict[str, str]:
     """The configuration by dotted keys, without `NOT_COMPARED`."""
-    methods = [name for name, node in config.items() if isinstance(node, dict) and "_target_" in node]
+    nodes = {name: node for name, node in config.items() if name not in TOP_LEVEL and isinstance(node, dict)}
+    methods = [name for name, node in nodes.items() if "_target_" in node]
     settings = {"methods": " + ".join(methods) or ABSENT, **_by_dotted_key(config)}
     return {key: text for key, text in settings.items() if not {key, key.partition(".")[0]} & {*NOT_COMPARED}}
 

@@ -32,12 +32,18 @@ class Job:
 def config_hash(config: Mapping) -> str:
     """8 hex digits for a validated configuration as plain data: the same settings, the same digits.
 
-    What only says where a run lies or how it is watched has no part in them.
+    What only says where a run lies or how it is watched has no part in them, nor have the names of classes.
     """
-    kept = {key: value for key, value in config.items() if key not in WHERE_AND_HOW_WATCHED}
+    kept = {key: _without_targets(value) for key, value in config.items() if key not in WHERE_AND_HOW_WATCHED}
     kept["paths"] = {key: value for key, value in config["paths"].items() if key != "outputs"}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _without_targets(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_targets(each) for key, each in value.items() if key != "_target_"}
 
 
 def job_name(overrides: Sequence[str], digits: str, varied: Collection[str] = ()) -> str:

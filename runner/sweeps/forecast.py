@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runner.config.ranges import seconds_of
+from runner.config.schema import TOP_LEVEL
 from runner.config.settings import Settings
 from runner.config.validation import method_nodes
 from runner.experiment.check import Checked, check
@@ -140,7 +141,7 @@ def _cost(config: Mapping) -> str:
     kept["train"] = {key: config["train"].get(key) for key in COSTLY}
     kept["optimizer"] = config["optimizer"]["name"]
     for name, node in kept.items():  # a clip costs the same whatever its size, not so a drop rate
-        if isinstance(node, Mapping) and "_target_" in node:
+        if isinstance(node, Mapping) and "_target_" in node and name not in TOP_LEVEL:
             kept[name] = {key: v for key, v in node.items() if not isinstance(v, float) or key == "drop_rate"}
     kept["dataset"] = {key: value for key, value in config["dataset"].items() if key not in ("root", "download")}
     return json.dumps(kept, sort_keys=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,24 @@ from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
 
-AT_THE_END = "learning_curves"  # is made of the run's metrics, not of its model
+
+class Probe(NamedTuple):
+    """A probe of a run: the function that measures, how many batches it is given, and its settings.
+
+    One without a number of batches is given the run's metrics.jsonl instead, at the end of the run. One with a
+    parameter `loss` or `classifier_weight` is given these too.
+    """
+
+    measure: Callable[..., Measurement]
+    num_batches: int | None
+    settings: Mapping[str, object]
 
 
 class Prober:
     """Measures the model after the optimizer steps `at`, and after each `every_epochs`-th epoch.
 
-    `settings` are those of each probe by its name; `num_batches` among them says how many batches it is given: the
-    first of the first epoch's, augmented as in training, the same ones each time. A result is written to `folder` as
+    Each of `probes`, by their names, is given the first batches of the first epoch, augmented as in training, the same
+    ones each time. A result is written to `folder` as
     <probe>.npz and <probe>.png, or <probe>-step<n> where there are several moments; its numbers become a row of metrics
     with the split "probe". A probe that does not suit the model says so and is left out; the run goes on.
 
@@ -35,7 +45,7 @@ class Prober:
 
     def __init__(
         self,
-        settings: Mapping[str, Mapping[str, object]],
+        probes: Mapping[str, Probe],
         *,
         at: Sequence[int],
         every_epochs: int | None,
@@ -44,14 +54,14 @@ class Prober:
         folder: Path,
         tracker: Tracker,
     ) -> None:
-        self.curves = AT_THE_END in settings
-        self.probes = {name: dict(values) for name, values in settings.items() if name != AT_THE_END}
+        self.probes = {name: probe for name, probe in probes.items() if probe.num_batches is not None}
+        self.at_the_end = {name: probe for name, probe in probes.items() if probe.num_batches is None}
         self.at = frozenset(at)
         self.every_epochs = every_epochs
         self.loss = loss
         self.folder = folder
         self.tracker = tracker
-        most = max((int(values["num_batches"]) for values in self.probes.values()), default=0)
+        most = max((probe.num_batches for probe in self.probes.values()), default=0)
         # drawn before training begins, since loader processes are on one epoch at a time
         self.batches: list[Batch] = list(islice(train_batches.epoch(0), most))
 
@@ -81,15 +91,13 @@ class Prober:
         loss = _checked(self.loss, check)
         while left:
             name = left[0]
-            values = dict(self.probes[name])
-            batches = _Checked(self.batches[: int(values.pop("num_batches"))], check)
-            if name == "clipping":
-                values["exclude"] = [*values["exclude"], *_classifier_weight(model)]
-            measure = _measuring(name)
-            given = (model, batches, loss) if "loss" in inspect.signature(measure).parameters else (model, batches)
+            probe = self.probes[name]
+            batches = _Checked(self.batches[: probe.num_batches], check)
+            extra = {"loss": loss, "classifier_weight": _classifier_weight(model)}
+            asked = extra.keys() & inspect.signature(probe.measure).parameters
             try:
                 with torch.compiler.set_stance("force_eager"):  # else a compiled model would be compiled anew for hooks
-                    found = measure(*given, **values)
+                    found = probe.measure(model, batches, **{key: extra[key] for key in asked}, **probe.settings)
             except ValueError as error:
                 self.tracker.message(f"probe {name}: {error}", "warning")
             else:
@@ -100,9 +108,9 @@ class Prober:
 
     def finish(self, metrics: Path, *, step: int) -> None:
         """Draw what is made of the run's metrics, if it has come to any."""
-        if self.curves and metrics.is_file():
-            found = _measuring(AT_THE_END)(metrics)
-            self._keep(AT_THE_END, found, step=step, file=AT_THE_END)
+        for name, probe in self.at_the_end.items():
+            if metrics.is_file():
+                self._keep(name, probe.measure(metrics, **probe.settings), step=step, file=name)
 
     def _keep(self, name: str, found: Measurement, *, step: int, file: str) -> None:
         if rank() > 0:
@@ -140,15 +148,10 @@ def _checked(loss: Loss, check: Callable[[], object]) -> Loss:
     return call
 
 
-def _classifier_weight(model: nn.Module) -> list[str]:
+def _classifier_weight(model: nn.Module) -> str | None:
     """The name of the weight that adaptive gradient clipping leaves out."""
     try:
         classifier = find_classifier(model)
     except ValueError:
-        return []
-    return [name for name, parameter in model.named_parameters() if parameter is classifier.weight]
-
-
-def _measuring(name: str) -> Callable[..., Measurement]:
-    """The probe's function."""
-    return getattr(importlib.import_module(f"runner.probes.{name}"), name)
+        return None
+    return next((name for name, parameter in model.named_parameters() if parameter is classifier.weight), None)

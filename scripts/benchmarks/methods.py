@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from runner import models
 from runner.config.validation import CONF, METHOD_GROUPS, validate
 from runner.experiment.methods import build_methods
 from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, unitwise_norm
 from runner.methods.method import Method
-from runner.models import MODELS
 from runner.optim.optimizers import sgd
 
 from .peers import (
@@ -312,7 +312,7 @@ def _built(scale: Scale, methods: Mapping[str, Mapping]) -> list[Method]:
 
 def _model(scale: Scale) -> nn.Module:
     torch.manual_seed(0)
-    return MODELS[scale.model](num_classes=1000).to(
+    return getattr(models, scale.model)(num_classes=1000).to(
         scale.device, memory_format=torch.channels_last if scale.channels_last else torch.preserve_format
     )
 

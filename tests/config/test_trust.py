@@ -117,7 +117,7 @@ CALLBACK = "+hydra.callbacks.x._target_"
         (["norm=agc", "agc._target_=${wandb.project}", "wandb.project=os.getcwd"], "agc._target_=os.getcwd"),
         (["norm=agc", "agc._target_=torch.os.system"], "agc._target_=torch.os.system"),
         (["norm=agc", "agc._target_=runner.methods.agc.torch.hub.load"], "runner.methods.agc.torch"),
-        (["norm=agc", "agc._target_=runner.methods.agc.Tensor"], "torch.Tensor, a class of another package"),
+        (["norm=agc", "agc._target_=runner.methods.agc.Tensor"], "agc is built by runner.methods.agc.AdaptiveGrad"),
         (["+model.x._target_=os.getcwd"], "model.x._target_=os.getcwd"),
         (["+wandb.tags=[{_target_: os.getcwd}]"], "wandb.tags"),
     ],

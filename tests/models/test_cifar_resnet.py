@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from runner import models
 from runner.methods import apply_stochastic_depth
-from runner.models import MODELS, CifarResNet
+from runner.models import CifarResNet
 from runner.models.cifar_resnet import ZeroPadShortcut
 
 # He et al. 2015, table 6, gives 0.27, 0.46, 0.66, 0.85 and 1.7 M; exact counts, by hand: see `counted`
@@ -30,7 +31,7 @@ def counted(depth, shortcut, num_classes=10):
 @pytest.mark.parametrize("shortcut", ["zero_pad", "projection"])
 @pytest.mark.parametrize(("name", "millions"), list(PUBLISHED.items()))
 def test_sizes(name, millions, shortcut):
-    model = MODELS[name](shortcut=shortcut)
+    model = getattr(models, name)(shortcut=shortcut)
     number = sum(p.numel() for p in model.parameters())
     depth = int(name.removeprefix("resnet"))
     assert number == counted(depth, shortcut)
@@ -43,7 +44,7 @@ def test_sizes(name, millions, shortcut):
 @pytest.mark.parametrize("shortcut", ["zero_pad", "projection"])
 def test_outputs_are_those_of_the_formula(shortcut):
     torch.manual_seed(0)
-    model = MODELS["resnet20"](num_classes=7, shortcut=shortcut).double()
+    model = models.resnet20(num_classes=7, shortcut=shortcut).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight), nn.init.normal_(module.bias)
@@ -85,7 +86,7 @@ def test_the_zero_padded_shortcut_takes_odd_images_and_channels():
 
 
 def test_stochastic_depth_zero_init_and_wrong_settings():
-    model = MODELS["resnet110"](zero_init_residual=True)
+    model = models.resnet110(zero_init_residual=True)
     assert apply_stochastic_depth(model, drop_rate=0.5) == 54
     assert not any(model.get_parameter(f"layer2.{i}.bn2.weight").any() for i in range(18))
     with pytest.raises(ValueError, match=r"model\.shortcut=conv: it must be one of zero_pad, projection"):

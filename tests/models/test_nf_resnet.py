@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runner import models
 from runner.layers.activation import GAMMAS, ScaledActivation
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stem import MaxPool2dSame
-from runner.models import MODELS, NFResBlock, nf_resnet26, nf_resnet50, nf_resnet101
+from runner.models import NFResBlock, nf_resnet26, nf_resnet50, nf_resnet101
 
 # ---- the formulas of the paper, in float64 and without our layers
 
@@ -183,7 +184,9 @@ def test_depths():
     with torch.device("meta"):
         depths = {
             name: [len(getattr(model, f"layer{stage}")) for stage in (1, 2, 3, 4)]
-            for name, model in ((name, MODELS[name]()) for name in MODELS if name.startswith("nf_resnet"))
+            for name, model in (
+                (name, getattr(models, name)()) for name in models.__all__ if name.startswith("nf_resnet")
+            )
         }
     assert depths == {
         "nf_resnet26": [1, 2, 4, 1],

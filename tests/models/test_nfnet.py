@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from runner import models
 from runner.layers.activation import GAMMAS
 from runner.methods import apply_stochastic_depth
-from runner.models import MODELS, NFBlock, nfnet_f0
+from runner.models import NFBlock, nfnet_f0
 
 # arXiv 2102.06171, table 6: dropout, train and test pixels, multiply-adds at the test resolution (G), parameters (M)
 PAPER = [
@@ -31,7 +32,7 @@ PAPER = [
 def test_the_papers_table(size, row):
     dropout, train_size, test_size, multiply_adds, parameters = row
     with torch.device("meta"):
-        model = MODELS[f"nfnet_f{size}"]()
+        model = getattr(models, f"nfnet_f{size}")()
         images = torch.empty(1, 3, test_size, test_size)
     assert (model.variant.train_size, model.variant.test_size, model.dropout.p) == (train_size, test_size, dropout)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.1)
@@ -42,7 +43,7 @@ def test_the_papers_table(size, row):
 
 def test_depths_widths_groups_and_expected_deviations():
     with torch.device("meta"):
-        model = MODELS["nfnet_f1"]()
+        model = models.nfnet_f1()
     before = 0  # blocks of the stage before; the variance grows by 0.04 with each and starts anew in every stage
     for stage, (depth, width) in enumerate([(2, 256), (4, 512), (12, 1536), (6, 1536)], start=1):
         blocks = model.get_submodule(f"layer{stage}")

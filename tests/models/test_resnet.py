@@ -15,7 +15,7 @@ NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 @pytest.mark.parametrize("name", NAMES)
 def test_state_dict_is_torchvisions(name):
     with torch.device("meta"):
-        ours = models.MODELS[name]().state_dict()
+        ours = getattr(models, name)().state_dict()
         theirs = getattr(torchvision.models, name)().state_dict()
     assert [(key, value.shape) for key, value in ours.items()] == [(key, value.shape) for key, value in theirs.items()]
 
@@ -55,7 +55,7 @@ def test_every_convolution_is_drawn_with_variance_2_over_fan_out(stem):
 
 @pytest.mark.parametrize(("name", "last_norm"), [("resnet18", "bn2"), ("resnet50", "bn3")])
 def test_zero_init_residual(name, last_norm):
-    model = models.MODELS[name](num_classes=2, stem="small", zero_init_residual=True)
+    model = getattr(models, name)(num_classes=2, stem="small", zero_init_residual=True)
     blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
     assert all(getattr(block, last_norm).weight.abs().sum() == 0 for block in blocks)
     assert blocks[0].bn1.weight.min() == 1
@@ -85,18 +85,12 @@ def test_stem_for_image_size(image_size, stem):
 )
 def test_refuses_a_stem_that_is_not_one(name, stem, message):
     with pytest.raises(ValueError, match=message):
-        models.MODELS[name](stem=stem)
+        getattr(models, name)(stem=stem)
 
 
 def test_stem_for_refuses_a_tiny_image():
     with pytest.raises(ValueError, match=r"dataset\.image_size=4"):
         stem_for(4)
-
-
-def test_models_by_name():
-    for name, builder in models.MODELS.items():
-        assert builder is getattr(models, name)
-    assert set(NAMES) <= set(models.MODELS)
 
 
 @pytest.mark.parametrize("build", [models.resnet18, models.resnet50])

@@ -3,6 +3,7 @@
 import pytest
 from torchvision.models import get_model_weights
 
+from runner import models
 from runner.commands.describe import main
 from runner.models.size import measure_size
 
@@ -13,7 +14,7 @@ from runner.models.size import measure_size
     [("resnet18", 2.5), ("resnet34", 3.7), ("resnet50", 11.1), ("resnet101", 16.2), ("resnet152", 22.6)],
 )
 def test_torchvisions_own_counts(name, activations):
-    size, published = measure_size(name), get_model_weights(name).IMAGENET1K_V1.meta
+    size, published = measure_size(getattr(models, name)), get_model_weights(name).IMAGENET1K_V1.meta
     assert size.image_size == 224
     assert size.parameters == published["num_params"]
     assert size.multiply_adds / 1e9 == pytest.approx(published["_ops"], abs=0.001)
@@ -33,12 +34,15 @@ def test_torchvisions_own_counts(name, activations):
     ],
 )
 def test_golden_sizes(name, golden):
-    size = measure_size(name)
+    size = measure_size(getattr(models, name))
     assert (size.parameters, size.multiply_adds, size.activations) == golden
 
 
 def test_image_size_and_classes_are_taken():
-    small, large = measure_size("resnet18", image_size=64, num_classes=10), measure_size("resnet18", image_size=128)
+    small, large = (
+        measure_size(models.resnet18, image_size=64, num_classes=10),
+        measure_size(models.resnet18, image_size=128),
+    )
     assert small.parameters == 11_689_512 - 990 * 513
     assert 3.9 < large.multiply_adds / small.multiply_adds < 4.1
 

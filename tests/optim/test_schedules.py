@@ -9,7 +9,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR,
 
 from runner.experiment import builders
 from runner.optim.schedules import (
-    SCHEDULES,
     PlateauRule,
     constant,
     cosine,
@@ -19,6 +18,8 @@ from runner.optim.schedules import (
     plateau,
     poly,
 )
+
+SCHEDULES = {make.__name__: make for make in (constant, cosine, multistep, onecycle, plateau, poly)}
 
 
 def rates(share, steps):

@@ -1,0 +1,56 @@
+"""What the settings of an option are made into, by the class or function that their `_target_` names.
+
+A class or function may have an attribute `ranges`, a mapping of its settings to those of runner.config.ranges, which
+they are checked against: for options whose ranges do not stand in runner.config.limits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
+from runner.config.extensions import describe_error, import_builder
+from runner.config.limits import check
+from runner.config.options import TARGET
+from runner.config.settings import Settings
+from runner.config.targets import OWN_PACKAGE
+from runner.config.text import SettingError
+
+Builder = Callable[..., Any]
+
+
+def builder_of(prefix: str, node: Settings) -> Builder:
+    """What `_target_` of the settings `prefix` names, which raises SettingError for settings that it does not take."""
+    target = node[TARGET]
+    try:
+        return _checked(import_builder(target), prefix, target)
+    except ValueError as error:
+        raise SettingError(f"{prefix}.{TARGET}={target}: {error}.") from None
+
+
+def without(node: Settings, *keys: str) -> dict[str, Any]:
+    """The settings as plain data without `_target_` and `keys`, which the runner itself acts on."""
+    return {key: value for key, value in node.plain().items() if key not in (TARGET, *keys)}
+
+
+@lru_cache  # so that what is built once of a builder and its settings can be kept
+def _checked(build: Builder, prefix: str, target: str) -> Builder:
+    @wraps(build)
+    def checked(*arguments: Any, **settings: Any) -> Any:
+        try:
+            inspect.signature(build).bind(*arguments, **settings)
+        except TypeError as error:
+            raise SettingError(f"{prefix}.{TARGET}={target}: it does not take its settings ({error}).") from None
+        try:
+            check(prefix, getattr(build, "ranges", {}), **{k: v for k, v in settings.items() if v is not None})
+            return build(*arguments, **settings)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            if target.startswith(f"{OWN_PACKAGE}."):
+                raise
+            raise SettingError(f"{prefix}.{TARGET}={target}: {describe_error(error)}.") from error
+
+    return checked
