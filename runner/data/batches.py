@@ -31,30 +31,35 @@ class Normalization:
         return (images * self.gain - self.shift).contiguous(memory_format=self.memory_format)
 
 
-class _Batches:
-    """What training and evaluation batches share: the split `split` of `data` on `device`."""
+class SplitBatches:
+    """What training and evaluation batches share: the batches of a split, normalized on `device`."""
 
     def __init__(
         self,
         data: Data,
-        split: str,
         *,
+        of_bytes: bool = True,
         batch_size: int,
         device: torch.device,
         channels_last: bool = False,
         shard: Shard = WHOLE,
     ) -> None:
-        tensors = getattr(data, split).on(device)
-        self.images, self.targets = tensors.images, tensors.targets
         self.num_classes = data.num_classes
         self.batch_size = batch_size
-        self.shard = shard
+        self.device = device
         self.channels_last = channels_last
-        is_bytes = self.images.dtype == torch.uint8
-        self.normalized = Normalization(data, of_bytes=is_bytes, device=device, channels_last=channels_last)
+        self.shard = shard
+        self.normalized = Normalization(data, of_bytes=of_bytes, device=device, channels_last=channels_last)
 
 
-class TensorTrainBatches(_Batches, TrainBatches):
+class _TensorBatches(SplitBatches):
+    def __init__(self, data: Data, split: str, *, device: torch.device, **placing: Any) -> None:
+        tensors = getattr(data, split).on(device)
+        self.images, self.targets = tensors.images, tensors.targets
+        super().__init__(data, of_bytes=self.images.dtype == torch.uint8, device=device, **placing)
+
+
+class TensorTrainBatches(_TensorBatches, TrainBatches):
     """Training batches, augmented a whole batch at once."""
 
     def __init__(self, data: Data, split: str, *, seed: int, crop_padding: int, flip: bool, **placing: Any) -> None:
@@ -86,7 +91,7 @@ class TensorTrainBatches(_Batches, TrainBatches):
             yield images, targets.long()
 
 
-class TensorEvaluationBatches(_Batches, EvaluationBatches):
+class TensorEvaluationBatches(_TensorBatches, EvaluationBatches):
     """Batches of a split in order."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | Sequence[Label]]]:

@@ -7,6 +7,7 @@ import io
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -24,29 +25,19 @@ def cifar(
     image_size: int = 32,
     crop_padding: int = 4,
     flip: bool = True,
-    validation: float | str = 0.1,
-    check_duplicates: bool | None = None,
+    **settings: Any,
 ) -> TensorData:
-    """`name` is cifar10 or cifar100: 50,000 training and 10,000 test images of 32x32.
+    """CIFAR: `name` is cifar10 or cifar100, of 50,000 training and 10,000 test images of 32x32.
 
-    Files that are missing are downloaded to `root`; where that cannot be done, a FileNotFoundError says which
-    files belong where.
+    Downloads missing files to `root`; if that fails, a FileNotFoundError says which files belong where. See
+    `make_data` for `settings`.
     """
     if image_size != 32:
         raise ValueError(f"dataset.image_size={image_size}: the images of {name} are 32 pixels wide.")
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     train, test = (_split(kind, Path(root), training, download) for training in (True, False))
     num_classes = len(kind(root, train=False).classes)
-    return make_data(
-        name,
-        train,
-        test,
-        num_classes=num_classes,
-        validation=validation,
-        crop_padding=crop_padding,
-        flip=flip,
-        check_duplicates=check_duplicates,
-    )
+    return make_data(name, train, test, num_classes=num_classes, crop_padding=crop_padding, flip=flip, **settings)
 
 
 def cifar10(**settings) -> TensorData:
@@ -66,7 +57,7 @@ def _split(kind: type, root: Path, training: bool, download: bool) -> Split:
             source = kind(root, train=training, download=download)
     except (RuntimeError, OSError) as error:
         if is_new and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()  # torchvision makes it before it downloads
+            root.rmdir()  # torchvision makes it before the download
         raise FileNotFoundError(
             f"dataset.root={root}: {kind.__name__} is not there, or not complete, and "
             f"{'could not be downloaded' if download else 'dataset.download is false'} ({_first_line(error)}). "
@@ -77,7 +68,7 @@ def _split(kind: type, root: Path, training: bool, download: bool) -> Split:
 
 @contextlib.contextmanager
 def _bounded_wait() -> Iterator[None]:
-    """A host that does not answer is given up after some seconds."""
+    """Time out if a host does not answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +23,16 @@ CHUNK = 1_000  # images drawn at a time
 def cluttered_digits(
     *,
     image_size: int = IMAGE_SIZE,
-    crop_padding: int = 0,
-    flip: bool = False,
-    validation: float | str = 0.1,
-    check_duplicates: bool | None = None,
+    **settings: Any,
 ) -> TensorData:
-    """10,000 training and 2,000 test images of 32x32 pixels in 10 classes, the same ones each time.
+    """10,000 training and 2,000 test images of 32x32 pixels in 10 classes, the same in each call.
 
-    In each one of scikit-learn's digits (8x8) stands enlarged, turned, sheared and moved at random, with six random
-    strokes across it and Gaussian noise over all. The digits of the test images are those of the data set `digits`'
-    test split: none of them is in a training image. Validation images show digits that training images show too.
+    Each shows one of scikit-learn's digits (8x8), randomly enlarged, rotated, sheared and moved, under six random
+    strokes and Gaussian noise. Test images show digits of the test split of `digits`, which no training image shows;
+    validation images share digits with training images.
 
-    With an `image_size` of 16 or 8 each pixel is the mean of the 2x2 or 4x4 it covers: the same images, for less time.
-    ValueError for any other size.
+    An `image_size` of 16 or 8 averages 2x2 or 4x4 pixels. ValueError for any other size. See `make_data` for
+    `settings`.
     """
     if image_size not in SIZES:
         raise ValueError(
@@ -47,15 +45,12 @@ def cluttered_digits(
         _cluttered(train, NUM_TRAIN, image_size, generator),
         _cluttered(test, NUM_TEST, image_size, generator),
         num_classes=10,
-        validation=validation,
-        crop_padding=crop_padding,
-        flip=flip,
-        check_duplicates=check_duplicates,
+        **settings,
     )
 
 
 def _cluttered(source: Split, number: int, image_size: int, generator: torch.Generator) -> Split:
-    """`number` images of digits drawn from `source`, with replacement; uint8, three equal channels."""
+    """`number` images of digits drawn from `source` with replacement, uint8, three equal channels."""
     chosen = torch.randint(len(source), (number,), generator=generator)
     parts = []
     for indices in chosen.split(CHUNK):
@@ -68,13 +63,13 @@ def _cluttered(source: Split, number: int, image_size: int, generator: torch.Gen
 
 
 def _placed(digits: Tensor, generator: torch.Generator) -> Tensor:
-    """Digits (N, 1, 8, 8) on a canvas of `IMAGE_SIZE`, each under an affine map of its own."""
+    """Digits (N, 1, 8, 8) on a canvas of `IMAGE_SIZE`, each under a random affine map."""
     number = len(digits)
-    size = _uniform(number, 0.45, 0.75, generator)  # of the digit's side, as a share of the canvas
+    size = _uniform(number, 0.45, 0.75, generator)  # of the digit, as a share of the canvas
     angle = _uniform(number, -math.pi / 7, math.pi / 7, generator)
     shear = _uniform(number, -0.3, 0.3, generator)
     x, y = (_uniform(number, -1, 1, generator) * (1 - size) for _ in range(2))  # the digit's centre in [-1, 1]
-    # affine_grid takes the map from the canvas to the digit: the inverse of move, turn, shear, scale
+    # affine_grid takes the inverse map, from the canvas to the digit
     cos, sin = angle.cos(), angle.sin()
     inverse = torch.stack([torch.stack([cos - shear * -sin, sin - shear * cos], 1), torch.stack([-sin, cos], 1)], 1)
     inverse = inverse / size[:, None, None]
@@ -85,7 +80,7 @@ def _placed(digits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _strokes(number: int, generator: torch.Generator) -> Tensor:
-    """Images (N, 1, size, size) of straight strokes as wide and as bright as those of the digits."""
+    """Images (N, 1, size, size) of straight strokes, about as wide and bright as those of digits."""
     shape = (number, NUM_STROKES)
     start_x, start_y = (_uniform(shape, 0, IMAGE_SIZE, generator) for _ in range(2))
     angle, length = _uniform(shape, 0, 2 * math.pi, generator), _uniform(shape, 5, 14, generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,14 +17,11 @@ TEST_SHARE = 0.2
 def digits(
     *,
     image_size: int = 12,
-    crop_padding: int = 0,
-    flip: bool = False,
-    validation: float | str = 0.1,
-    check_duplicates: bool | None = None,
+    **settings: Any,
 ) -> TensorData:
-    """The digits enlarged to `image_size` pixels (bilinear), as three equal channels, in fixed stratified splits.
+    """The digits, enlarged to `image_size` pixels (bilinear), as three equal channels, in fixed stratified splits.
 
-    359 test images; of the other 1,438 a share `validation` for choosing the best checkpoint.
+    359 test images and 1,438 for training and validation. See `make_data` for `settings`.
     """
     train, test = (
         Split(_enlarged(split.images, image_size).expand(-1, 3, -1, -1).contiguous(), split.targets)
@@ -33,16 +32,13 @@ def digits(
         train,
         test,
         num_classes=10,
-        validation=validation,
-        crop_padding=crop_padding,
-        flip=flip,
-        check_duplicates=check_duplicates,
+        **settings,
     )
 
 
 def source_splits() -> tuple[Split, Split]:
-    """The digits as they come, (N, 1, 8, 8) in [0, 1]: those to train on, and those to test on."""
-    from sklearn.datasets import load_digits  # a second of import that other data sets do not need
+    """The original digits, (N, 1, 8, 8) in [0, 1], for training and for the test."""
+    from sklearn.datasets import load_digits  # the import takes a second
 
     source = load_digits()
     every = Split(torch.from_numpy(source.images).float().unsqueeze(1) / 16, torch.from_numpy(source.target).long())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from runner.data.batches import Normalization
+from runner.data.batches import SplitBatches
 from runner.data.dataset import DataFault, EvaluationBatches, Label, TrainBatches
 from runner.data.file_loader import (
     EpochSampler,
@@ -26,37 +26,23 @@ from runner.data.file_loader import (
 )
 from runner.data.image_check import with_reason
 from runner.data.loader_faults import batches_of
-from runner.data.sampling import WHOLE, Shard, mixed_seed
+from runner.data.sampling import mixed_seed
 
 if TYPE_CHECKING:
     from runner.data.file_data import FileData
 
 
-class _Files:
-    """What training and evaluation batches share: the samples of `split`, their loader, and the unreadable ones."""
+class _FileBatches(SplitBatches):
+    """The samples of a split, their loader, and the unreadable ones."""
 
-    def __init__(
-        self,
-        data: FileData,
-        split: str,
-        *,
-        batch_size: int,
-        device: torch.device,
-        channels_last: bool = False,
-        shard: Shard = WHOLE,
-    ) -> None:
+    def __init__(self, data: FileData, split: str, **placing: Any) -> None:
+        super().__init__(data, **placing)
         self.data = data
         self.samples: Sequence[Sample] = getattr(data, split)
         self.load = data.load_train if isinstance(self, TrainBatches) else data.load_evaluation
-        self.num_classes = data.num_classes
-        self.batch_size = batch_size
-        self.device = device
-        self.channels_last = channels_last
-        self.shard = shard
         self.num_workers = available_workers() if data.num_workers is None else data.num_workers
         self.unreadable = data.unreadable
         self.fill = (data.mean * 255).round().int().tolist()
-        self.normalized = Normalization(data, of_bytes=True, device=device, channels_last=channels_last)
 
     def loader(self, batches: Iterable[list[SeededSample]], *, persistent: bool) -> DataLoader:
         """See make_loader."""
@@ -89,7 +75,7 @@ class _Files:
         return DataFault(f"None of the {len(self.samples)} files could be read: {first}.")
 
 
-class FileTrainBatches(_Files, TrainBatches):
+class FileTrainBatches(_FileBatches, TrainBatches):
     """Training batches, in an order given by the seed and the epoch.
 
     An unreadable sample is replaced by the next readable one of the split. Splits are sorted by class, so the batch
@@ -146,7 +132,7 @@ class FileTrainBatches(_Files, TrainBatches):
         raise self.none_readable()
 
 
-class FileEvaluationBatches(_Files, EvaluationBatches):
+class FileEvaluationBatches(_FileBatches, EvaluationBatches):
     """Batches of a split in order, without unreadable samples.
 
     For segmentation, images of different sizes come in separate batches, so that a prediction does not depend on

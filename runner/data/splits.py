@@ -16,7 +16,7 @@ from runner.data.sampling import set_apart
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W), uint8 or float in [0, 1], and class indices (N,) or masks of them (N, H, W)."""
+    """Images (N, C, H, W), uint8 or float in [0, 1], and class indices (N,) or masks (N, H, W)."""
 
     images: Tensor
     targets: Tensor
@@ -58,7 +58,7 @@ def make_data(
     test: Split,
     *,
     num_classes: int,
-    validation: float | str,
+    validation: float | str = 0.1,
     crop_padding: int = 0,
     flip: bool = False,
     check_duplicates: bool | None = None,

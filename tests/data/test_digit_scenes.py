@@ -82,7 +82,7 @@ def test_a_scene_holds_two_to_four_digits_of_the_source_it_is_given():
 def _pixels_of_one_digit(image):
     """The pixels of a digit at the smallest and the largest side that is drawn."""
     grey = ndimage.zoom(image[0, 0].double().numpy(), 8, order=1)
-    share = (grey > module.STROKE).mean()
+    share = (grey > module.STROKE_THRESHOLD).mean()
     return share * 26**2, share * 38**2
 
 

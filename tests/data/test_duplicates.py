@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from runner.data import duplicates, file_cache
-from runner.data.cifar import cifar
 from runner.data.duplicates import duplicate_files, duplicate_images
 from runner.data.image_folder import image_folder
 from runner.data.mask_folder import mask_folder
@@ -129,7 +128,7 @@ def test_data_sets_in_memory_are_checked():
 
 
 def test_the_setting_is_one_of_every_data_set(composed, runner, root, tmp_path):
-    assert cifar.__kwdefaults__["check_duplicates"] is None
+    assert make_data.__kwdefaults__["check_duplicates"] is None
     for name in ("digits", "cluttered_digits", "digit_scenes", "cifar10", "imagenet", "ade20k"):
         assert (
             composed(f"dataset={name}", *(["model=deeplabv3plus_resnet18"] * (name in ("digit_scenes", "ade20k"))))[
