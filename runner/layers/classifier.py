@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from runner.layers.surgery import CONVOLUTIONS
+
 # Names of the module that holds the classifier in torchvision, timm and the CIFAR ResNets.
 _NAMES = frozenset({"fc", "classifier", "head", "heads", "linear", "logits", "output"})
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_classifier(model: nn.Module) -> nn.Module:
@@ -34,7 +35,7 @@ def find_classifier(model: nn.Module) -> nn.Module:
 
 
 def _search(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, nn.Linear) or (isinstance(module, _CONVOLUTIONS) and set(module.kernel_size) == {1}):
+    if isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and set(module.kernel_size) == {1}):
         return module
     get_classifier = getattr(module, "get_classifier", None)
     if get_classifier is not None:

@@ -107,7 +107,8 @@ def _normalize(
         # "running" statistics that forget all before: so they come in the dtype wanted and in one piece
         torch.batch_norm_update_stats(part, mean, var, 1.0)
     mean, var = statistics.view(2, count, channels).unbind()
-    invstd = var.mul(_biased_share(x, sizes)).add_(eps).rsqrt_()
+    values = _values(x, sizes)
+    invstd = var.mul((values - 1) / values).add_(eps).rsqrt_()  # of the biased variance
     scale = invstd if weight is None else invstd * weight
     shift = mean * -scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     for part, result, part_shift, part_scale in _blocks(sizes, (x, out), (shift, scale)):
@@ -260,12 +261,6 @@ def _values(x: Tensor, sizes: list[int]) -> int | Tensor:
     values = torch.full((len(sizes), 1), sizes[0] * positions, dtype=_statistics_dtype(x), device=x.device)
     values[-1] = sizes[-1] * positions
     return values
-
-
-def _biased_share(x: Tensor, sizes: list[int]) -> float | Tensor:
-    """The biased variance over the unbiased one."""
-    values = _values(x, sizes)
-    return (values - 1) / values
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:

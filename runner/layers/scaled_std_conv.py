@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from runner.config.limits import check
@@ -22,9 +21,9 @@ class ScaledStdConv2d(StandardizedConv, SamePadConv2d):
     Parameters: `weight`, drawn from N(0, 1 / N); `gain` of shape (out_channels,), 1 at first; `bias`, 0 at first and
     present unless `bias=False`. `eps` is a floor, so a filter's sum of squares is exactly gain^2 above it.
 
-    `padding` is that of `nn.Conv2d`, but "same" takes any stride and pads as TensorFlow's SAME does (see
-    `SamePadConv2d`). Under autocast the weight is standardized in its own fp32 and cast afterwards. Each forward
-    computes W_hat; within `cached_standardized_weights` an evaluation computes it once.
+    Arguments are those of `nn.Conv2d`, beside `eps`, but padding="same" takes any stride (see `SamePadConv2d`). Under
+    autocast the weight is standardized in its own fp32 and cast afterwards. Each forward computes W_hat; within
+    `cached_standardized_weights` an evaluation computes it once.
 
     >>> import torch
     >>> from runner.methods import ScaledStdConv2d
@@ -36,28 +35,11 @@ class ScaledStdConv2d(StandardizedConv, SamePadConv2d):
     True
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        eps: float = 1e-4,
-    ) -> None:
+    def __init__(self, *args, eps: float = 1e-4, **kwargs) -> None:
         check("weight_standardization", eps=eps)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
+        super().__init__(*args, **kwargs)
         self.eps = eps
-        self.gain = nn.Parameter(torch.ones(out_channels, device=device, dtype=dtype))
+        self.gain = nn.Parameter(self.weight.new_ones(self.out_channels))
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 1 / fan-in) and set the gain to 1 and the bias to 0."""

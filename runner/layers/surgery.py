@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Matches: TypeAlias = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool]
 
 # Hooks that belong to a place in the model. Hooks on the state dict belong to the layer and go with it.

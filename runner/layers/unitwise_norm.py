@@ -19,9 +19,8 @@ def unitwise_norm(tensor: Tensor) -> Tensor:
     (tensor([[5.],
             [2.]]), tensor(5.))
     """
-    if is_one_unit(tensor):
-        return torch.linalg.vector_norm(tensor, dtype=norm_dtype(tensor))
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True, dtype=norm_dtype(tensor))
+    dim = None if is_one_unit(tensor) else tuple(range(1, tensor.ndim))
+    return torch.linalg.vector_norm(tensor, dim=dim, keepdim=dim is not None, dtype=norm_dtype(tensor))
 
 
 def is_one_unit(tensor: Tensor) -> bool:
@@ -31,4 +30,4 @@ def is_one_unit(tensor: Tensor) -> bool:
 
 def norm_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype of the norms of `tensor`."""
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return torch.promote_types(tensor.dtype, torch.float32)

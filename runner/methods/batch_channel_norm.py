@@ -50,28 +50,16 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
     ['weight', 'bias', 'group_weight', 'group_bias']
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        num_groups: int = 32,
-        estimate: bool = False,
-    ) -> None:
+    def __init__(self, num_features: int, *args, num_groups: int = 32, estimate: bool = False, **kwargs) -> None:
         check("batch_channel_norm", num_groups=num_groups)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(num_features, *args, **kwargs)
         check_num_groups("batch_channel_norm", num_groups, {"the layer": self})
-        if estimate and not track_running_stats:
+        if estimate and not self.track_running_stats:
             raise ValueError("batch_channel_norm.estimate=True needs running statistics: set track_running_stats=True")
         self.num_groups = num_groups
         self.estimate = estimate
-        for name, fill in ("group_weight", torch.ones), ("group_bias", torch.zeros):
-            parameter = nn.Parameter(fill(num_groups, device=device, dtype=dtype)) if affine else None
+        for name, value in ("group_weight", 1.0), ("group_bias", 0.0):
+            parameter = nn.Parameter(self.weight.new_full((num_groups,), value)) if self.affine else None
             self.register_parameter(name, parameter)
 
     def reset_parameters(self) -> None:

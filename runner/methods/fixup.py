@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.layers.classifier import find_classifier
+from runner.layers.surgery import CONVOLUTIONS
 from runner.methods.residual_branches import ResidualBranch
 
 
@@ -90,7 +91,7 @@ def initialize_fixup(model: nn.Module, branches: Sequence[ResidualBranch], class
         factors |= dict.fromkeys(inner, _branch_factor(len(branches), len(branch.convolutions)))
         factors[last] = 0.0
     for module in model.modules():
-        if module is not classifier and isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if module is not classifier and isinstance(module, CONVOLUTIONS):
             _draw(module, factors.get(module, 1.0))
     _draw(classifier, 0.0)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from runner.layers.surgery import CONVOLUTIONS
 from runner.methods.norm_replacement import BATCH_NORMS
 
 _NUMBERED = re.compile(r"(bn|norm|conv)(\d+)")
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _branch(name: str, block: nn.Module, setting: str) -> ResidualBranch:
             numbered[kind].append((int(match[2]), place, child))
     norms, convolutions = (sorted(entries, key=lambda entry: entry[0]) for entries in numbered.values())
     is_known = norms and convolutions and type(norms[-1][2]) in BATCH_NORMS and norms[-1][1] > convolutions[-1][1]
-    if not (is_known and all(isinstance(layer, _CONVOLUTIONS) for _, _, layer in convolutions)):
+    if not (is_known and all(isinstance(layer, CONVOLUTIONS) for _, _, layer in convolutions)):
         raise ValueError(
             f"{setting}=True: {name or 'the model'}, a {type(block).__name__}, looks like a residual block, but no "
             "numbered batch norm (bn1, norm1, ..) ends its branch, after the last numbered convolution (conv1, ..); "

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from runner.config.limits import check
+from runner.layers.surgery import CONVOLUTIONS
 
 SCHEMES: dict[str, Callable[[Tensor], Tensor]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
@@ -15,7 +16,6 @@ SCHEMES: dict[str, Callable[[Tensor], Tensor]] = {
     "kaiming_fan_in": partial(nn.init.kaiming_normal_, mode="fan_in", nonlinearity="relu"),
     "kaiming_fan_out": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
 }
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def initialize(model: nn.Module, scheme: str, *, layers: str = "conv") -> int:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from runner.layers.preserve_state import preserve_state, use_batch_statistics
+from runner.layers.surgery import CONVOLUTIONS
 from runner.probes.gradients import batch_loss, listed
-from runner.probes.layers import CONVOLUTIONS, pick
+from runner.probes.layers import pick
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 

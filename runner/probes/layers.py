@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from runner.config.text import nearest
 from runner.layers.execution_order import execution_order
+from runner.layers.surgery import CONVOLUTIONS
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SHORTCUTS = ("downsample", "shortcut")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,19 +69,19 @@ def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Los
 
 def _measure_distances(model: nn.Module) -> dict[str, list[float]]:
     """The distances that each batch norm will append whenever it runs. Call this inside `preserve_state`."""
-    found: dict[str, list[float]] = {}
+    distances: dict[str, list[float]] = {}
 
-    def noting(name: str, running_mean: Tensor, running_std: Tensor) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            x = next(iter((*args, *kwargs.values()))).double()
-            mean = x.mean([dim for dim in range(x.dim()) if dim != 1])
-            found.setdefault(name, []).append(((mean - running_mean) / running_std).square().mean().sqrt().item())
-
-        return note
+    def note(
+        name: str, running_mean: Tensor, running_std: Tensor, _module: nn.Module, args: tuple, kwargs: dict[str, Tensor]
+    ) -> None:
+        x = next(iter((*args, *kwargs.values()))).double()
+        mean = x.mean([dim for dim in range(x.dim()) if dim != 1])
+        distance = ((mean - running_mean) / running_std).square().mean().sqrt().item()
+        distances.setdefault(name, []).append(distance)
 
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             mean = module.running_mean.to(torch.float64, copy=True)  # a copy: the run will update it
             std = (module.running_var.double() + module.eps).sqrt()
-            module.register_forward_pre_hook(noting(name, mean, std), with_kwargs=True)
-    return found
+            module.register_forward_pre_hook(partial(note, name, mean, std), with_kwargs=True)
+    return distances
