@@ -163,6 +163,39 @@ def test_the_folders_have_one():
     assert folders >= {*(f"runner/{name}" for name in FOLDERS), "conf", "conf/sweep", "scripts", "."}
 
 
+def write_examples(text, folder):
+    """Write the files that a README shows, `FOLDER/NAME`, into a folder."""
+    for name, content in re.findall(
+        r"`FOLDER/([\w/]+\.(?:py|yaml))`(?:(?!```).)*```\w+\n(.*?)^```$", text, re.M | re.S
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+WITH_EXAMPLES = [file for file in README_FILES if "FOLDER " in file.read_text() and "`FOLDER/" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_what_a_readme_adds_runs_as_it_is_shown(file, runner, tmp_path):
+    """From outside: a method, a model, a data set, an optimizer, a schedule, a probe, a recipe, a study."""
+    folder = tmp_path / "own"
+    write_examples(file.read_text(), folder)
+    lines = [line for line in commands(file.read_text()) if "FOLDER " in line and line.startswith("python")]
+    assert lines
+    for line in lines:
+        arguments = [word.replace("FOLDER", str(folder)) for word in program_words(shell_words(line))]
+        short = ["train.max_steps=1", "train.global_batch_size=8", "train.device=cpu", "wandb.mode=disabled"]
+        if not any(word.startswith(("dataset=", "experiment=")) for word in arguments):
+            short += ["dataset=random", "dataset.num_images=32", "dataset.image_size=8"]
+        if "experiment=rates" in arguments:
+            short += ["seed=0", "dataset=random", "dataset.num_images=32", "dataset.image_size=8"]
+        outcome = runner(*arguments, *short)
+        assert outcome.code == 0, outcome.err + outcome.out
+    if "experiment=rates" in lines[0]:
+        [report] = (tmp_path / "outputs/sweeps").glob("*/report.md")
+        assert "At a large rate batch norm trains" in report.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", README_FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_what_is_shown_in_plain_python_runs(file):

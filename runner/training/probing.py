@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from runner.data.dataset import TrainBatches
 from runner.distributed.collectives import is_distributed, rank
-from runner.figures import draw
+from runner.figures import NAMES, draw
 from runner.files.atomic import make_folder, write_atomically
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
@@ -117,6 +117,8 @@ class Prober:
             return
         make_folder(self.folder)
         found.save(self.folder / f"{file}.npz")
+        if name not in NAMES:  # a probe from outside, which has no figure
+            return
         picture = self.folder / f"{file}.png"
         figure = draw(name, found)
         write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=150))
