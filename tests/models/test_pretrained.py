@@ -1,6 +1,8 @@
 """Weights from files and from torchvision: every layout, converted models, other classes, what does not fit."""
 
+import copy
 from collections import OrderedDict
+from functools import cache
 from urllib.error import URLError
 
 import pytest
@@ -29,6 +31,16 @@ def with_statistics(model):
             else:
                 tensor.fill_(7)
     return model
+
+
+@cache
+def _resnet18():
+    return resnet18(num_classes=10)
+
+
+def new_resnet18():
+    """A copy of one and the same model, which takes less time than to draw its weights."""
+    return copy.deepcopy(_resnet18())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,7 @@ def prefixed(state):
 def test_every_layout_of_a_file_gives_the_model_that_was_saved(source, images, tmp_path, layout, zipped):
     path = tmp_path / "weights.pt"
     torch.save(layout(source.state_dict()), path, _use_new_zipfile_serialization=zipped)
-    model = resnet18(num_classes=10)
+    model = new_resnet18()
     loaded = load_weights(model, read_weights(path, "resnet18"))
     assert (len(loaded.tensors), loaded.notes) == (122, ())
     assert same_outputs(model, source, images)
@@ -86,7 +98,7 @@ def test_every_layout_of_a_file_gives_the_model_that_was_saved(source, images, t
 def test_the_file_may_go_once_its_weights_are_loaded(source, images, tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(source.state_dict(), path)
-    model = resnet18(num_classes=10)
+    model = new_resnet18()
     load_weights(model, read_weights(str(path), "resnet18"))
     path.write_bytes(bytes(path.stat().st_size))
     assert same_outputs(model, source, images)
@@ -243,13 +255,13 @@ def test_a_damaged_download_is_to_be_deleted(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore:weight_standardization. the ResNet was trained before")
 @pytest.mark.parametrize("convert", [apply_ghost_batchnorm, apply_weight_standardization])
 def test_a_method_that_keeps_the_names_may_come_before_or_after(source, images, convert):
-    before, after = resnet18(num_classes=10), resnet18(num_classes=10)
+    before, after = new_resnet18(), new_resnet18()
     load_weights(before, weights_of(source))
     assert convert(before) == convert(after) == 20
     assert fits(after, weights_of(source))
     load_weights(after, weights_of(source))
     assert same_outputs(before, after, images)
-    plain = resnet18(num_classes=10)
+    plain = new_resnet18()
     load_weights(plain, weights_of(after))
     assert same_outputs(plain, source, images)
 
@@ -264,7 +276,7 @@ def test_a_method_that_keeps_the_names_may_come_before_or_after(source, images, 
     ids=["groupnorm", "batch_channel_norm", "skipinit"],
 )
 def test_weights_of_a_model_with_other_names_fit_after_the_method_alone(source, images, convert, message):
-    plain, converted = resnet18(num_classes=10), with_statistics(resnet18(num_classes=10))
+    plain, converted = new_resnet18(), with_statistics(new_resnet18())
     convert(converted)
     theirs = weights_of(converted)
     assert (fits(plain, theirs), fits(converted, theirs)) == (False, True)
@@ -277,7 +289,7 @@ def test_weights_of_a_model_with_other_names_fit_after_the_method_alone(source, 
 
 
 def test_parameters_stay_the_objects_they_are(source):
-    model = resnet18(num_classes=10)
+    model = new_resnet18()
     objects = dict(model.named_parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     load_weights(model, weights_of(source))
@@ -330,7 +342,7 @@ def test_a_whole_deeplab_loads(num_classes, images):
 
 def test_old_files_without_the_number_of_batches(source, images):
     old = {name: None for name in source.state_dict() if name.endswith("num_batches_tracked")}
-    model = resnet18(num_classes=10)
+    model = new_resnet18()
     loaded = load_weights(model, weights_of(source, **old))
     assert len(loaded.tensors) == 102
     assert same_outputs(model, source, images)
@@ -367,7 +379,7 @@ def test_old_files_without_the_number_of_batches(source, images):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(source, changes, message, device):
     with torch.device(device):
-        model = resnet18(num_classes=10)
+        model = new_resnet18()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = weights_of(source, **changes)
     assert not fits(model, weights)

@@ -171,20 +171,26 @@ def test_a_forged_list_of_figures_removes_nothing_elsewhere(study, content):
 def test_what_is_in_the_way_of_a_report_is_renamed_or_overwritten(study):
     write_report(study, into=study)
     expected = {path: path.read_bytes() for path in (study / "results.csv", study / "figures/test_score.png")}
-    for name in ("report.html", "report.md", "results.csv", "figures/test_score.png", "figures/.written"):
-        for _ in range(2):
+    names = ("report.html", "report.md", "results.csv", "figures/test_score.png", "figures/.written")
+
+    def put_instead(put):
+        for name in names:
             (study / name).unlink()
-            (study / name).mkdir()
-            (study / name / "mine").write_text("mine")
-            write_report(study, into=study)
-            assert f"{study / name} was in the way" in (study / "report.md").read_text().replace("\\", "")
+            put(study / name)
+        write_report(study, into=study)
+
+    def folder(path):
+        path.mkdir()
+        (path / "mine").write_text("mine")
+
+    for _ in range(2):
+        put_instead(folder)
+        text = (study / "report.md").read_text().replace("\\", "")
+        assert all(f"{study / name} was in the way" in text for name in names)
+    for name in names:
         assert (study / f"{name}.aside/mine").read_text() == (study / f"{name}.aside-2/mine").read_text() == "mine"
-        (study / name).unlink()
-        os.mkfifo(study / name)
-        write_report(study, into=study)
-        (study / name).unlink()
-        (study / name).write_bytes(b"\xff\x00")
-        write_report(study, into=study)
+    for put in (os.mkfifo, lambda path: path.write_bytes(b"\xff\x00")):
+        put_instead(put)
         assert {path: path.read_bytes() for path in expected} == expected
     (study / "figures").rename(study / "before")
     (study / "figures").symlink_to("before")
