@@ -1,7 +1,7 @@
-"""Readers of the files of a run's or a sweep's folder, which may be damaged, forged or no files at all.
+"""Readers of the files of runs and sweeps, which may be damaged or forged.
 
-Each takes a regular file of bounded size alone: opening a FIFO would wait for ever, reading a device never end. What
-is wrong with a file ends in Unreadable, a ValueError whose message is the path and the reason.
+They read regular files of bounded size only: opening a FIFO can block for ever, and a device may have no end. They
+raise Unreadable, a ValueError with the path and the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 LARGEST_TEXT = 2**26  # bytes of a JSON or YAML file
 LARGEST_LOG = 2**30  # bytes of a metrics.jsonl
 LARGEST_ARRAYS = 2**30  # bytes of the arrays in an .npz file
-MOST_NODES, DEEPEST = 10**6, 64  # of a tree of values: in YAML a few lines can name more, or one that holds itself
+MOST_NODES, DEEPEST = 10**6, 64  # of a tree of values: a few lines of YAML can expand to more, or to a cycle
 
 
 class Unreadable(ValueError):
@@ -33,12 +33,12 @@ class Unreadable(ValueError):
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has this name, whatever it is: a folder, a link that leads nowhere."""
+    """Whether the path exists, if only as a broken link."""
     return os.path.lexists(path)
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """A regular file, open for reading. Raises Unreadable."""
+    """Open a regular file for reading. Raises Unreadable."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else opening a FIFO waits for a writer
     except OSError as error:
@@ -52,7 +52,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_TEXT) -> bytes:
-    """What a regular file holds. Raises Unreadable, also for a file of more than `largest` bytes."""
+    """The content of a regular file. Raises Unreadable, also for more than `largest` bytes."""
     with open_regular(path) as file:
         try:
             content = file.read(largest + 1)
@@ -64,7 +64,7 @@ def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_TEXT) -> 
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """What a text file says, in UTF-8. Raises Unreadable."""
+    """The content of a text file in UTF-8. Raises Unreadable."""
     try:
         return read_bytes(path).decode()
     except UnicodeDecodeError:
@@ -72,7 +72,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def parse_json(text: str | bytes, path: str | os.PathLike[str]) -> object:
-    """The value that `text`, from the file `path`, says in JSON. Raises Unreadable."""
+    """The value of the JSON in `text`, from the file `path`. Raises Unreadable."""
     try:
         return checked_tree(json.loads(text), path)
     except Unreadable:
@@ -83,36 +83,15 @@ def parse_json(text: str | bytes, path: str | os.PathLike[str]) -> object:
 
 
 def read_json_object(path: str | os.PathLike[str]) -> dict:
-    """The one object of a JSON file. Raises Unreadable."""
+    """The object in a JSON file. Raises Unreadable."""
     value = parse_json(read_bytes(path), path)
     if not isinstance(value, dict):
         raise Unreadable(path, "not a JSON object")
     return value
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[tuple[int, str, dict]]:
-    """The complete lines of a file that are not empty: the line's number, its text and the object that it says.
-
-    A last line without its end, of a process that died while it wrote, is left out. Raises Unreadable with the number
-    of the line.
-    """
-    found = []
-    for number, line in enumerate(read_bytes(path, largest=LARGEST_LOG).split(b"\n")[:-1], 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                text = line.decode()
-            except UnicodeDecodeError:
-                raise Unreadable(where, "not text in UTF-8") from None
-            value = parse_json(text, where)
-            if not isinstance(value, dict):
-                raise Unreadable(where, "not a JSON object")
-            found.append((number, text, value))
-    return found
-
-
 def read_yaml(path: str | os.PathLike[str]) -> object:
-    """What a YAML file says; plain values alone, by the parser in C where there is one. Raises Unreadable."""
+    """The value in a YAML file, plain values only. Raises Unreadable."""
     try:
         value = yaml.load(read_text(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError) as error:
@@ -126,7 +105,7 @@ def read_yaml(path: str | os.PathLike[str]) -> object:
 
 
 def read_yaml_mapping(path: str | os.PathLike[str]) -> dict:
-    """The one mapping of a YAML file, with names as its keys. Raises Unreadable."""
+    """The mapping in a YAML file, with text as keys. Raises Unreadable."""
     value = read_yaml(path)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise Unreadable(path, "not a mapping of names")
@@ -134,7 +113,7 @@ def read_yaml_mapping(path: str | os.PathLike[str]) -> dict:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict:
-    """The arrays of an .npz file by their names. Raises Unreadable."""
+    """The arrays in an .npz file by name. Raises Unreadable."""
     import numpy as np
 
     arrays = {}
@@ -157,7 +136,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict:
 
 
 def _check_header(member: IO[bytes], size: int) -> None:
-    """Raise a ValueError if an array claims more than its file holds: memory would be taken for it first."""
+    """Raise ValueError if the header claims more bytes than the file has, before memory is allocated for them."""
     import numpy as np
 
     version = np.lib.format.read_magic(member)
@@ -169,7 +148,7 @@ def _check_header(member: IO[bytes], size: int) -> None:
 
 
 def checked_tree(value: object, path: str | os.PathLike[str]) -> object:
-    """`value` if it is a tree of bounded size and depth, so that whoever walks it comes to an end."""
+    """`value` if it is a tree of bounded size and depth. Raises Unreadable."""
     nodes, level = 0, [value]
     for _ in range(DEEPEST):
         nodes += len(level)

@@ -50,8 +50,3 @@ def varied_overrides(
     short = dict(zip(keys, keys if plain else last_parts(keys), strict=True))
     texts = [[short[key] + sign + value for key, sign, value in (o.partition("=") for o in each)] for each in own]
     return [(" " if plain else "\n").join(each) for each in texts], keys if [*short.values()] != keys else []
-
-
-def ascii_line(text: str) -> str:
-    """A text on one line, with every character beyond ASCII escaped."""
-    return " ".join(text.split("\n")).encode("ascii", "backslashreplace").decode()

@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.report.arm_table import BEST, arm_table
-from runner.report.console_table import WIDTH, ascii_line, console_table, print_table, varied_overrides
+from runner.report.console_table import WIDTH, console_table, print_table, varied_overrides
 from runner.results.arms import arms_of, common_overrides
 from runner.results.metrics import SCORES
 from runner.results.number_text import format_number, format_share
 from runner.results.run_state import RUNNING
 from runner.results.runs import Run, SweepRecord, score_title
 from runner.tracking.console import STATUS_STYLES, is_plain
-from runner.tracking.terminal import terminal
+from runner.tracking.terminal import ascii_line, terminal
 
 LONGEST_ERROR = 160
 ON_TEST = "(test): chosen on the test split, which stands in for validation"

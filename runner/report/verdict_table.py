@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from runner.claims.verdict import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
-from runner.report.console_table import WIDTH, ascii_line
+from runner.report.console_table import WIDTH
 from runner.report.document import Mark, Remark, Table, Unfolding
-from runner.tracking.console import is_plain
-from runner.tracking.terminal import terminal
+from runner.tracking.console import is_plain, rows_grid
+from runner.tracking.terminal import ascii_line, terminal
 
 SIGNS_AND_KINDS = {HOLDS: ("✓", "good"), HOLDS_NOT: ("✗", "bad"), UNDECIDABLE: ("?", "open")}
 STYLES = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
@@ -62,12 +61,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console | None = None) 
         width = min(console.width, WIDTH)
         heading = Text.assemble((f"{shown.sign} {shown.word}", STYLES[shown.kind]), "  ", (verdict.claim, "bold"))
         console.print(heading, width=width)
-        grid = RichTable.grid(padding=(0, 2, 0, 0))
-        grid.add_column(style="dim", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for name, text in lines:
-            grid.add_row(Text(name), Text(text))
-        console.print(Padding(grid, (0, 0, 1, 2)), width=width)
+        console.print(Padding(rows_grid(lines), (0, 0, 1, 2)), width=width)
 
 
 def _lines(verdict: Verdict) -> list[tuple[str, str]]:

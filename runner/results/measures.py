@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from runner.config.limits import did_you_mean
-from runner.config.options import CONF
 from runner.config.text import canonical
 from runner.files.readers import Unreadable, read_arrays
 from runner.results.metrics import SCORES, SECTIONS, read_rows
@@ -72,6 +71,8 @@ def check_measure(name: str) -> None:
     if has_moment and at is None:
         raise ValueError(f"{name}: what stands behind the @ must be epoch=NUMBER or, for a probe, step=NUMBER.")
     if family == "probe":
+        from runner.config.options import CONF  # which imports OmegaConf; tables of results do without
+
         probe, _, number = rest.partition("/")
         probes = sorted(file.stem for file in (CONF / "probe").glob("*.yaml"))
         if probe not in probes:

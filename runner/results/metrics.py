@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from runner.files.readers import LARGEST_LOG, Unreadable, read_bytes, read_json_lines, read_json_object
+from runner.files.readers import LARGEST_LOG, Unreadable, parse_json, read_bytes, read_json_object
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 SPLITS = ("train", "validation", "test", "steps", "probe")
@@ -37,12 +37,18 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """The text of each line with its row. Raises Unreadable as `read_rows`."""
-    for number, line, row in read_json_lines(path):
-        places = (row.get("step"), row.get("epoch"))
-        if not all(_is_number(place) and math.isfinite(place) for place in places) or row.get("split") not in SPLITS:
-            raise Unreadable(f"{path}, line {number}", 'no row of metrics: "step", "epoch" and "split" are wrong')
-        yield line, row
+    """The text of each complete line with its row. Raises Unreadable as `read_rows`."""
+    for number, line in enumerate(read_bytes(path, largest=LARGEST_LOG).split(b"\n")[:-1], 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                raise Unreadable(where, "not text in UTF-8") from None
+            row = parse_json(text, where)
+            if not isinstance(row, dict) or not _is_row(row):
+                raise Unreadable(where, 'no row of metrics: "step", "epoch" and "split" are wrong')
+            yield text, row
 
 
 def last_step(folder: Path) -> int:
@@ -81,6 +87,11 @@ def summary_number(summary: Mapping, name: str) -> float | None:
     family, _, key = name.partition("/")
     value = section(summary, SECTIONS.get(family, family)).get(key)
     return value if _is_number(value) and not math.isnan(value) else None
+
+
+def _is_row(row: dict) -> bool:
+    numbers = [row.get("step"), row.get("epoch")]
+    return all(_is_number(n) and math.isfinite(n) for n in numbers) and row.get("split") in SPLITS
 
 
 def _is_number(value: object) -> bool:

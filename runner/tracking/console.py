@@ -1,4 +1,4 @@
-"""What a run shows on the terminal; plain lines where there is none."""
+"""The output of a run on the terminal, and as plain lines where there is none."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rich.text import Text
 
 from runner.results.metrics import SCORES, score_of
 from runner.results.number_text import format_duration, format_lr, format_number, format_share
-from runner.tracking.terminal import terminal
+from runner.tracking.terminal import ascii_line, terminal
 
-WIDEST = 100  # a panel or bar wider than this is hard to read
+WIDEST = 100  # characters; wider panels and bars are hard to read
 REFRESH_SECONDS = 0.25
 PLAIN_PROGRESS_SECONDS = 30
 STATUS_STYLES = {
@@ -45,13 +45,13 @@ Rows = Sequence[tuple[str, str]]
 
 
 class RunConsole:
-    """Shows one run: `start`, then `progress` and `epoch` by turns, then `finish`; `message` at any time.
+    """Shows a run: call `start`, then `progress` and `epoch` in turn, then `finish`; `message` at any time.
 
-    On a terminal: a panel, a live display of two bars, one aligned row an epoch. Elsewhere (`is_plain`): one line of
-    ASCII an event, never wrapped. `quiet` shows errors only.
+    On a terminal: a panel, a live display with two bars, one aligned row for each epoch. Elsewhere (`is_plain`): one
+    line of ASCII for each event. `quiet` shows errors only.
 
-    The live display is drawn in the caller's thread, at most four times a second: a thread of its own could hold
-    the console's lock at the moment a data loader forks its workers.
+    The caller's thread draws the live display, at most four times a second. A separate thread could hold the console's
+    lock while a data loader forks its workers.
     """
 
     def __init__(self, *, stream: TextIO | None = None, quiet: bool = False, console: Console | None = None) -> None:
@@ -68,9 +68,9 @@ class RunConsole:
     def start(
         self, title: str, rows: Rows, *, job: tuple[int, int] | None = None, validation: str = "validation"
     ) -> None:
-        """Show what is about to run as labelled rows; `job=(2, 6)` says that it is the second of six of a sweep.
+        """Show the settings as labelled rows; `job=(2, 6)` marks the second of six jobs of a sweep.
 
-        `validation` is what the split is called on which best.pt is chosen.
+        `validation` is the name of the split that chooses best.pt.
         """
         self._job = job
         self._validation = validation
@@ -82,14 +82,11 @@ class RunConsole:
             self._line(f"{position}: {title}" if job else title)
             self._plain_rows(rows)
             return
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(style="dim", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for label, value in rows:
-            grid.add_row(Text(label), Text(value))
         heading = Text.assemble((title, "bold"), (f"  {position}" if job else "", "cyan"))
         self.console.print()
-        self.console.print(Panel(grid, title=heading, title_align="left", border_style="dim", width=self._width()))
+        self.console.print(
+            Panel(rows_grid(rows), title=heading, title_align="left", border_style="dim", width=self._width())
+        )
 
     def progress(
         self,
@@ -104,10 +101,10 @@ class RunConsole:
         *,
         steps_per_epoch: int | None = None,
     ) -> None:
-        """Move the live display; call it whenever metrics were read from the device, however often.
+        """Update the live display; cheap to call often.
 
-        `step` optimizer steps of `total_steps` are done, `epoch` (from 1) of `epochs` is running; `score` is a key of
-        `SCORES` and a share of 1. `steps_per_epoch` is total_steps / epochs if not given.
+        `step` of `total_steps` optimizer steps are done, `epoch` (from 1) of `epochs` is running; `score` is a key of
+        `SCORES` and a share of 1. `steps_per_epoch` defaults to total_steps / epochs.
         """
         now = time.monotonic()
         if self._began is None:
@@ -128,16 +125,13 @@ class RunConsole:
             self._line(f"step {step}/{total_steps}  epoch {epoch}/{epochs}  {quality}  {speed}")
             return
         total = f"job {self._job[0]}/{self._job[1]}" if self._job else "total"
-        self._draw(
-            [(f"epoch {epoch}/{epochs}", epoch_share, quality), (total, step / max(total_steps, 1), speed)],
-        )
+        self._draw([(f"epoch {epoch}/{epochs}", epoch_share, quality), (total, step / max(total_steps, 1), speed)])
 
     def epoch(self, row: Mapping[str, object]) -> None:
-        """Add one epoch to the table.
+        """Add an epoch to the table.
 
-        `row` holds `epoch`, `epochs`, and as far as there are any: `train` and `validation` (metrics with `loss`
-        and `accuracy` or `mean_iou`, shares of 1), `lr`, `images_per_second`, `seconds` and `best` (True if no
-        epoch before was better on the validation split).
+        `row` has `epoch`, `epochs`, and optionally `train` and `validation` (with `loss` and `accuracy` or `mean_iou`,
+        shares of 1), `lr`, `images_per_second`, `seconds` and `best` (True for the best validation score so far).
         """
         if self.quiet:
             return
@@ -177,22 +171,17 @@ class RunConsole:
         self.console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
 
     def message(self, text: str, kind: str = "note") -> None:
-        """Say something besides: a note, a warning or an error."""
+        """Show a note, a warning or an error."""
         assert kind in MESSAGE_STYLES, kind
         if self.quiet and kind != "error":
             return
         if self.plain:
             self._line(f"{kind}: {text}")
             return
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(style=MESSAGE_STYLES[kind], no_wrap=True)
-        grid.add_column(overflow="fold")
-        grid.add_row(kind, Text(text))
-        self.console.print(Padding(grid, (0, 1)), width=self._width())
+        self.console.print(Padding(rows_grid([(kind, text)], MESSAGE_STYLES[kind]), (0, 1)), width=self._width())
 
     def finish(self, status: str, rows: Rows) -> None:
-        """Close the live display and show how the run ended. A value may have several lines; none is ever wrapped,
-        so that paths and commands can be copied."""
+        """Close the live display and show the results, in lines that are not wrapped: their commands can be copied."""
         self.stop()
         if self.quiet:
             return
@@ -211,7 +200,7 @@ class RunConsole:
         self.console.print()
 
     def stop(self) -> None:
-        """Take the live display off the screen; what was printed stays. Harmless without one."""
+        """Remove the live display, if there is one; printed lines stay."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
@@ -220,9 +209,7 @@ class RunConsole:
         return min(self.console.width, WIDEST)
 
     def _line(self, text: str) -> None:
-        """One event, one line, in ASCII: `text` with its line ends and other characters escaped where need be."""
-        text = " ".join(text.split("\n")).encode("ascii", "backslashreplace").decode()
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(ascii_line(text)), soft_wrap=True)
         self.console.file.flush()
 
     def _plain_rows(self, rows: Rows) -> None:
@@ -231,7 +218,7 @@ class RunConsole:
                 self._line(f"  {label}: {line}")
 
     def _draw(self, bars: Sequence[tuple[str, float, str]]) -> None:
-        """Redraw the live display: a label, a bar and a text on each line."""
+        """Draw the live display, with a label, a bar and a text on each line."""
         width = self._width() - 3  # the terminal's ^C must not start a new line, which would leave the bars behind
         labels, texts = max(len(label) for label, _, _ in bars), max(len(text) for _, _, text in bars)
         room = width - labels - texts - 10
@@ -252,6 +239,16 @@ class RunConsole:
         self.console.print()
         for text in (groups, line):
             self.console.print(Text(text, style="dim"), no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def rows_grid(rows: Rows, style: str = "dim") -> Table:
+    """Labels in this style, and their values beside them."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style=style, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        grid.add_row(Text(label), Text(value))
+    return grid
 
 
 def is_plain(console: Console) -> bool:

@@ -13,12 +13,11 @@ from runner.results.metrics import SPLITS, read_lines, read_rows
 
 
 class MetricsLog:
-    """Rows of metrics, appended to `path`; each row is on the disk's side of Python's buffers when `write` returns.
+    """Appends rows of metrics to `path`, each flushed before `write` returns.
 
-    A row is `{"step": int, "epoch": int or float, "split": one of SPLITS, <metric>: value, ...}`: `step` counts the
-    optimizer steps done, `split="steps"` is for what is measured within an epoch, "probe" for what probes found. Floats
-    keep their full precision. A NaN or an infinity is written as `null`, because JSON has no word for them and strict
-    readers fail on `NaN`.
+    A row is `{"step": int, "epoch": int or float, "split": one of SPLITS, <metric>: value, ...}`. `step` counts the
+    optimizer steps done; the split "steps" has measurements within an epoch, "probe" those of probes. Floats keep full
+    precision; NaN and infinities become `null`, since JSON has neither.
 
     A process that is killed while it writes leaves an unfinished line. `read_rows` drops it, and the next MetricsLog
     that opens the file removes it.
@@ -34,7 +33,7 @@ class MetricsLog:
                 write_atomically(self.path, lambda file: file.write(b"\n".join([*content[:-1], b""])))
 
     def write(self, row: Mapping[str, object]) -> None:
-        """Append one row. Raises CannotWrite; the part of a row that is then there counts for nothing."""
+        """Append a row. Raises CannotWrite; readers drop a partly written row."""
         assert {"step", "epoch", "split"} <= row.keys(), f"not a row of metrics: {row}"
         assert row["split"] in SPLITS, f"unknown split: {row}"
         line = json.dumps(finite(row), allow_nan=False) + "\n"
@@ -46,10 +45,10 @@ class MetricsLog:
         self.rows += 1
 
     def cut_back(self, step: int) -> None:
-        """Remove every row after `step`, the one of the checkpoint from which the run goes on; atomic.
+        """Remove the rows after `step`, that of the checkpoint from which the run resumes; atomic.
 
-        The test split is evaluated after the last checkpoint, so its row goes too. Below 0 all rows go, readable or
-        not. Raises Unreadable as `read_rows`.
+        The row of the test split, which is evaluated after the last checkpoint, is removed too. A negative step removes
+        all rows, readable or not. Raises Unreadable as `read_rows`.
         """
         if is_there(self.path):
             kept = [f"{line}\n" for line, row in read_lines(self.path) if _is_before(row, step)] if step >= 0 else []
@@ -63,5 +62,5 @@ class MetricsLog:
 
 
 def _is_before(row: Mapping, step: int) -> bool:
-    """Whether a row was there at the checkpoint of this step: the test split is evaluated after the last one."""
+    """Whether a row was written before the checkpoint of this step."""
     return row["step"] <= step and row["split"] != "test"

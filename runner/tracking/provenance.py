@@ -1,4 +1,4 @@
-"""Where a result comes from: the command, the code, the versions and the hardware."""
+"""The provenance of a result: command, code, versions and hardware."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ GIT_TIMEOUT_SECONDS = 5
 
 
 def provenance(command: Sequence[str]) -> dict:
-    """A JSON-ready record of how and where `command` (the program and its arguments) runs.
+    """The provenance of a run started by `command` (the program and its arguments), as plain data.
 
-    `git` is None if the package does not run from a git checkout. Neither the environment's variables nor the
-    host's and the user's names are recorded, as they may be private.
+    `git` is None outside a git checkout. Environment variables, host and user names may be private and are left out.
     """
     return {
         "command": shlex.join(map(redact, command)),
@@ -33,10 +32,10 @@ def provenance(command: Sequence[str]) -> dict:
 
 
 def _git_state(package: Path) -> dict | None:
-    """Commit and cleanliness of the checkout that holds `package`.
+    """Commit and state of the checkout that tracks `package`.
 
-    The package's own file must be tracked: a package installed into the virtual environment of another project
-    lies inside that project's checkout too, but is no part of it.
+    A package installed into the virtual environment of another project lies in that project's checkout, but is not
+    tracked by it.
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -49,8 +48,8 @@ def _git_state(package: Path) -> dict | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """The output of a git command, or None if it fails, hangs, or there is no git."""
-    # GIT_DIR and its like would point git at another repository than the one `folder` lies in.
+    """The output of a git command; None if it fails or hangs, or git is not installed."""
+    # GIT_DIR and similar variables would point git at another repository
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A console that shows every character: names of files, classes and folders may hold what commands a terminal."""
+"""A console that escapes control characters, which names of files, classes and folders may have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runner.config.text import visible
 
 
 def terminal(**options: object) -> Console:
-    """rich's console with `options`, which writes control characters of texts as `\\x1b`; its own styles stay.
+    """A rich console with these options that writes control characters in texts as `\\x1b`; its own styles stay.
 
     >>> from runner.tracking.terminal import terminal
     >>> terminal(color_system=None).print("a\\x1b[31mb")
@@ -21,6 +21,11 @@ def terminal(**options: object) -> Console:
     console = Console(**options)
     console.push_render_hook(_Printable())
     return console
+
+
+def ascii_line(text: str) -> str:
+    """A text on one line, with every character beyond ASCII escaped."""
+    return " ".join(text.split("\n")).encode("ascii", "backslashreplace").decode()
 
 
 class _Printable(RenderHook):

@@ -1,4 +1,4 @@
-"""The one thing the training loop speaks to: metrics file, W&B and console together."""
+"""The tracker of the training loop: metrics file, W&B and console together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EXIT_CODES = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}
 
 
 class Tracker:
-    """Bundles a run's metrics file, W&B run and console.
+    """A run's metrics file, W&B run and console.
 
-    Use it as a context manager: however the block ends, the live display is taken down and the W&B run is closed,
-    with exit code 0 only if `finish` was called with a status that is a result.
+    Use it as a context manager: at the end of the block the live display is removed and the W&B run is closed, with
+    exit code 0 only if `finish` was called for a completed or diverged run.
     """
 
     def __init__(self, *, metrics: MetricsLog, wandb: WandbRun, console: RunConsole) -> None:
@@ -26,28 +26,28 @@ class Tracker:
         self.console = console
 
     def start(self, title: str, rows: Rows, **about: object) -> None:
-        """Show what is about to run; see RunConsole.start."""
+        """Show the settings; see RunConsole.start."""
         self.console.start(title, rows, **about)
 
     def log(self, row: Mapping[str, object]) -> None:
-        """Write one row of metrics: to the metrics file first, then to W&B."""
+        """Write a row of metrics to the metrics file, then to W&B."""
         self.metrics.write(row)
         self.wandb.log(row)
 
     def figure(self, name: str, path: Path, *, step: int) -> None:
-        """Show W&B a picture of a probe, which lies in the run's folder."""
+        """Log the picture that a probe drew into the run's folder to W&B."""
         self.wandb.figure(name, path, step=step)
 
     def progress(self, *args, **kwargs) -> None:
-        """Move the live display; see RunConsole.progress."""
+        """Update the live display; see RunConsole.progress."""
         self.console.progress(*args, **kwargs)
 
     def epoch(self, row: Mapping[str, object]) -> None:
-        """Show one epoch's row; see RunConsole.epoch."""
+        """Show an epoch; see RunConsole.epoch."""
         self.console.epoch(row)
 
     def message(self, text: str, kind: str = "note") -> None:
-        """Say something besides: a note, a warning or an error."""
+        """Show a note, a warning or an error."""
         self.console.message(text, kind)
 
     @property
@@ -56,15 +56,15 @@ class Tracker:
         return self.metrics.rows
 
     def go_back(self, step: int) -> None:
-        """Take back the rows after `step`, from which training goes on; W&B does not draw a step twice."""
+        """Remove the rows after `step`, from which training continues; W&B ignores steps that it has."""
         self.metrics.cut_back(step)
 
     def finish(self, status: str, rows: Rows, *, summary: Mapping[str, object] | None = None) -> None:
-        """Close the W&B run with `summary`, then show how the run ended and how to look at it in W&B."""
+        """Close the W&B run with `summary`, then show the results and the W&B commands."""
         self.wandb.summary({**(summary or {}), "status": status})
         self.wandb.finish(EXIT_CODES[status])
-        look = self.wandb.how_to_look()
-        self.console.finish(status, [*rows, ("W&B", "\n".join(look))] if look else rows)
+        commands = self.wandb.how_to_look()
+        self.console.finish(status, [*rows, ("W&B", "\n".join(commands))] if commands else rows)
 
     def __enter__(self) -> Tracker:
         return self
@@ -79,7 +79,7 @@ class Tracker:
 
 
 class SilentTracker(Tracker):
-    """What a process is given that trains along with the first one, which alone keeps the records."""
+    """The tracker of ranks other than 0: it records nothing."""
 
     rows = 0
 

@@ -1,4 +1,4 @@
-"""One W&B run, which mirrors the metrics file and may fail without harm."""
+"""A W&B run that mirrors the metrics file; its failures do not stop training."""
 
 from __future__ import annotations
 
@@ -19,31 +19,28 @@ from runner.results.metrics import SPLITS, metric_names
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60
 LONGEST_TAG = 64
-SERVICE = "WANDB_SERVICE"  # where W&B's service is told to child processes
+SERVICE = "WANDB_SERVICE"  # the variable by which child processes find W&B's service
 MOST_BINS = 512  # W&B refuses histograms with more
 NODES_WITHOUT_COLUMN = ("name", "resume", "sweep", "wandb", "paths")  # say where a run lies, not what it is
 
 
 def new_run_id(name: str) -> str:
-    """A W&B id that can be read and is unique in its project: `name` without what W&B forbids, and a random end.
+    """A readable id, unique in its project: `name` without the characters that W&B forbids, and a random end.
 
-    A resumed run must be given the id it had before, so keep it with the run.
+    Keep it with the run: a resumed run must have the same id.
     """
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('-')[:96]}-{secrets.token_hex(3)}"
 
 
 def override_column(key: str) -> str:
-    """The column of W&B's table of runs with an override: `overrides/agc/clip`.
-
-    Slashes, because W&B takes a dot in a name for a step into a nested value.
-    """
+    """The column of an override in W&B's table of runs: `overrides/agc/clip`. W&B reads a dot as nesting."""
     return f"overrides/{key.replace('.', '/')}"
 
 
 def override_columns(overrides: Sequence[str]) -> dict[str, float | str]:
-    """A run's overrides as columns to filter and to group by; those that say where a run lies are left out.
+    """A run's overrides as columns to filter and group by, except those that say where a run lies.
 
-    W&B's filters look into no list, so that a list becomes its entries with `+` between them; numbers stay numbers.
+    Numbers stay numbers. A list becomes its entries joined by `+`, since W&B cannot filter by lists.
 
     >>> from runner.tracking.wandb_run import override_columns
     >>> override_columns(["norm=[ghost_batchnorm,agc]", "agc.clip=2e-2", "seed=1", "sweep.name=s"])
@@ -71,15 +68,15 @@ def _column_value(text: str) -> float | str:
 class WandbRun:
     """A W&B run in `folder`/wandb.
 
-    `mode` is offline, online or disabled. Online without an API key asks nothing: the run is offline then. Online
-    without a network waits for `INIT_TIMEOUT_SECONDS` and goes on offline. `disabled` does not import wandb.
+    `mode` is offline, online or disabled. An online run without an API key is recorded offline, without a question; one
+    without a network goes on offline after `INIT_TIMEOUT_SECONDS`. `disabled` does not import wandb.
 
-    Whatever fails in W&B (import, disk, network, its service process) is told once, by `report(text)`; from then on
-    W&B is off, `mode` is "disabled", and every call does nothing.
+    The first failure of W&B (import, disk, network, its service process) is passed to `report(text)` and switches W&B
+    off: `mode` becomes "disabled" and later calls do nothing.
 
-    Metrics are named `<split>/<metric>` and drawn over `step`, which is W&B's own step as well: a resumed run
-    (the same `run_id`) goes on where it was, and steps that W&B had already seen are not drawn twice.
-    W&B gets the resolved `config` as a plain dictionary; neither console output, code, git state nor host name.
+    Metrics are named `<split>/<metric>` and drawn over `step`, which is W&B's own step too: a resumed run (the same
+    `run_id`) continues, and W&B ignores steps that it has. W&B gets `config` as a plain dictionary, but no console
+    output, code, git state or host name.
     """
 
     def __init__(
@@ -120,17 +117,16 @@ class WandbRun:
             self._attempt("start", self._start, identity)
 
     def log(self, row: Mapping[str, object]) -> None:
-        """Mirror one row of the metrics file."""
+        """Log a row of the metrics file."""
         if self._run is not None:
             metrics = {name: row[key] for key, name in metric_names(row).items()}
             point = {"step": row["step"], "epoch": row["epoch"], **metrics}
             self._attempt("log", self._run.log, point, step=row["step"])
 
     def figure(self, name: str, path: Path, *, step: int) -> None:
-        """Add a picture of a probe, as `probe/<name>`.
+        """Log a probe's picture as `probe/<name>`.
 
-        Where the probe found a distribution, `counts` between `edges` in the .npz file beside the picture, W&B gets
-        it as `probe/<name>/histogram` too.
+        If the .npz file beside it has a histogram, `counts` between `edges`, log it as `probe/<name>/histogram`.
         """
         if self._run is not None:
             self._attempt("take a figure", self._log_figure, name, path, step)
@@ -141,13 +137,13 @@ class WandbRun:
             self._attempt("write its summary", self._write_summary, values)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the run; online it waits for `FINISH_TIMEOUT_SECONDS` at most. Later calls do nothing."""
+        """Close the run, online after at most `FINISH_TIMEOUT_SECONDS`. Later calls do nothing."""
         if self._run is not None:
             self._attempt("finish", self._run.finish, exit_code=exit_code)
             self._run = None
 
     def how_to_look(self) -> list[str]:
-        """The address of an online run, or the commands that show an offline run and send it to W&B."""
+        """The URL of an online run, or the commands that show an offline run and upload it."""
         if self.run_folder is None:
             return []
         if self.url:
@@ -203,12 +199,12 @@ class WandbRun:
         import wandb
 
         point = {"step": step, f"probe/{name}": wandb.Image(str(path))}
-        if found := _distribution(path.with_suffix(".npz")):
-            point[f"probe/{name}/histogram"] = wandb.Histogram(np_histogram=found)
+        if histogram := _histogram(path.with_suffix(".npz")):
+            point[f"probe/{name}/histogram"] = wandb.Histogram(np_histogram=histogram)
         self._run.log(point, step=step)
 
     def _attempt(self, action: str, call: Callable[..., object], *args: object, otherwise="disabled", **kwargs) -> None:
-        """The one place that keeps a failure of W&B from the training run; W&B's errors have no base in common."""
+        """Call W&B and report a failure instead of raising it; W&B's errors have no common base class."""
         try:
             call(*args, **kwargs)
         except Exception as error:
@@ -220,7 +216,7 @@ class WandbRun:
             self._leave()
 
     def _leave(self) -> None:
-        """Let go of W&B's service; a dead one would print a traceback at exit and take later runs along."""
+        """Disconnect from W&B's service: a dead one prints a traceback at exit and breaks later runs."""
         wandb = sys.modules.get("wandb")
         if wandb is not None:
             with contextlib.suppress(Exception):
@@ -228,8 +224,8 @@ class WandbRun:
         os.environ.pop(SERVICE, None)
 
 
-def _distribution(path: Path) -> tuple[Any, Any] | None:
-    """`counts` and `edges` of a probe's file, neighbouring bins put together where they are more than W&B takes."""
+def _histogram(path: Path) -> tuple[Any, Any] | None:
+    """`counts` and `edges` in a probe's file, with adjacent bins merged to at most `MOST_BINS`."""
     if not path.is_file():
         return None
     import numpy as np

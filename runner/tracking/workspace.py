@@ -1,4 +1,4 @@
-"""A saved W&B workspace for a sweep: panels of what its runs logged, grouped by what was swept (wandb-workspaces)."""
+"""A W&B workspace for a sweep: panels of its metrics, with runs grouped by the swept settings (wandb-workspaces)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ MOST_RUNS = 100  # in one panel
 
 @dataclass
 class Logged:
-    """What the runs of a sweep put into W&B.
-
-    `names` are those of its metrics (`train/loss`) and of its summaries (`test/accuracy`), `pictures` the probes that
-    drew one. `moments` are the steps at which probes measured.
-    """
+    """What the runs of a sweep logged to W&B: the names of metrics and summaries, the probes that drew pictures, and
+    the steps at which probes measured."""
 
     names: set[str] = field(default_factory=set)
     pictures: set[str] = field(default_factory=set)
@@ -32,12 +29,12 @@ class Logged:
 
 
 def is_installed() -> bool:
-    """Whether wandb-workspaces is there."""
+    """Whether wandb-workspaces is installed."""
     return find_spec("wandb_workspaces") is not None
 
 
 def has_account() -> bool:
-    """Whether W&B finds an API key; asks nothing, and needs no network."""
+    """Whether W&B finds an API key, without a question or the network."""
     import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True))
@@ -45,7 +42,7 @@ def has_account() -> bool:
 
 
 def default_entity() -> str:
-    """The account's own name for where its projects lie; asks W&B's server."""
+    """The account's default entity; asks W&B's server."""
     import wandb
 
     return wandb.Api().default_entity
@@ -54,11 +51,10 @@ def default_entity() -> str:
 def build_workspace(
     logged: Logged, *, title: str, group: str, swept: Sequence[str], project: str, entity: str = ""
 ) -> Workspace:
-    """The workspace, not yet saved; panels of what was not logged are left out.
+    """Build the workspace without saving it; metrics that were not logged get no panel.
 
-    Its runs are those of the W&B group `group`, grouped by the overrides of the keys `swept`: lines and bars are means
-    over the runs that share them, such as those with different seeds. Below the sections made here W&B puts its own,
-    with everything else that was logged, histograms among it.
+    It shows the runs of the W&B group `group`, grouped by the overrides of the keys `swept`: lines and bars are means
+    over the runs of a group, such as those with different seeds. W&B appends its own sections with all other metrics.
     """
     workspaces, _ = _library()
     from wandb_workspaces import expr
@@ -83,14 +79,13 @@ def build_workspace(
 
 
 def as_json(workspace: Workspace) -> str:
-    """All of the workspace as W&B's server would be given it."""
-    # the library saves to a server and has no public way to a file
+    """The workspace as JSON for W&B's server; the library has no public function for this."""
     view = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     return json.dumps(view, indent=2) + "\n"
 
 
 def save(workspace: Workspace) -> str:
-    """Save the workspace to its W&B project; returns its address. Raises what wandb raises, of many kinds."""
+    """Save the workspace to its W&B project and return its URL. Raises wandb's errors, of many kinds."""
     return workspace.save().url
 
 
@@ -140,7 +135,7 @@ def _sections(logged: Logged, score: str) -> list[Section]:
 
 
 def _probe_panels(logged: Logged) -> list[Any]:
-    """Pictures by step and run; numbers over steps, or as bars where there was but one moment."""
+    """Pictures by step and run; numbers as lines over steps, or as bars if there was one step."""
     _, reports = _library()
     pictures = [
         reports.MediaBrowser(
@@ -185,7 +180,7 @@ def _present(names: Collection[str], *wanted: str) -> list[str]:
 
 
 def _library() -> tuple[Any, Any]:
-    """The library's modules of workspaces and of panels; its import warns of pydantic's old ways."""
+    """The library's modules of workspaces and of panels, imported without their deprecation warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import wandb_workspaces.reports.v2 as reports

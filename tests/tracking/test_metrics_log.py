@@ -64,7 +64,7 @@ def test_a_torn_last_line_is_dropped_and_does_not_spoil_the_next_row(log, torn):
 
 
 def test_a_broken_line_within_the_file_is_an_error_that_names_it(log):
-    log.path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    log.path.write_text(f"{json.dumps(row(1))}\nnonsense\n{json.dumps(row(3))}\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         read_rows(log.path)
 
