@@ -10,7 +10,9 @@ from runner.layers.surgery import CONVOLUTIONS
 _NAMES = frozenset({"fc", "classifier", "head", "heads", "linear", "logits", "output"})
 
 
-def find_classifier(model: nn.Module) -> nn.Module:
+def find_classifier(
+    model: nn.Module, *, setting: str = "", remedy: str = "name the weight in exclude=[...]"
+) -> nn.Module:
     """The layer that gives the logits: an `nn.Linear`, or a convolution with a 1x1 kernel.
 
     Types and names decide, not the order of registration. The first of these rules that applies to a module leads to a
@@ -23,13 +25,14 @@ def find_classifier(model: nn.Module) -> nn.Module:
     5. the only `nn.Linear` at any depth;
     6. the only `nn.Linear` among the children, when others, as in squeeze-and-excitation, lie deeper.
 
-    Raises ValueError if no rule applies, if two children have such names, or if the rules lead to another layer.
+    Raises ValueError if no rule applies, if two children have such names, or if the rules lead to another layer. Its
+    message begins with `setting`, as in "none.fixup=True: ", and ends with `remedy`.
     """
     classifier = _search(model)
     if classifier is None:
         raise ValueError(
-            f"cannot tell which layer of the {type(model).__name__} is its classifier: name the weight in "
-            f"exclude=[...], or give the model a method get_classifier() that returns the layer"
+            f"{setting}cannot tell which layer of the {type(model).__name__} is its classifier: give the model a "
+            f"method get_classifier() that returns the layer, or {remedy}"
         )
     return classifier
 

@@ -106,29 +106,24 @@ class AdaptiveGradientClipping(Method):
         groups: Mapping[str, float] | None = None,
     ) -> None:
         check("agc", clip=clip, eps=eps, granularity=granularity)
-        self.clip = clip
         self.eps = eps
         self.granularity = granularity
-        self.exclude = tuple(exclude)
-        self.groups = groups
+        self._selection = (tuple(exclude), clip, groups)
         self._model: nn.Module | None = None  # whose parameters, after all surgery, are `_entries`
         self._entries: list[tuple[str, Tensor, float]] = []
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
         """Return the number of parameter tensors that will be clipped; no module changes."""
-        number = sum(parameter.requires_grad for _, parameter, _ in self._clipped(model))
+        number = sum(parameter.requires_grad for _, parameter, _ in _clipped_parameters(model, *self._selection))
         if number == 0:
             raise nothing_to_change(model, "parameters to train beside the classifier's weight and those in exclude")
         return number
 
     def transform_gradients(self, model: nn.Module) -> Mapping[str, Tensor]:
         if self._model is not model:
-            self._model, self._entries = model, self._clipped(model)
+            self._model, self._entries = model, _clipped_parameters(model, *self._selection)
         with torch.no_grad():
             return _clip_gradients(self._entries, self.eps, self.granularity)
-
-    def _clipped(self, model: nn.Module) -> list[tuple[str, Tensor, float]]:
-        return _clipped_parameters(model, self.exclude, self.clip, self.groups)
 
 
 def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granularity: str) -> tuple[Tensor, Tensor, int]:

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
-from runner.layers.group_norm import group_norm
 from runner.layers.surgery import refuse_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
+from runner.methods.groupnorm import group_norm
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, check_num_groups, placement_of, replace_batch_norms
 

@@ -46,13 +46,7 @@ def apply_dropout(model: nn.Module, *, rate: float = 0.2) -> int:
     (1, 1, 0)
     """
     check("dropout", rate=rate)
-    try:
-        classifier = find_classifier(model)
-    except ValueError:
-        raise ValueError(
-            f"cannot tell which layer of the {type(model).__name__} is its classifier, before which to drop: give the "
-            f"model a method get_classifier() that returns the layer"
-        ) from None
+    classifier = find_classifier(model, remedy="leave dropout out")
     _refuse_own_dropout(model, classifier)
     present = [hook for hook in classifier._forward_pre_hooks.values() if isinstance(hook, DropInput)]
     if not present:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner.methods.fixup import FixupBias, FixupScale, fixup_classifier, initialize_fixup
+from runner.layers.classifier import find_classifier
+from runner.methods.fixup import FixupBias, FixupScale, initialize_fixup, residual_branches
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, placement_of, replace_batch_norms
-from runner.methods.residual_branches import residual_branches
 
 
 class SkipInit(nn.Module):
@@ -69,7 +69,9 @@ def remove_batchnorm(model: nn.Module, *, skipinit: bool = False, fixup: bool = 
     branches = residual_branches(model, setting) if setting and norms else []
     last_norms = {branch.norms[-1] for branch in branches}
     in_shortcuts = {module for branch in branches if branch.shortcut for module in branch.shortcut.modules()}
-    classifier = fixup_classifier(model) if norms and fixup else None
+    classifier = None
+    if norms and fixup:
+        classifier = find_classifier(model, setting="none.fixup=True: ", remedy="set none.fixup=False")
 
     def make(norm: _BatchNorm) -> nn.Module:
         if norm in last_norms:

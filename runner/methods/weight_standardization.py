@@ -13,7 +13,7 @@ from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.standardize import standardize
 from runner.layers.standardized_conv import StandardizedConv
-from runner.layers.surgery import nothing_to_change, replace_modules
+from runner.layers.surgery import CONVOLUTIONS, nothing_to_change, replace_modules
 from runner.methods.method import Method
 from runner.methods.norm_replacement import was_trained
 
@@ -112,7 +112,7 @@ def apply_weight_standardization(
     18
     """
     check("weight_standardization", n_last_layers_ignore=n_last_layers_ignore, eps=eps)
-    convolutions = {name: module for name, module in model.named_modules() if _is_convolution(module)}
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
     if all(isinstance(module, ScaledStdConv2d) for module in convolutions.values()):
         if convolutions:
             raise ValueError(
@@ -208,10 +208,6 @@ class WeightStandardization(Method):
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
         return apply_weight_standardization(model, example_input=example_input, **self.settings)
-
-
-def _is_convolution(module: nn.Module) -> bool:
-    return isinstance(module, tuple(_STANDARDIZED))
 
 
 def _last_executed(

@@ -8,8 +8,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from runner.config.limits import check
-from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, SqueezeExcite, normalizer_free_stages
+from runner.layers.normalizer_free import (
+    NormalizerFreeBlock,
+    NormalizerFreeNet,
+    ScaledActivation,
+    SqueezeExcite,
+    normalizer_free_stages,
+)
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stem import MaxPool2dSame, stem_named
 
@@ -63,7 +68,7 @@ class NFResNet(NormalizerFreeNet):
     512, 1024 and 2048 channels. See `normalizer_free_stages` for beta, and `NormalizerFreeNet` for the head.
 
     `depths`: the numbers of blocks in the four stages. `stem`: a name in `runner.layers.stem.STEMS`. `alpha`: growth of
-    the standard deviation per block. `activation`: a key of `runner.layers.activation.GAMMAS`. `se`:
+    the standard deviation per block. `activation`: a key of `runner.layers.normalizer_free.GAMMAS`. `se`:
     squeeze-and-excitation in each block. `dropout`: rate before the classifier. `width` multiplies all numbers of
     channels. Raises ValueError for a setting outside its range.
     """

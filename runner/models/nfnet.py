@@ -9,8 +9,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from runner.config.limits import check
-from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import NormalizerFreeBlock, NormalizerFreeNet, SqueezeExcite, normalizer_free_stages
+from runner.layers.normalizer_free import (
+    NormalizerFreeBlock,
+    NormalizerFreeNet,
+    ScaledActivation,
+    SqueezeExcite,
+    normalizer_free_stages,
+)
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 
 WIDTHS = (256, 512, 1536, 1536)
@@ -93,7 +98,7 @@ class NFNet(NormalizerFreeNet):
     blocks are `NFBlock`s, and the final convolution has 3072 channels. See `normalizer_free_stages` for beta, and
     `NormalizerFreeNet` for the head.
 
-    `alpha`: growth of the standard deviation per block. `activation`: a key of `runner.layers.activation.GAMMAS`.
+    `alpha`: growth of the standard deviation per block. `activation`: a key of `runner.layers.normalizer_free.GAMMAS`.
     `dropout`: rate before the classifier; None takes the paper's. Raises ValueError for a setting outside its range.
     """
 

@@ -15,8 +15,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth as TorchvisionStochasticDepth
 
 from runner.figures import NAMES, draw
-from runner.layers.activation import ScaledActivation
-from runner.layers.normalizer_free import NormalizerFreeNet, normalizer_free_stages
+from runner.layers.normalizer_free import NormalizerFreeNet, ScaledActivation, normalizer_free_stages
 from runner.layers.preserve_state import preserve_state, use_batch_statistics
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stochastic_depth import StochasticDepth

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from runner import models
-from runner.layers.activation import GAMMAS, ScaledActivation
+from runner.layers.normalizer_free import GAMMAS, ScaledActivation
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.stem import MaxPool2dSame
 from runner.models import NFResBlock, nf_resnet26, nf_resnet50, nf_resnet101

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from runner import models
-from runner.layers.activation import GAMMAS
+from runner.layers.normalizer_free import GAMMAS
 from runner.methods import apply_stochastic_depth
 from runner.models import NFBlock, nfnet_f0
 
