@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, never through a symbolic link; numbers as strict JSON takes them."""
+"""Atomic writes that never follow symbolic links, and numbers for strict JSON."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-TEMPORARY = ".tmp"  # how the names end of files that are being written
+TEMPORARY = ".tmp"  # the ending of files that are being written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class CannotWrite(OSError):
-    """There is no room for a file, or no right to write it. The message names it and says it all."""
+    """A file cannot be written, for lack of room or rights; the message names the file and the reason."""
 
     @classmethod
     def from_os_error(cls, path: str | os.PathLike[str], error: OSError) -> CannotWrite:
-        """That `path` cannot be written, for the reason that the system gave."""
+        """The error for `path`, with the system's reason."""
         return error if isinstance(error, cls) else cls(f"{path} cannot be written ({error.strerror or error}).")
 
 
 def is_disk_fault(error: OSError) -> bool:
-    """Whether the disk is at fault (no room, no quota), not the path, for which there may be a better one."""
+    """Whether the disk is at fault (no room, no quota), so that another path would not help."""
     return isinstance(error, CannotWrite) or error.errno in NO_ROOM
 
 
@@ -35,12 +35,11 @@ def write_atomically(
     *,
     previous: Path | None = None,
 ) -> None:
-    """Write `path` so that it holds either what it held before or all of the new content.
+    """Write `path` so that it has either its old content or all of the new content.
 
-    `content` is the text, or a function that writes to the binary file it is given. It goes to a temporary file in
-    the same folder, which is brought to the disk and then renamed; a failure leaves nothing of it behind. What `path`
-    held before stays under the name `previous`, if that is given: at any moment one of the two is there and whole.
-    Raises CannotWrite.
+    `content` is text, or a function that writes to the binary file it is given. The content goes to a temporary file in
+    the same folder, which is fsynced and renamed; a failure leaves nothing behind. If `previous` is given, the old file
+    stays under this name: at any moment one of the two is complete. Raises CannotWrite.
     """
     try:
         _write_atomically(Path(path), content, previous)
@@ -50,7 +49,7 @@ def write_atomically(
 
 def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], previous: Path | None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    temporary.unlink(missing_ok=True)  # of a process that had this number and was killed
+    temporary.unlink(missing_ok=True)  # of a killed process with the same number
     try:
         with os.fdopen(open_unlinked(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL), "w+b") as file:
             if callable(content):
@@ -72,7 +71,7 @@ def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], 
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give the file the name `previous` too, in the place of what has that name."""
+    """Give the file the name `previous` too, replacing the file of that name."""
     linked = previous.with_name(f".{previous.name}.{os.getpid()}{TEMPORARY}")
     linked.unlink(missing_ok=True)
     try:
@@ -88,7 +87,7 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def open_unlinked(path: str | os.PathLike[str], flags: int) -> int:
-    """A descriptor of a regular file to write to; OSError for a symbolic link in its place, a FIFO or a device."""
+    """Open a regular file for writing. Raises OSError for a symbolic link, a FIFO or a device."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -133,14 +132,14 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what `write_atomically` left in a folder when its process was killed. No other may be writing there."""
+    """Remove the files that a killed process left in a folder. No other process may be writing there."""
     for file in folder.glob(f".*{TEMPORARY}"):
         if file.is_symlink() or file.is_file():
             file.unlink(missing_ok=True)
 
 
 def finite(value: object) -> object:
-    """`value` with every NaN and infinity in it replaced by None: JSON has no word for them, strict readers fail."""
+    """`value` with None for each NaN and infinity in it: strict JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

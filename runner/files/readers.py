@@ -25,7 +25,7 @@ MOST_NODES, DEEPEST = 10**6, 64  # of a tree of values: a few lines of YAML can 
 
 
 class Unreadable(ValueError):
-    """A file cannot be read, or does not hold what it should. The message is its path and the reason."""
+    """A file cannot be read or has the wrong content. The message is its path and the reason."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -1,4 +1,4 @@
-"""Files of tensors as `torch.save` writes them, read without running any code that they hold."""
+"""Files that `torch.save` wrote, read without executing code in them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNREADABLE += (ValueError, TypeError, AttributeError, AssertionError)
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu", *, mapped: bool = False) -> object:
-    """What lies in a file, its tensors on `device`; read with `weights_only=True`.
+    """The content of a file, with tensors on `device`; read with `weights_only=True`.
 
-    `mapped` leaves the tensors on the disk until they are used. Raises ValueError, with the reason in a few words, if
-    the file cannot be read, is damaged or holds more than tensors and plain values.
+    `mapped` leaves tensors on the disk until they are used. Raises ValueError, with a short reason, if the file cannot
+    be read, is damaged or has more than tensors and plain values.
     """
     try:
         is_zip = zipfile.is_zipfile(path)
@@ -33,7 +33,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", *, mapped: bool
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raise a ValueError if a zip file's parts are larger than the file: torch compresses none."""
+    """Raise ValueError if the parts of a zip file are larger than the file: torch does not compress."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError

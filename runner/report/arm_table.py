@@ -1,4 +1,4 @@
-"""A row an arm: what varies, what was measured, how the runs ended."""
+"""The table with a row for each arm: settings, measures and how its runs ended."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ MANY_IMAGES = 2000  # with as many, one image is less than 0.05 %, so a second d
 def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str], score: str) -> Table:
     """Mean and standard deviation of each measure over the seeds, the study's `measures` first.
 
-    A measure of which no run has a value has no column.
-
-    A star stands with the best mean on the validation split among the arms whose runs all have a value.
+    A measure without any value gets no column. A star marks the arm with the best mean on the validation split, among
+    those whose runs all have a value.
     """
     names = list({label(name, score): name for name in [*ALWAYS, *measures]}.values())
     names = [name for name in names if any(arm.spread(name).values for arm in arms)]
@@ -52,7 +51,7 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
 
 
 def best_arm(arms: Sequence[Arm]) -> Arm | None:
-    """The arm with the best mean on the validation split; None where there is one arm, or two kinds of validation."""
+    """The arm with the best mean on the validation split; None for a single arm, or two kinds of validation."""
     rivals = [arm for arm in arms if arm.count("completed") == len(arm.runs) and _mean(arm) > -math.inf]
     kinds = {run.on_test for arm in rivals for run in arm.runs}
     return max(rivals, key=_mean) if len(arms) > 1 and len(kinds) == 1 else None
@@ -97,7 +96,7 @@ def decimals(arms: Sequence[Arm], name: str) -> int | None:
 
 
 def _images(arms: Sequence[Arm], name: str) -> float:
-    """The images of the measure's split, of the run that has the fewest; 0 if no run says."""
+    """The smallest number of images of the measure's split among the runs; 0 if unknown."""
     split = "test" if is_test(name) else name.partition("/")[0]
     counts = [run.number(f"data/{split}") for arm in arms for run in arm.runs]
     return min((count for count in counts if count is not None), default=0)

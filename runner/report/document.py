@@ -1,4 +1,4 @@
-"""What a report consists of: blocks that html.py and markdown.py write, each in its own way."""
+"""The blocks of a report, which html.py and markdown.py format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Link:
-    """Text that leads to `path`, which is relative to the report's folder."""
+    """Text that links to `path`, relative to the report's folder."""
 
     text: str
     path: str
@@ -15,14 +15,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Code:
-    """A command or another text that is copied as it stands."""
+    """A command or other text to be copied unchanged."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A word with a sign before it; `kind` is "good", "bad" or "open" and colours both where colours are shown."""
+    """A word after a sign; `kind` ("good", "bad" or "open") chooses the colour."""
 
     sign: str
     word: str
@@ -31,7 +31,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Remark:
-    """Text with a line below it that is less important, such as a source."""
+    """Text with a less important line below it, such as a source."""
 
     text: str
     remark: str
@@ -39,7 +39,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Unfolding:
-    """Text of which the `rest` is folded away, where the format can."""
+    """Text whose `rest` is folded away if the format can."""
 
     text: str
     rest: str
@@ -61,7 +61,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Facts:
-    """Short labelled lines: what ran, when, on what."""
+    """Short labelled lines."""
 
     rows: tuple[tuple[str, Cell], ...]
 
@@ -70,7 +70,7 @@ class Facts:
 class Table:
     """Rows of cells under `columns`; the columns in `numeric` are aligned to the right.
 
-    A long table may be `folded` away under this text, where the format can.
+    A long table is `folded` away under this text if the format can.
     """
 
     columns: tuple[str, ...]
@@ -82,7 +82,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG that lies at `path`, relative to the report's folder; `alt` says what it shows to who cannot see it."""
+    """A PNG at `path`, relative to the report's folder; `alt` describes it for screen readers."""
 
     path: str
     png: bytes = field(repr=False)
@@ -92,7 +92,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures side by side, as many in a row as there is room for."""
+    """Small pictures side by side, as many in a row as fit."""
 
     pictures: tuple[Picture, ...]
 

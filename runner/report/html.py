@@ -1,4 +1,4 @@
-"""A report as one HTML file: no network, no script, pictures within; for screens of any width, light and dark."""
+"""A report as a single HTML file without network or scripts, for screens of any width, light and dark."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ main > figure img { min-width: var(--least); }
   dd { margin-bottom: .4rem; } }
 @media print { a { color: inherit; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """
-LEAST_SHARE = 0.39  # of its width, below which a figure's letters are too small and the figure scrolls
-LONG = 40  # characters from which a cell of text asks for more room
+LEAST_SHARE = 0.39  # of a figure's width; below it the figure scrolls, since its letters would be too small
+LONG = 40  # characters; longer cells get more room
 
 
 def as_html(document: doc.Document) -> str:
-    """The whole page. Every text is escaped; paths of links are quoted."""
+    """The page. All text is escaped, and paths of links are quoted."""
     title = escape(document.title)
     body = "\n".join(_block(block) for block in document.blocks)
     return (

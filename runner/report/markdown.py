@@ -1,4 +1,4 @@
-"""A report as Markdown (GitHub's tables), its pictures as links to the files beside it."""
+"""A report as Markdown with GitHub's tables; pictures are links to files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runner.report import document as doc
 
 
 def as_markdown(document: doc.Document) -> str:
-    """The whole text. Every character that Markdown or HTML takes for its own is escaped."""
+    """The text, with every special character of Markdown and HTML escaped."""
     blocks = [f"# {_text(document.title)}", *(_block(block) for block in document.blocks)]
     return "\n\n".join(blocks) + "\n"
 
@@ -44,7 +44,7 @@ def _picture(picture: doc.Picture) -> str:
 
 
 def _table_cell(cell: doc.Cell) -> str:
-    """A table takes a bar within a code span only with a backslash; in other text it has one already."""
+    """A cell; in a table a bar within a code span needs a backslash."""
     return _cell(cell).replace("|", "\\|") if isinstance(cell, doc.Code) else _cell(cell)
 
 
@@ -64,13 +64,13 @@ def _cell(cell: doc.Cell) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` on one line, with a backslash before each character that would start something."""
+    """`text` on one line, with a backslash before each special character."""
     escaped = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", " ".join(text.split()))
     return re.sub(r"^([-+]|\d+[.)])(?=\s|$)", lambda found: f"{found[1][:-1]}\\{found[1][-1]}", escaped)
 
 
 def _code(text: str) -> str:
-    """A code span; its fence is longer than any run of backticks within."""
+    """A code span; its fence is longer than any run of backticks in the text."""
     text = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") else ""

@@ -1,4 +1,4 @@
-"""What ran, when, on what and with which code: the lines at the head of a report."""
+"""The facts at the head of a report: what ran, when, on what hardware and with which code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSIONS = ("python", "torch", "torchvision")
 
 
 def overview(runs: Sequence[Run], command: str | None) -> Facts:
-    """The facts, as far as the runs' summaries tell them; where the runs differ, each thing that occurs."""
+    """The facts that the runs' summaries have; if runs differ, each value that occurs."""
     facts = [
         ("Runs", f"{len(runs):,}: {status_counts(runs)}"),
         ("Time", _time(runs)),
@@ -37,7 +37,7 @@ def status_counts(runs: Sequence[Run]) -> str:
 
 
 def _time(runs: Sequence[Run]) -> str:
-    """The runs' own time, added up, and from when to when they started."""
+    """The total time of the runs, and when the first and the last one started."""
     known = [seconds for run in runs if (seconds := run.number("throughput/seconds")) is not None]
     starts = sorted(start for run in runs if (start := _start(run)))
     facts = [f"{format_duration(sum(known))} of run time in all"] if known else []

@@ -41,20 +41,19 @@ def _curve(run: Run, splits: Sequence[str]) -> Measurement | None:
 
 
 def probe_names(arms: Sequence[Arm]) -> list[str]:
-    """The probes of which some run has a measurement, in the order of `runner.figures.NAMES`."""
+    """The probes of which a run has a measurement, in the order of `runner.figures.NAMES`."""
     files = {file.probe for arm in arms for run in arm.runs for file in probe_files(run.folder, "npz")}
     return [name for name in NAMES if name in files and name != "learning_curves"]  # drawn by `curves_figure`
 
 
 def probe_figure(name: str, arms: Sequence[Arm]) -> tuple[Figure | None, list[str]]:
-    """The arms' measurements of the probe `name` over one another, each at its last moment; None if no arm has any.
-
-    And a sentence on each file that cannot be drawn, which is left out.
+    """The arms' last measurements of the probe `name` over one another, None without any; and a sentence for each
+    file that cannot be drawn.
     """
     files = {run.folder: _last(run.folder, name) for arm in arms for run in arm.runs}
     try:
         return _drawn(name, arms, files), []
-    except Exception:  # a file that holds something else than the probe measures: which one, is looked for here
+    except Exception:  # some file does not have what the probe measures; find out which
         odd = [folder for folder, found in files.items() if found and not _is_drawable(name, found)]
         if not odd:
             raise
@@ -76,13 +75,13 @@ def _drawn(name: str, arms: Sequence[Arm], files: Mapping[Path, Measurement | No
 def _is_drawable(name: str, found: Measurement) -> bool:
     try:
         draw(name, found)
-    except Exception:  # a forged file may lack anything; told by `probe_figure`
+    except Exception:  # a forged file may lack anything; `probe_figure` reports it
         return False
     return True
 
 
 def odd_probes(folder: Path) -> list[str]:
-    """A sentence on each file of the run's probes that cannot be read."""
+    """A sentence for each probe file of the run that cannot be read."""
     readers = [(file.path, Measurement.load) for file in probe_files(folder, "npz")]
     readers += [(file.path, read_bytes) for file in probe_files(folder, "png")]
     notes = []
@@ -95,7 +94,7 @@ def odd_probes(folder: Path) -> list[str]:
 
 
 def own_pictures(name: str, arm: Arm) -> list[Path]:
-    """The pictures that the first run of the arm that has any drew of the probe `name`, by step."""
+    """The pictures of the probe `name` from the first run of the arm that has any, by step."""
     for run in arm.runs:
         pictures = [file.path for file in probe_files(run.folder, "png") if file.probe == name]
         if pictures:

@@ -41,7 +41,7 @@ MOST_JOB_NAMES = 20  # in a note
 def write_report(
     folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, into: str | os.PathLike[str]
 ) -> Path:
-    """Write the report of the runs in `folder`, one or several, each a run's or a sweep's, into the folder `into`.
+    """Write the report of the runs in `folder`, one or several folders of runs or sweeps, into the folder `into`.
 
     Returns the path of report.html. Raises ValueError as `read_report` does.
     """
@@ -51,10 +51,10 @@ def write_report(
 def read_report(
     folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, into: str | os.PathLike[str]
 ) -> Report:
-    """The report of the runs in `folder`, one or several, each a run's or a sweep's, to be written into `into`.
+    """The report of the runs in `folder`, one or several folders of runs or sweeps.
 
-    Raises ValueError for a folder that does not exist, and for folders without a run. A sweep.yaml that is not one is
-    named in the report, which goes without it.
+    A damaged sweep.yaml becomes a note in the report. Raises ValueError for a folder that does not exist, and if there
+    is no run.
     """
     folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
     runs, sweep, notes = read_runs(folders), SweepRecord(), ()
@@ -74,7 +74,7 @@ def read_report(
 
 
 def _checked(sweep: SweepRecord) -> SweepRecord:
-    """The record of a sweep. Raises ValueError if its measures or claims are not written as such."""
+    """The record of a sweep. Raises ValueError for wrong measures or claims."""
     for name in sweep.measures:
         check_measure(name)
     judge(sweep.claims, [])
@@ -112,7 +112,7 @@ def _put_aside(into: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Report:
-    """What is reported, and the report's parts in their order."""
+    """The content of a report; its methods yield its parts in order."""
 
     title: str
     runs: list[Run]
@@ -124,7 +124,7 @@ class Report:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """What the claims of the study came to; none without claims."""
+        """The verdicts on the study's claims."""
         return judge(self.sweep.claims, self.runs, source=self.sweep.source)
 
     def write(self) -> Path:
@@ -218,7 +218,7 @@ class Report:
                 yield Gallery(tuple(pictures))
 
     def odd_files(self) -> Iterator[Block]:
-        """What was passed over, or is not as its run left it."""
+        """The files that are damaged or not as the run wrote them."""
         rows = [(run_link(run, self.into), note) for run in self.runs for note in (*run.notes, *odd_probes(run.folder))]
         if rows:
             yield Heading("Files that are odd")
@@ -235,7 +235,7 @@ class Report:
 
     @cached_property
     def shown(self) -> list[Arm]:
-        """The arms that figures of many lines show."""
+        """The arms in figures with many lines."""
         return best_arms(self.arms, "validation/score", MOST_ARMS)
 
     @property
@@ -244,14 +244,14 @@ class Report:
         return f"The {MOST_ARMS} best of {total} arms by their validation score." if total > MOST_ARMS else ""
 
     def picture(self, figure: Figure, name: str, alt: str, caption: str) -> Picture:
-        """The figure as a PNG on white, also written into figures/."""
+        """The figure as a PNG, also written into figures/."""
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH, facecolor="white")
         write_atomically(self.into / "figures" / f"{name}.png", lambda file: file.write(png.getvalue()))
         return Picture(f"figures/{name}.png", png.getvalue(), alt, caption)
 
     def own_picture(self, path: Path, arm: Arm) -> Picture | None:
-        """A picture that a run drew, where it lies; None if it cannot be read."""
+        """A picture that a run drew, in its place; None if it cannot be read."""
         try:
             content = read_bytes(path)
         except Unreadable:

@@ -1,4 +1,4 @@
-"""The figure that fits a sweep: a line, a line a category, a heat map, or dots with intervals."""
+"""The figure of a sweep: lines, a heat map, or dots with intervals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from runner.results.arms import Arm, Axis, Spread, best_arms, direction, label, 
 from runner.results.measures import scale
 
 MOST_LINES, MOST_DOTS = len(COLOURS), 40
-EQUAL_CONTRAST = 0.46  # the brightness of a ground on which black and white letters are equally readable
+EQUAL_CONTRAST = 0.46  # the brightness of a background on which black and white letters are equally readable
 WIDEST_SHIFT = 0.08  # of the step between two values on the x axis
 
 
 def sweep_figure(axes: Sequence[Axis], arms: Sequence[Arm], name: str, title: str, *, in_order: bool = False) -> Figure:
-    """The measure `name`, called `title`, over the arms: the means, the 95 % t intervals, each seed as a faint dot.
+    """The measure `name`, titled `title`, over the arms: means, 95 % t intervals, and a faint dot for each seed.
 
-    One numeric axis makes a line, categories beside it a line each; two numeric axes alone make a heat map; other axes
-    make rows of dots, the best on top unless `in_order`. Where there are too many lines or rows the best are drawn, and
-    the title says so.
+    One numeric axis gives a line, or a line for each category of the other axes; exactly two numeric axes give a heat
+    map; other axes give rows of dots, the best at the top unless `in_order`. Of too many lines or rows the best are
+    drawn, and the title says so.
     """
     numeric = [axis for axis in axes if axis.numbers]
     if len(numeric) == len(axes) == 2:
@@ -36,7 +36,7 @@ def sweep_figure(axes: Sequence[Axis], arms: Sequence[Arm], name: str, title: st
 
 
 def figure_caption(axes: Sequence[Axis], arms: Sequence[Arm], name: str) -> str:
-    """What the marks of the figure mean."""
+    """A caption that explains the marks of the figure."""
     several = any(not math.isnan(arm.spread(name).deviation) for arm in arms)
     if len(axes) == 2 and all(axis.numbers for axis in axes):
         return "Each cell: the mean over the seeds" + (", with their standard deviation." if several else ".")
@@ -82,7 +82,7 @@ def _lines(x: Axis, others: Sequence[Axis], arms: Sequence[Arm], name: str, titl
 
 
 def _draw_line(axes: Axes, places: np.ndarray, arms: Sequence[Arm], name: str, style: dict, text: str) -> None:
-    """Means joined by a line, with bars and seeds."""
+    """The means as a line, with intervals and seeds."""
     spreads = [arm.spread(name) for arm in arms]
     factor = scale(name)
     means = np.array([spread.mean for spread in spreads]) * factor
@@ -104,7 +104,7 @@ def _draw_line(axes: Axes, places: np.ndarray, arms: Sequence[Arm], name: str, s
 
 
 def _best_lines(lines: dict, name: str) -> list[tuple[tuple[str, ...], list[Arm]]]:
-    """All lines, or of too many those whose best arm is best, in their own order."""
+    """All lines; of too many, those whose best arm is best, in their given order."""
     leaders = {id(best_arms(members, name, 1)[0]): key for key, members in lines.items()}
     arms = [arm for members in lines.values() for arm in members if id(arm) in leaders]
     chosen = {leaders[id(arm)] for arm in best_arms(arms, name, MOST_LINES)}
@@ -112,7 +112,7 @@ def _best_lines(lines: dict, name: str) -> list[tuple[tuple[str, ...], list[Arm]
 
 
 def _bar(spread: Spread) -> tuple[float, float]:
-    """How far the bar reaches below and above the mean: the t interval, of two seeds the two values themselves."""
+    """The lengths of the bar below and above the mean: the t interval; for two seeds, their range."""
     if math.isnan(spread.deviation):
         return math.nan, math.nan
     low, high = (spread.low, spread.high) if len(spread.values) > 2 else (min(spread.values), max(spread.values))
@@ -120,7 +120,7 @@ def _bar(spread: Spread) -> tuple[float, float]:
 
 
 def _shifted(x: Sequence[float], numbers: Sequence[float], shift: float) -> np.ndarray:
-    """`x` moved by a share of the axis' typical step, so that bars of several lines stand beside each other."""
+    """`x` moved by a share of the axis' typical step, so that bars of several lines stand side by side."""
     low, high, steps = min(numbers), max(numbers), len(numbers) - 1
     if _is_geometric(numbers):
         return np.asarray(x) * (high / low) ** (shift / steps)
@@ -128,7 +128,7 @@ def _shifted(x: Sequence[float], numbers: Sequence[float], shift: float) -> np.n
 
 
 def _is_geometric(numbers: Sequence[float]) -> bool:
-    """Whether the numbers' ratios are more alike than their differences, as in 16, 32, 64; of two, a factor of 4."""
+    """Whether ratios vary less than differences, as in 16, 32, 64; for two numbers, a factor of 4."""
     ordered = np.sort(np.asarray(numbers, dtype=float))
     if ordered[0] <= 0:
         return False
@@ -169,7 +169,7 @@ def _heat_map(x: Axis, y: Axis, arms: Sequence[Arm], name: str, title: str) -> F
 
 
 def _missing(arm: Arm) -> str:
-    """Why an arm has no value: the status that its runs share, where they do."""
+    """The reason why an arm has no value: the common status of its runs, if they have one."""
     statuses = {run.status for run in arm.runs}
     return statuses.pop() if len(statuses) == 1 and statuses != {"completed"} else "no value"
 
@@ -210,7 +210,7 @@ def _dots(arms: Sequence[Arm], name: str, title: str, *, in_order: bool) -> Figu
 
 
 def _of(arm: Arm, name: str) -> str:
-    """How many of the arm's seeds have a value, where not all have."""
+    """How many of the arm's seeds have a value, if not all have."""
     count = len(arm.spread(name).values)
     return f"\n({count} of {arm.seeds} seeds)" if 0 < count < arm.seeds else ""
 

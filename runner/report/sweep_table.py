@@ -121,7 +121,7 @@ def _print_arms(runs: Sequence[Run], sweep: SweepRecord, console: Console, plain
 
 
 def _best(run: Run) -> str:
-    """The best validation score, marked where it is the test split's; empty without one."""
+    """The best validation score, marked if it is the test split's; empty without one."""
     text = _share(run, "validation/score")
     return f"{text} (test)" if text and run.on_test else text
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LONGEST_NAME = 120
-WHERE_AND_HOW_WATCHED = ("wandb", "sweep", "name", "resume")  # what a job's hash leaves out, beside paths.outputs
+NOT_HASHED = ("wandb", "sweep", "name", "resume")  # beside paths.outputs
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep: its folder's name, its place in the sweep, its overrides."""
+    """A job of a sweep: the name of its folder, its number in the sweep and its overrides."""
 
     name: str
     number: int
@@ -30,11 +30,11 @@ class Job:
 
 
 def config_hash(config: Mapping) -> str:
-    """8 hex digits for a validated configuration as plain data: the same settings, the same digits.
+    """8 hex digits for a configuration as plain data, equal for equal settings.
 
-    What only says where a run lies or how it is watched has no part in them, nor have the names of classes.
+    Settings that say where a run lies or how it is watched do not count.
     """
-    kept = {key: _without_targets(value) for key, value in config.items() if key not in WHERE_AND_HOW_WATCHED}
+    kept = {key: _without_targets(value) for key, value in config.items() if key not in NOT_HASHED}
     kept["paths"] = {key: value for key, value in config["paths"].items() if key != "outputs"}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
@@ -47,17 +47,17 @@ def _without_targets(value: object) -> object:
 
 
 def job_name(overrides: Sequence[str], digits: str, varied: Collection[str] = ()) -> str:
-    """A folder name that says the overrides, and ends in the configuration's hash: `norm=agc,agc.clip=0.01-0123abcd`.
+    """A folder name from the overrides and the configuration's hash: `norm=agc,agc.clip=0.01-0123abcd`.
 
-    Where they are too many the last ones stay; those of the keys `varied` come last then.
+    If there are too many, the last ones stay; those of the keys `varied` are put last.
     """
-    spoken = [word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))]
+    named = [word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))]
     room = LONGEST_NAME - len(digits) - 1
-    if len(_as_name(spoken)) > room:
-        spoken.sort(key=lambda word: word.partition("=")[0].lstrip("+") in varied)
-        while len(spoken) > 1 and len(_as_name(spoken)) > room:
-            del spoken[0]
-    return f"{_as_name(spoken)[:room] or 'job'}-{digits}"
+    if len(_as_name(named)) > room:
+        named.sort(key=lambda word: word.partition("=")[0].lstrip("+") in varied)
+        while len(named) > 1 and len(_as_name(named)) > room:
+            del named[0]
+    return f"{_as_name(named)[:room] or 'job'}-{digits}"
 
 
 def _as_name(overrides: Sequence[str]) -> str:

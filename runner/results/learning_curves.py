@@ -1,4 +1,4 @@
-"""Learning curves, read from a run's metrics.jsonl; no model is needed."""
+"""Learning curves from a run's metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from runner.results.metrics import read_rows, score_of
 
 
 def learning_curves(path: str | os.PathLike[str]) -> Measurement:
-    """The metrics of a run by split: train and validation (one row an epoch), test, and steps (within an epoch).
+    """The metrics of a run by split: train and validation (a row for each epoch), test, and steps (within an epoch).
 
-    `path` is a metrics.jsonl, or the folder of a run. Each line is an object with `step`, `epoch`, `split` and metrics.
-    A null, which stands for a value that was not finite, is NaN; so is a metric that a row lacks. A last line without
-    its end, from a process that died, is left out.
+    `path` is a metrics.jsonl or a run's folder. A null, which stands for a value that was not finite, is NaN; so is a
+    metric that a row lacks.
 
-    Arrays: `<split>/<name>`, float64, one value a row, for `step`, `epoch` and each metric that is a number.
-    Numbers: `best_score` on the validation split and its `best_epoch` (the first of equals), `epochs` (the rows of the
+    Arrays: `<split>/<name>`, float64, a value for each row, for `step`, `epoch` and each metric that is a number.
+    Numbers: `best_score` on the validation split and its `best_epoch` (the first of equals), `epochs` (rows of the
     train split), and, from the last rows, `train_loss`, `validation_loss` and `generalization_gap` (train minus
-    validation score); NaN for what a run that ended early does not have. Scores are shares of 1.
-    Texts: `score`, which of accuracy and mean_iou the run has; "" if neither.
+    validation score); NaN if the run ended too early. Scores are shares of 1.
+    Texts: `score`, "accuracy" or "mean_iou"; "" for neither.
 
-    Raises Unreadable, a ValueError, for a line that is not a row of metrics, and if the file is not there.
+    Raises Unreadable, a ValueError, for a line that is not a row of metrics, and if there is no file.
     """
     rows = read_rows(path)
     by_split: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What a probe found, as it stands on disk; reading and drawing it takes no torch."""
+"""The result of a probe and its file; reading and drawing it needs no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NUMBER, TEXT = "number/", "text/"
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What a probe found: arrays to draw, the numbers that sum them up, and texts such as the names of layers.
+    """The result of a probe: arrays to draw, summary numbers, and texts such as the names of layers.
 
-    A name in `arrays` starts with neither "number/" nor "text/".
+    Names in `arrays` must not start with "number/" or "text/".
     """
 
     arrays: dict[str, np.ndarray]
@@ -25,14 +25,14 @@ class Measurement:
     texts: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz file, whole or not at all: arrays under their names, "number/<name>" and "text/<name>"."""
+        """Write an .npz file atomically: arrays under their names, "number/<name>" and "text/<name>"."""
         numbers = {NUMBER + name: np.float64(number) for name, number in self.numbers.items()}
         texts = {TEXT + name: np.array(text) for name, text in self.texts.items()}
         write_atomically(path, lambda file: np.savez(file, **self.arrays, **numbers, **texts))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Measurement:
-        """Read what `save` wrote. Raises Unreadable for a file of another kind."""
+        """Read a file that `save` wrote. Raises Unreadable for any other file."""
         arrays, numbers, texts = {}, {}, {}
         for name, value in read_arrays(path).items():
             if name.startswith((NUMBER, TEXT)) and value.size != 1:
@@ -47,7 +47,7 @@ class Measurement:
 
 
 def number_of(value: np.ndarray, path: str | os.PathLike[str]) -> float:
-    """The number that an array of the file `path` holds. Raises Unreadable if it holds none, or several."""
+    """The number in an array of the file `path`. Raises Unreadable if it has none or several."""
     if value.size != 1 or value.dtype.kind not in "biuf":
         raise Unreadable(path, "what should be a number is none")
     return float(value.item())

@@ -1,4 +1,4 @@
-"""A run's folder: where each file lies, and how it is written so that a reader never sees half of one."""
+"""A run's folder: the paths of its files, and writers that replace a file as a whole."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from runner.files.readers import is_there
 from runner.results.metrics import METRICS, SUMMARY, read_summary
 from runner.results.record import CONFIG, RECORD, Record
 
-CHECKPOINTS = ("last", "previous", "best")  # in the order in which one stands in for another
+CHECKPOINTS = ("last", "previous", "best")  # each stands in for those before it
 
 
 class RunFolder:
-    """The files of one run, as the README lists them."""
+    """The files of a run, as the README lists them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / CONFIG
         self.record = path / RECORD
-        self.overrides = path / "overrides.yaml"  # of runs before there was a record
+        self.overrides = path / "overrides.yaml"  # of versions without a record
         self.metrics = path / METRICS
         self.summary = path / SUMMARY
         self.error = path / "error.txt"
@@ -35,7 +35,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, name: str) -> RunFolder:
-        """A folder `parent/name`, or `parent/name-2`, `-3`, ... where the name is taken."""
+        """Create `parent/name`, or `parent/name-2`, `-3`, ... if the name is taken."""
         folder = cls(new_folder(parent, name))
         folder.checkpoints.mkdir()
         return folder
@@ -45,17 +45,17 @@ class RunFolder:
         return self.checkpoints / f"{name}.pt"
 
     def write_settings(self, record: Record) -> None:
-        """The record, and its settings once more as config.yaml, to be read by people."""
+        """Write the record, and its settings as config.yaml for people to read."""
         write_atomically(self.record, record.text)
         write_atomically(self.config, yaml.safe_dump(record.settings, sort_keys=False))
-        self.overrides.unlink(missing_ok=True)  # what it said is in the record now
+        self.overrides.unlink(missing_ok=True)  # the record replaces it
 
     def write_summary(self, summary: dict) -> None:
-        """`summary.json`; a number that is not finite is written as null, which every reader knows."""
+        """Write `summary.json`, with null for numbers that are not finite."""
         write_atomically(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
     def write_failure(self, reason: str, trace: str, summary: Mapping[str, object]) -> None:
-        """`error.txt` and the summary of a run that failed and could not write its own; secrets are masked."""
+        """Write `error.txt` and the summary of a run that failed before its own; secrets are masked."""
         write_atomically(self.error, visible(f"{redact(trace)}\n", keep="\n\t"))
         self.write_summary({**summary, "status": "failed", "error": redact(reason)})
 
@@ -64,7 +64,7 @@ class RunFolder:
         return read_summary(self.path)
 
     def check(self) -> None:
-        """Raise a ValueError if a file of the run is something else, or a folder leads elsewhere by a link."""
+        """Raise ValueError if a file of the run is no regular file, or a folder is a link."""
         checkpoints = (self.checkpoint(name) for name in CHECKPOINTS)
         texts = (self.config, self.record, self.overrides, self.metrics, self.summary, self.error)
         for file in (*texts, *checkpoints):

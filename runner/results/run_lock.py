@@ -1,8 +1,8 @@
-"""A folder that one process works on: locked by the operating system, which frees it when the process dies.
+"""A lock on a run's folder that the operating system frees when the process dies.
 
-The lock is a POSIX record lock on the file `.lock` in the folder. It is not inherited by forked processes, such as
-those of a data loader, and it holds over machines that share the folder by NFS. A process loses such a lock as soon as
-it closes any descriptor of the file, so that within a process every folder is opened once and counted.
+It is a POSIX record lock on the file `.lock` in the folder. Forked processes, such as those of a data loader, do not
+inherit it, and it works across machines that share the folder by NFS. A process loses such a lock when it closes any
+descriptor of the file, so a process opens each folder's file once and counts its holders.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from runner.files.atomic import open_unlinked
 from runner.files.readers import is_there
 
 FILE = ".lock"
-TRY_SECONDS, PAUSE_SECONDS = 0.1, 0.02  # `is_held` of another process has the lock for a moment
+TRY_SECONDS, PAUSE_SECONDS = 0.1, 0.02  # `is_held` in another process takes the lock for a moment
 
 _held: dict[str, _Lock] = {}  # by the folder's real path
 _guard = threading.RLock()
 
 
 class Taken(ValueError):
-    """Another process works on the folder."""
+    """Another process holds the folder's lock."""
 
 
 @dataclass
 class _Lock:
-    """A descriptor of the lock's file, how often this process holds it, and whether the file was made for it."""
+    """An open lock file, how often this process holds it, and whether the file was created for it."""
 
     descriptor: int
     is_new: bool
     count: int = 1
 
     def sign(self) -> None:
-        """Write who holds the lock, for the message that others get; the file then stays."""
+        """Write the holder into the file, for the message of other processes; the file then stays."""
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self.is_new = False
 
     def release(self, file: Path) -> None:
-        """Free the lock; a file that was made for it and not signed goes too."""
+        """Free the lock and remove the file, if it was created for the lock and not signed."""
         if self.is_new:
-            file.unlink(missing_ok=True)  # before the lock is free; see `_locked`
+            file.unlink(missing_ok=True)  # before the lock is freed; see `_locked`
         os.close(self.descriptor)
 
 
 @contextmanager
 def hold(folder: Path, *, wait_seconds: float = 0, signed: bool = True) -> Iterator[None]:
-    """Have the folder, which must exist, for this process; within it as often as need be.
+    """Hold the lock of an existing folder; nested calls in one process are allowed.
 
-    Unless `signed` no byte of the folder is changed; see `sign`. Raises Taken if another process has it and still does
-    after `wait_seconds`, and OSError if it cannot be written or its file system has no locks.
+    Unless `signed`, no byte of the folder changes; see `sign`. Raises Taken if another process still holds the lock
+    after `wait_seconds`, and OSError if the folder cannot be written or its file system has no locks.
     """
     key = os.path.realpath(folder)
     with _guard:
@@ -71,14 +71,14 @@ def hold(folder: Path, *, wait_seconds: float = 0, signed: bool = True) -> Itera
         yield
     finally:
         with _guard:
-            if key in _held:  # a forked child, which has nothing, may leave the block too
+            if key in _held:  # a forked child, which holds nothing, may leave the block too
                 _held[key].count -= 1
                 if _held[key].count == 0:
                     _held.pop(key).release(Path(key, FILE))
 
 
 def sign(folder: Path) -> None:
-    """Write into the folder's lock that this process holds it; nothing where another does, as of a sweep's job."""
+    """Write into the folder's lock file that this process holds it; does nothing if it does not."""
     with _guard:
         lock = _held.get(os.path.realpath(folder))
         if lock is not None:
@@ -86,19 +86,19 @@ def sign(folder: Path) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process, this one or another, has the folder; takes nothing and writes nothing."""
+    """Whether this or another process holds the folder's lock; writes nothing."""
     with _guard:
         if os.path.realpath(folder) in _held:
             return True
         try:
             descriptor = os.open(Path(folder) / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:  # none, or a link, which no run makes
+        except OSError:  # no file, or a link, which no run creates
             return False
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # what cannot be locked nobody holds
+        except OSError:  # a file that cannot be locked is not held
             return False
         finally:
             os.close(descriptor)
@@ -124,7 +124,7 @@ def _locked(folder: Path, wait_seconds: float) -> _Lock:
         else:
             if _is_file(descriptor, folder / FILE):
                 return _Lock(descriptor, is_new)
-            os.close(descriptor)  # of a file that its process has removed since
+            os.close(descriptor)  # its process has removed the file meanwhile
 
 
 def _is_file(descriptor: int, file: Path) -> bool:
@@ -135,7 +135,7 @@ def _is_file(descriptor: int, file: Path) -> bool:
 
 
 def _forget() -> None:
-    """In a forked child, to which the parent's locks do not belong."""
+    """Drop the parent's locks in a forked child."""
     global _guard
     _guard = threading.RLock()
     for lock in _held.values():

@@ -1,4 +1,4 @@
-"""Means over seeds: their t interval, the smallest effect a study could have seen, and slopes."""
+"""Statistics over seeds: t intervals of means, the smallest detectable effect, and slopes."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def t_quantile(probability: float, degrees_of_freedom: int) -> float:
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the mean of n >= 2 finite values: m +- t_{0.975, n-1} s / sqrt(n).
 
-    Mean and deviation are computed in rational numbers, so equal values have the deviation 0.
+    Mean and deviation are exact rational numbers, so equal values have deviation 0.
     """
     center, margin = mean(values), _upper_quantile(values) * standard_error(values)
     return center - margin, center + margin
 
 
 def smallest_effect(values: Sequence[float]) -> float:
-    """How far from a threshold the true mean must lie to be told from it: (t_{0.975, n-1} + t_{0.8, n-1}) s / sqrt(n).
+    """The distance from a threshold that a study can detect: (t_{0.975, n-1} + t_{0.8, n-1}) s / sqrt(n).
 
-    In 80 % of such studies the whole interval then falls on its side of the threshold; s stands for the unknown
-    deviation.
+    If the true mean lies this far from the threshold, the whole interval lies on its side in 80 % of such studies. s is
+    the estimate of the deviation.
     """
     return (_upper_quantile(values) + t_quantile(POWER, len(values) - 1)) * standard_error(values)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """That of the mean, s / sqrt(n)."""
+    """The standard error of the mean, s / sqrt(n)."""
     return stdev(values) / math.sqrt(len(values))
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """The slope of the least-squares line of y over x: sum (x - mean x) y / sum (x - mean x)^2.
 
-    x has two different values or more; where y is infinite or NaN the slope is NaN.
+    x has two or more different values; if y has an infinity or NaN, the slope is NaN.
     """
     if not all(map(math.isfinite, y)):
         return math.nan
