@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import make_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Optional
 
@@ -43,8 +44,13 @@ def option_file(group: str, name: str, conf_folders: Iterable[Path] = (CONF,)) -
 def option_settings(group: str, name: str, file: Path) -> dict[str, Any]:
     """The settings of the option in `file` with their defaults; of a method and a probe those below its name.
 
-    Raises a SettingError that says what is wrong with the file.
+    Each file is read once. Raises a SettingError that says what is wrong with it.
     """
+    return dict(_read_settings(group, name, file, file.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=1000)
+def _read_settings(group: str, name: str, file: Path, _modified: int) -> dict[str, Any]:
     try:
         settings = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, YAMLError, OmegaConfBaseException) as error:

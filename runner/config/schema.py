@@ -77,8 +77,8 @@ class Study(Sweep):
 
 
 @dataclass
-class Root:
-    """The top level. A node typed `Any` here has a type of its own for each option, found by its name."""
+class Values:
+    """The settings of the top level that belong to no node; each chosen probe is typed by its own file."""
 
     name: Optional[str]
     seed: int
@@ -86,6 +86,12 @@ class Root:
     probe: Any
     probe_at: list[int]
     probe_every_epochs: Optional[int]
+
+
+@dataclass
+class Root(Values):
+    """The top level. A node typed `Any` here has a type of its own for each option, found by its name."""
+
     train: Train
     wandb: Wandb
     paths: Paths

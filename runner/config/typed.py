@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from runner.config.limits import did_you_mean
+from runner.config.settings import Settings
 from runner.config.text import SettingError, to_override
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -18,17 +19,31 @@ A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The settings as plain data, interpolations followed. Raises a SettingError for the first that leads nowhere."""
+    """The settings as plain data, interpolations followed, without Hydra's own.
+
+    Raises a SettingError for the first that leads nowhere.
+    """
+    keys = [key for key in config if key != "hydra"]
     try:
-        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        settings = {str(key): _plain(config[key]) for key in keys}
     except (OmegaConfBaseException, RecursionError) as error:
-        place, value, reason = _first_without_value(config, "") or ("the settings", "", error)
+        place, value, reason = _first_without_value(OmegaConf.masked_copy(config, keys), "") or (
+            "the settings",
+            "",
+            error,
+        )
         if value == "???":
             raise SettingError(f"{place}=???: this setting needs a value.") from None
         reason = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
         raise SettingError(no_value(f"{place}={value}", reason)) from None
     check_printable(settings)
     return settings
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, (DictConfig, ListConfig)):
+        return value
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
 
 
 def no_value(word: str, reason: str) -> str:
@@ -86,26 +101,26 @@ def check_study(study: Mapping[str, Any]) -> None:
         refuse("claims", claims, "a list of mappings, each with claim, measure, plus and holds")
 
 
-def typed_node(prefix: str, kind: type, node: Any) -> DictConfig:
-    """`node` as a structured configuration of type `kind`; `prefix` is its place, for messages."""
-    if not isinstance(node, DictConfig):
+def typed_node(prefix: str, kind: type, node: Any) -> Settings:
+    """The settings of `node`, plain data, with the types of the dataclass `kind`; `prefix` is its place."""
+    if not isinstance(node, dict):
         raise SettingError(f"{prefix}={node}: this is a group of settings, not a value; set {prefix}.KEY=VALUE.")
     known = [field.name for field in fields(kind)]
     for key in node:
         if key not in known:
             hint = did_you_mean(str(key), known) or f"Settings: {', '.join(known)}."
             raise SettingError(f"{prefix}.{key}={node[key]}: there is no such setting. {hint}")
-    typed = OmegaConf.structured(kind)
+    typed, kinds = OmegaConf.structured(kind), get_type_hints(kind)
     for key in known:
+        place = f"{prefix}.{key}".lstrip(".")
         if key not in node:
-            raise SettingError(f"{prefix}.{key}: this setting is missing; it needs a value.")
-        assign(typed, key, node[key], place=f"{prefix}.")
-    return typed
+            raise SettingError(f"{place}: this setting is missing; it needs a value.")
+        _assign(typed, key, node[key], kinds[key], place)
+    return Settings(OmegaConf.to_container(typed))
 
 
-def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
+def _assign(typed: DictConfig, key: str, value: Any, kind: Any, place: str) -> None:
     """Set a value of a typed node, or raise a SettingError that says which type it must have."""
-    kind = get_type_hints(OmegaConf.get_type(typed))[key]
     try:
         if bool in (kind, *get_args(kind)) and not isinstance(value, (bool, type(None))):
             raise ValidationError  # OmegaConf would take 3 for true
@@ -115,13 +130,13 @@ def assign(typed: DictConfig, key: str, value: Any, place: str) -> None:
             _check_list(value, *get_args(kind))
         typed[key] = value
     except (ValidationError, ConfigTypeError, ConfigKeyError, OverflowError):
-        raise SettingError(f"{place}{key}={to_override(value)}: it must be {_type_name(kind)}.") from None
+        raise SettingError(f"{place}={to_override(value)}: it must be {_type_name(kind)}.") from None
 
 
 def _check_list(value: Any, kind: type) -> None:
     """Raise a ValidationError if an entry of a list is of another kind, which OmegaConf lets pass if it is nested."""
-    entries = value if isinstance(value, (list, ListConfig)) else ()
-    if any(isinstance(entry, (DictConfig, ListConfig, bool)) and kind is not Any for entry in entries):
+    entries = value if isinstance(value, list) else ()
+    if any(isinstance(entry, (dict, list, bool)) and kind is not Any for entry in entries):
         raise ValidationError
 
 
@@ -133,7 +148,6 @@ def check_entries(key: str, value: Any, default: Any) -> None:
     """
     if not isinstance(default, (list, dict)) or value == default:
         return
-    value = OmegaConf.to_container(value)
     values, models = (list(each.values()) if isinstance(each, dict) else each for each in (value, default))
     kinds = {type(entry) for entry in models} or ({str} if isinstance(default, list) else {str, bool, int, float})
     if models and len(kinds) > 1 and kinds != {int, float}:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from runner.config import limits
 from runner.config.compatibility import check_combinations, choose_portions
@@ -29,12 +30,20 @@ from runner.config.options import (
     settings_type,
 )
 from runner.config.ranges import FilePath, Limit
-from runner.config.schema import TOP_LEVEL, Root, Study, Sweep
+from runner.config.schema import TOP_LEVEL, Root, Study, Sweep, Values
 from runner.config.secrets import check_no_secrets
 from runner.config.settings import Settings
 from runner.config.targets import OWN_PACKAGE, check_targets, package_of
 from runner.config.text import SettingError, to_override
-from runner.config.typed import assign, check_entries, check_study, resolved, typed_node
+from runner.config.typed import check_entries, check_study, resolved, typed_node
+
+
+@dataclass(frozen=True)
+class Written:
+    """A node and how it is written: 1, 1.0 and true are equal, and three settings."""
+
+    text: str
+    node: Any = field(compare=False)
 
 
 def method_nodes(config: Mapping) -> dict[str, Any]:
@@ -73,40 +82,38 @@ def one_option_each(choices: Mapping[str, object]) -> None:
 
 
 def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Settings:
-    """The settings of a composed configuration, every type and range checked. Raises SettingError."""
-    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    """The settings of a composed configuration, every type and range checked. Raises SettingError.
+
+    The jobs of a sweep share most nodes: each is given its types once, and is one object in the settings of all.
+    """
     settings = resolved(config)
     check_no_secrets(settings)
-    config = OmegaConf.create(settings)
-    packages = OmegaConf.select(config, "paths.allowed_packages")
-    packages = list(packages) if isinstance(packages, ListConfig) else []
+    paths = settings.get("paths")
+    packages, methods = (paths.get(key) if isinstance(paths, dict) else None for key in ("allowed_packages", "methods"))
+    packages = tuple(map(str, packages)) if isinstance(packages, list) else ()
     check_targets(settings, packages)
-    methods = OmegaConf.select(config, "paths.methods")
     if isinstance(methods, str):
         conf_folders = [*conf_folders, methods_folder(methods)]
-    typed = OmegaConf.structured(Root)
-    if isinstance(config.get("sweep"), DictConfig) and "claims" in config.sweep:  # else it was left out before
-        node = typed_node("sweep", Study, config.sweep)
+    if isinstance(settings.get("sweep"), dict) and "claims" in settings["sweep"]:  # else it was left out before
+        node = typed_node("sweep", Study, settings["sweep"])
         check_study(settings["sweep"])
-        config.sweep = {key: node[key] for key in get_type_hints(Sweep)}
-    for key, kind in get_type_hints(Root).items():
-        if key not in config:
+        settings["sweep"] = {key: node[key] for key in get_type_hints(Sweep)}
+    for key in TOP_LEVEL:
+        if key not in settings:
             raise SettingError(f"{key}: this setting is missing; it needs a value.")
+    typed: dict[str, Any] = {**typed_node("", Values, {key: settings[key] for key in get_type_hints(Values)})}
+    for key, kind in get_type_hints(Root).items():
         if key in SINGLE_GROUPS:
-            name = OmegaConf.select(config, f"{key}.name")
-            typed[key] = _typed_option(key, str(name), config[key], conf_folders, packages)
+            typed[key] = _typed_option(key, settings[key], conf_folders, packages)
         elif is_dataclass(kind):
-            typed[key] = typed_node(key, kind, config[key])
-        else:
-            assign(typed, key, config[key], place="")
-    OmegaConf.set_struct(typed, False)
-    for key, node in method_nodes(config).items():
+            typed[key] = _typed_root_node(key, kind, Written(repr(settings[key]), settings[key]))
+    for key, node in method_nodes(settings).items():
         typed[key] = _typed_settings(_method_group(key, node, conf_folders), key, node, conf_folders, packages)
-    typed.probe = {name: _typed_probe(name, node, conf_folders, packages) for name, node in config.probe.items()}
-    OmegaConf.set_struct(typed, True)
-    _check_ranges(typed)
-    _check_rules(typed)
-    return Settings(OmegaConf.to_container(typed))
+    typed["probe"] = {
+        name: _typed_probe(name, node, conf_folders, packages) for name, node in settings["probe"].items()
+    }
+    _check_limits("", {key: typed[key] for key in limits.LIMITS[""]})
+    return _check_rules(Settings({key: typed[key] for key in (*TOP_LEVEL, *method_nodes(settings))}))
 
 
 def with_defaults(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
@@ -129,16 +136,15 @@ def with_defaults(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) ->
     return OmegaConf.merge(defaults, config)
 
 
-def _typed_option(
-    group: str, name: str, node: Any, conf_folders: Sequence[Path], packages: Sequence[str]
-) -> DictConfig:
+def _typed_option(group: str, node: Any, conf_folders: Sequence[Path], packages: tuple[str, ...]) -> Settings:
     """The settings of the option that a group has."""
+    name = str(node.get("name") if isinstance(node, dict) else None)
     if option_file(group, name, conf_folders) is None:
         raise SettingError(f"{group}.name={name}: choose an option of the group instead, as in {group}=OPTION.")
     return _typed_settings(group, name, node, conf_folders, packages)
 
 
-def _typed_probe(name: str, node: Any, conf_folders: Sequence[Path], packages: Sequence[str]) -> DictConfig:
+def _typed_probe(name: str, node: Any, conf_folders: Sequence[Path], packages: tuple[str, ...]) -> Settings:
     """The settings of a chosen probe."""
     if option_file("probe", name, conf_folders) is None:
         probes = {file.stem for folder in conf_folders for file in (folder / "probe").glob("*.yaml")}
@@ -147,20 +153,37 @@ def _typed_probe(name: str, node: Any, conf_folders: Sequence[Path], packages: S
 
 
 def _typed_settings(
-    group: str, name: str, node: Any, conf_folders: Sequence[Path], packages: Sequence[str]
-) -> DictConfig:
+    group: str, name: str, node: Any, conf_folders: Sequence[Path], packages: tuple[str, ...]
+) -> Settings:
     """The settings of an option with the types and in the ranges that its YAML file gives them."""
+    file = option_file(group, name, conf_folders)
+    return _typed_by_file(group, name, file, file.stat().st_mtime_ns, packages, Written(repr(node), node))
+
+
+@lru_cache(maxsize=10_000)
+def _typed_by_file(
+    group: str, name: str, file: Path, _modified: int, packages: tuple[str, ...], written: Written
+) -> Settings:
     prefix = {"probe": f"probe.{name}"}.get(group, name if group in METHOD_GROUPS else group)
-    defaults = option_settings(group, name, option_file(group, name, conf_folders))
-    typed = typed_node(prefix, settings_type(group, name, defaults), node)
+    defaults = option_settings(group, name, file)
+    typed = typed_node(prefix, settings_type(group, name, defaults), written.node)
     if typed[TARGET] != defaults[TARGET] and package_of(typed[TARGET], packages) is None:
         raise SettingError(f"{prefix}.{TARGET}={typed[TARGET]}: {name} is built by {defaults[TARGET]}; leave it out.")
-    ranges = limits.ranges_of(group, name)
+    plain, ranges = typed.plain(), limits.ranges_of(group, name)
     for key, default in defaults.items():
         if key not in ranges:
-            check_entries(f"{prefix}.{key}", typed[key], default)
-    given = {key: value for key, value in typed.items() if value is not None or defaults[key] is not None}
+            check_entries(f"{prefix}.{key}", plain[key], default)
+    given = {key: value for key, value in plain.items() if value is not None or defaults[key] is not None}
     _check_limits(prefix, given, ranges)
+    return typed
+
+
+@lru_cache(maxsize=10_000)
+def _typed_root_node(name: str, kind: type, written: Written) -> Settings:
+    """The settings of a node that belongs to no option."""
+    typed = typed_node(name, kind, written.node)
+    if name in limits.LIMITS:
+        _check_limits(name, {key: value for key, value in typed.plain().items() if value is not None})
     return typed
 
 
@@ -172,21 +195,13 @@ def _method_group(name: str, node: Any, conf_folders: Sequence[Path]) -> str:
         raise SettingError(f"{name}: the first line of an option's YAML file must be # @package _global_.")
     group = next((group for group in METHOD_GROUPS if option_file(group, name, conf_folders)), None)
     if group is None:
-        value = to_override(node) if not isinstance(node, DictConfig) else "..."
+        value = to_override(node) if not isinstance(node, dict) else "..."
         raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())
     option_settings(group, name, option_file(group, name, conf_folders))  # refuses a wrong file
-    if isinstance(node, DictConfig) and TARGET not in node:
+    if isinstance(node, dict) and TARGET not in node:
         key, value = next(iter(node.items()), ("...", "..."))
         raise SettingError(f"{name}.{key}={to_override(value)}: {name} is not part of this run; add {group}={name}.")
     return group
-
-
-def _check_ranges(config: DictConfig) -> None:
-    """The ranges of the settings that belong to no option."""
-    for node in get_type_hints(Root):
-        if node in limits.LIMITS and node not in SINGLE_GROUPS:
-            _check_limits(node, {key: value for key, value in config[node].items() if value is not None})
-    _check_limits("", {key: config[key] for key in limits.LIMITS[""]})
 
 
 def _check_limits(node: str, settings: Mapping, ranges: Mapping[str, Limit] | None = None) -> None:
@@ -196,8 +211,8 @@ def _check_limits(node: str, settings: Mapping, ranges: Mapping[str, Limit] | No
         raise SettingError(str(error)) from None
 
 
-def _check_rules(config: DictConfig) -> None:
-    """The rules between fields."""
+def _check_rules(config: Settings) -> Settings:
+    """The rules between fields; returns the settings with what `portion: auto` of a method means here."""
     train = config.train
     if train.global_batch_size % train.accumulation_steps:
         raise SettingError(
@@ -211,22 +226,21 @@ def _check_rules(config: DictConfig) -> None:
         )
     if train.auto_resume and config.name is None and config.resume is None and config.sweep.name is None:
         raise SettingError("train.auto_resume=true: the run needs a name to be found again by; add name=NAME.")
-    _check_methods(config)
+    config = _check_methods(config)
     if config.optimizer.get("nesterov") and config.optimizer.momentum == 0:
         raise SettingError("optimizer.momentum=0.0: Nesterov momentum needs more; set optimizer.nesterov=false.")
     if config.schedule.name == "plateau" and not config.schedule.milestones:
         raise SettingError("schedule.milestones=[]: at the first of them training may be doubled; name one.")
     check_folder_name("name", config.name)
     check_folder_name("sweep.name", config.sweep.name)
+    return config
 
 
-def _check_methods(config: DictConfig) -> None:
+def _check_methods(config: Settings) -> Settings:
     """The rules between methods; `portion: auto` gives way to what it means here."""
-    methods = {name: OmegaConf.to_container(node) for name, node in method_nodes(config).items()}
-    nodes = {node: OmegaConf.to_container(config[node]) for node in ("model", "train", "dataset")}
+    methods = {name: node.plain() for name, node in method_nodes(config).items()}
     try:
-        check_combinations(methods, **nodes)
+        check_combinations(methods, **{node: config[node].plain() for node in ("model", "train", "dataset")})
     except ValueError as error:
         raise SettingError(str(error)) from None
-    for name, portion in choose_portions(methods).items():
-        config[name].portion = portion
+    return config.changed({f"{name}.portion": portion for name, portion in choose_portions(methods).items()})

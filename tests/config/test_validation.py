@@ -178,3 +178,15 @@ def test_a_list_of_models_is_refused():
 def test_an_unknown_override_does_not_compose(composed):
     with pytest.raises(HydraException):
         composed("train.epoch=3")
+
+
+def test_configurations_share_the_nodes_that_are_written_alike(composed):
+    one, two = composed("seed=0", "norm=agc", "agc.clip=0.01"), composed("seed=1", "norm=agc", "agc.clip=0.02")
+    assert all(one[node] is two[node] for node in ("train", "wandb", "paths", "sweep", "model", "optimizer", "dataset"))
+    assert (one.seed, two.seed, one.agc.clip, two.agc.clip) == (0, 1, 0.01, 0.02)
+
+
+def test_equal_values_of_another_type_are_told_apart(composed):
+    assert composed("train.compile=true").train.compile is True
+    with pytest.raises(SettingError, match=r"train\.compile=1: it must be true or false"):
+        composed("train.compile=1")
