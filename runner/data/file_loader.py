@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.data.dataset import DataFault
-from runner.data.loader_faults import LOOK_EVERY_SECONDS, in_shared_memory
+from runner.data.loader_faults import POLL_SECONDS, in_shared_memory
 
 Sample = tuple[Any, ...]  # the input of `load`; its first entry is a path, for messages
 Load = Callable[[Sample], tuple[Tensor, int | Tensor]]
@@ -48,7 +48,7 @@ def make_loader(
         worker_init_fn=_leave_signals_to_main,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
-        timeout=LOOK_EVERY_SECONDS if num_workers > 0 else 0,
+        timeout=POLL_SECONDS if num_workers > 0 else 0,
         generator=torch.Generator(),  # else an epoch would draw from the global generator, which dropout uses
     )
 

@@ -1,4 +1,4 @@
-"""Waiting for loader processes that may have died, hang, or have no room left: an end and a word for each."""
+"""Errors of DataLoader workers: that died, hang, or have no memory or files left."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from torch.utils.data import DataLoader, get_worker_info
 from runner.data.dataset import DataFault
 from runner.distributed.signals import StopRequested, stop_requested
 
-LOOK_EVERY_SECONDS = 1  # how long the loader waits before it is asked whether to go on
+POLL_SECONDS = 1  # the timeout of the DataLoader, after which the wait for a batch is checked
 NO_SHARED_MEMORY = "shared memory is full: raise --shm-size or set dataset.num_workers=0."
 NO_FILES = "too many open files: raise `ulimit -n`, or set dataset.num_workers to fewer."
-HINTS = {  # by what the error says
+REMEDIES = {  # by a part of torch's error message
     "killed by signal: Bus error": NO_SHARED_MEMORY,
     "out of shared memory": NO_SHARED_MEMORY,
     os.strerror(errno.ENOSPC): NO_SHARED_MEMORY,
     os.strerror(errno.EMFILE): NO_FILES,
-    "items of ancdata": NO_FILES,  # where the socket drops the descriptor of a batch
+    "items of ancdata": NO_FILES,  # the socket dropped a batch's descriptor
     "killed by signal": "there may be too little memory: set dataset.num_workers to fewer, or to 0.",
     "exited unexpectedly": "there may be too little memory: set dataset.num_workers to fewer, or to 0.",
 }
-FATAL = ("DataLoader worker", "shared memory", *(os.strerror(number) for number in (errno.ENOSPC, errno.EMFILE)))
+LOADER_ERRORS = (
+    "DataLoader worker",
+    "shared memory",
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EMFILE)),
+)
 
 
 def batches_of(loader: DataLoader, seconds: float) -> Iterator[Any]:
-    """The loader's batches. It is asked again and again, so that a signal can end the wait for its processes.
+    """The loader's batches, which a signal can interrupt while it waits for a worker.
 
-    Raises DataFault if none comes for so many seconds, and if a process dies; StopRequested if a single-process run
-    was asked to stop.
+    Raises DataFault if no batch comes for `seconds`, and if a worker dies; StopRequested if a single-process run was
+    asked to stop.
     """
     waits, batches = loader.num_workers > 0, None
     try:
@@ -47,7 +51,7 @@ def batches_of(loader: DataLoader, seconds: float) -> Iterator[Any]:
     except (OSError, RuntimeError) as error:
         crashed = any(process.exitcode == -signal.SIGBUS for process in getattr(batches, "_workers", ()))
         _end_workers(batches)
-        fault = DataFault(NO_SHARED_MEMORY) if crashed else loader_fault(error) if waits else None
+        fault = DataFault(NO_SHARED_MEMORY) if crashed else loader_fault(error, in_loader=True) if waits else None
         if fault is None:
             raise
         raise fault from error
@@ -56,19 +60,25 @@ def batches_of(loader: DataLoader, seconds: float) -> Iterator[Any]:
         raise
 
 
-def loader_fault(error: Exception) -> DataFault | None:
-    """What to tell if `error` is torch's word of a loader process in trouble; it comes at any moment of a run."""
+def loader_fault(error: Exception, *, in_loader: bool = False) -> DataFault | None:
+    """The DataFault for an error of torch about its workers, which it may raise at any moment of a run.
+
+    None for other errors. An OSError is one only if it was raised `in_loader`.
+    """
     text = str(error)
-    if isinstance(error, DataFault) or not any(part in text for part in (*FATAL, "ancdata")):
+    kinds = (OSError, RuntimeError) if in_loader else RuntimeError
+    if isinstance(error, DataFault) or not isinstance(error, kinds):
         return None
-    hint = next((hint for part, hint in HINTS.items() if part in text), None)
-    if hint in (NO_SHARED_MEMORY, NO_FILES):
-        return DataFault(hint)
-    return DataFault(f"a loader process died ({text.splitlines()[0].rstrip('. ')}); {hint}") if hint else None
+    if not any(part in text for part in (*LOADER_ERRORS, "ancdata")):
+        return None
+    remedy = next((remedy for part, remedy in REMEDIES.items() if part in text), None)
+    if remedy in (NO_SHARED_MEMORY, NO_FILES):
+        return DataFault(remedy)
+    return DataFault(f"a loader process died ({text.splitlines()[0].rstrip('. ')}); {remedy}") if remedy else None
 
 
 def _next(batches: Iterator[Any], seconds: float) -> Any:
-    """The next batch, None at the end."""
+    """The next batch. None at the end."""
     end = time.monotonic() + seconds
     while True:
         if stop_requested():
@@ -86,9 +96,9 @@ def _next(batches: Iterator[Any], seconds: float) -> Any:
 
 
 def in_shared_memory(batch: Any) -> Any:
-    """In a loader process: the batch, its tensors where the main process can see them, or the word that none fit.
+    """In a worker: move the batch's tensors to shared memory, or return the fault if they do not fit.
 
-    Else torch would move them in a thread, which loses a batch that does not fit, and nobody hears of it.
+    Otherwise torch moves them in a thread and silently loses a batch that does not fit.
     """
     if get_worker_info() is not None:
         try:
@@ -96,7 +106,7 @@ def in_shared_memory(batch: Any) -> Any:
                 if isinstance(tensor, Tensor):
                     tensor.share_memory_()
         except (OSError, RuntimeError) as error:
-            fault = loader_fault(error)
+            fault = loader_fault(error, in_loader=True)
             if fault is None:
                 raise
             return batch._replace(images=None, targets=None, fault=fault)
@@ -104,18 +114,18 @@ def in_shared_memory(batch: Any) -> Any:
 
 
 def _end_workers(batches: Iterator[Any] | None) -> None:
-    """Ask the loader's processes to end, also those that are stopped; torch would wait for one after the other."""
-    if hasattr(signal, "sigwaitinfo"):  # they end with exit code 0 then, see runner.data.file_loader
+    """End the workers together, also stopped ones. Torch would wait for one after the other."""
+    if hasattr(signal, "sigwaitinfo"):  # see _exit_on_sigterm_of_main: exit code 0
         for process in getattr(batches, "_workers", ()):
             process.terminate()
-    _wake()
+    _continue_children()
 
 
-def _wake() -> None:
-    """Let processes that are stopped go on, so that the end that is asked of them can come."""
+def _continue_children() -> None:
+    """Continue stopped child processes, so that they can end."""
     for process in multiprocessing.active_children():
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGCONT)
 
 
-atexit.register(_wake)  # before multiprocessing waits for its processes
+atexit.register(_continue_children)  # before multiprocessing waits for its processes

@@ -239,8 +239,7 @@ def _told(error: Exception) -> str | None:
         return "train.rank_timeout: another rank did not answer for so long."
     if is_distributed() and isinstance(error, RuntimeError) and is_connection_lost(str(error)):
         return "Another rank has died, or cannot be reached any more."
-    if isinstance(error, RuntimeError) and not isinstance(error, DataFault):  # torch's word of a loader process
-        error = loader_fault(error) or error
+    error = loader_fault(error) or error
     return str(error) if isinstance(error, (DataFault, CannotWrite)) else None
 
 
