@@ -30,11 +30,7 @@ REMEDIES = {  # by a part of torch's error message
     "killed by signal": "there may be too little memory: set dataset.num_workers to fewer, or to 0.",
     "exited unexpectedly": "there may be too little memory: set dataset.num_workers to fewer, or to 0.",
 }
-LOADER_ERRORS = (
-    "DataLoader worker",
-    "shared memory",
-    *(os.strerror(number) for number in (errno.ENOSPC, errno.EMFILE)),
-)
+LOADER_ERRORS = ("DataLoader worker", "shared memory", os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE))
 
 
 def batches_of(loader: DataLoader, seconds: float) -> Iterator[Any]:

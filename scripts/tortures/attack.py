@@ -6,21 +6,38 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from random import Random
 
 from tortures import survival
-from tortures.file_calls import Act, watched
+from tortures.file_calls import Act, number_of_calls, watched
 from tortures.processes import Ended, Running, as_typed, fork, runner_command, script_command, spawn
 
 DONE = {0: "it is done"}
+REFUSED = {**DONE, 2: "it is refused"}
+RUN, SWEEP = "outputs/runs/run", "outputs/sweeps/sweep"
 TINY = ("dataset=random", "dataset.num_images=16", "dataset.image_size=8", "train.global_batch_size=8")
 TINY += ("model=resnet20", "train.device=cpu", "wandb.mode=disabled")
 
 
 class CannotBegin(RuntimeError):
-    """What every attack of a kind begins from could not be made: the undamaged command fails already."""
+    """A template could not be made: its command fails without an attack."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A command that was left alone: its working directory, how many calls changed files, and its seconds."""
+
+    folder: Path
+    calls: int
+    seconds: float
+
+    @cached_property
+    def result(self) -> dict:
+        """The result of the run `RUN`."""
+        return survival.result(self.folder / RUN)
 
 
 @dataclass
@@ -62,12 +79,9 @@ class Attack:
 
     def start(self, *arguments: str, act: Act | None = None, spawned: bool = False) -> Running:
         """Start `python -m runner ARGUMENTS`; `act` decides on its changes of files."""
-        records, environment = self.new_records(), dict([survival.SECRET])
         if spawned:
-            return self.noted(spawn(arguments, self.folder, records, environment))
-        call = runner_command(arguments)
-        call = watched(call, self.folder, records / "calls", act) if act else call
-        return self.noted(fork(call, as_typed(arguments), self.folder, records, environment))
+            return self.noted(spawn(arguments, self.folder, self.new_records(), dict([survival.SECRET])))
+        return self.forked(runner_command(arguments), as_typed(arguments), act)
 
     def end(
         self,
@@ -85,9 +99,7 @@ class Attack:
 
     def run(self, *arguments: str, allowed: Mapping[int, str] = DONE, act: Act | None = None) -> Ended:
         """`python -m runner ARGUMENTS` to its end; after a refusal nothing may have changed."""
-        before = survival.tree(self.folder)
-        ended = self.end(self.start(*arguments, act=act), allowed, is_quiet=True)
-        return self._untouched(ended, before)
+        return self.ended_or_unchanged(lambda: self.end(self.start(*arguments, act=act), allowed, is_quiet=True))
 
     def script(self, name: str, *arguments: str, allowed: Mapping[int, str] = DONE, act: Act | None = None) -> Ended:
         """`python scripts/NAME.py ARGUMENTS` to its end; after a refusal nothing may have changed."""
@@ -98,10 +110,13 @@ class Attack:
         self, call: Callable[[], object], command: str, *, allowed: Mapping[int, str] = DONE, act: Act | None = None
     ) -> Ended:
         """Something else in a forked child, to its end; after a refusal nothing may have changed."""
-        before, records = survival.tree(self.folder), self.new_records()
+        return self.ended_or_unchanged(lambda: self.end(self.forked(call, command, act), allowed, is_quiet=True))
+
+    def forked(self, call: Callable[[], object], command: str, act: Act | None = None) -> Running:
+        """Start `call` in a forked child; `act` decides on its changes of files."""
+        records = self.new_records()
         call = watched(call, self.folder, records / "calls", act) if act else call
-        running = self.noted(fork(call, command, self.folder, records, dict([survival.SECRET])))
-        return self._untouched(self.end(running, allowed, is_quiet=True), before)
+        return self.noted(fork(call, command, self.folder, records, dict([survival.SECRET])))
 
     def kill_all(self) -> None:
         """End what it started and has not waited for, as after Ctrl-C or an error."""
@@ -126,8 +141,19 @@ class Attack:
         if different:
             self.fail(f"{what} differs from one that was left alone: {', '.join(different)}")
 
-    def _untouched(self, ended: Ended, before: survival.Tree) -> Ended:
-        if ended.code == 2 and (changed := survival.changes(before, survival.tree(self.folder))):
+    def expect_no_more_files(self, whole: Whole) -> None:
+        """It fails if the run `RUN` has files that a run left alone has not."""
+        if more := sorted(survival.tree(self.folder / RUN).keys() - survival.tree(whole.folder / RUN).keys()):
+            self.fail(f"files that a whole run does not leave: {', '.join(more[:3])}")
+
+    def ended_or_unchanged(self, end: Callable[[], Ended], *, but_folders: bool = False) -> Ended:
+        """`end()`; after a refusal nothing may have changed, `but_folders` but for new folders."""
+        before = survival.tree(self.folder)
+        ended = end()
+        after = survival.tree(self.folder)
+        if but_folders:
+            after = {path: content for path, content in after.items() if content != "folder" or path in before}
+        if ended.code == 2 and (changed := survival.changes(before, after)):
             self.fail(f"written on a refusal: {', '.join(changed)}")
         return ended
 
@@ -154,6 +180,18 @@ class Templates:
     def copy(self, name: str, make: Callable[[Attack], None], into: Attack) -> None:
         """Begin an attack from a copy of that."""
         shutil.copytree(self.folder(name, make), into.folder, symlinks=True, dirs_exist_ok=True)
+
+    def whole(self, name: str, *command: str, spawned: bool = False, seconds: float | None = None) -> Whole:
+        """A command of the runner that was left alone."""
+
+        def make(maker: Attack) -> None:
+            act = None if spawned else lambda *_: None
+            running = maker.start(*command, act=act, spawned=spawned)
+            taken = maker.end(running, seconds=seconds).seconds
+            self.results[name] = Whole(maker.folder, number_of_calls(running.records / "calls"), taken)
+
+        self.folder(name, make)
+        return self.results[name]
 
     def once(self, name: str, make: Callable[[], object]) -> object:
         """What `make` returned the first time."""

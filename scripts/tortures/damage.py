@@ -11,16 +11,14 @@ from pathlib import Path
 import torch
 
 from tortures import survival
-from tortures.attack import DONE, TINY, Attack
+from tortures.attack import DONE, REFUSED, RUN, SWEEP, TINY, Attack
 from tortures.file_calls import Decision
 from tortures.wounds import wound
 
 SETTINGS = (*TINY, "train.epochs=3", "train.checkpoint_every_steps=1", "train.log_every_steps=1")
 SETTINGS += ("probe=[gradient_histogram]", "probe_at=[0]")
-RUN, OTHER, SWEEP = "outputs/runs/run", "outputs/runs/other", "outputs/sweeps/sweep"
+OTHER = "outputs/runs/other"
 RESUME = (f"resume={RUN}", "train.device=cpu", "wandb.mode=disabled")
-EVALUATE = (RUN, "--checkpoint", "best")
-REFUSED = {**DONE, 2: "it is refused"}
 
 
 def attack(a: Attack) -> None:
@@ -28,7 +26,7 @@ def attack(a: Attack) -> None:
     a.templates.copy("runs", make_runs, a)
     act = a.draw.choices((_resume, _evaluate, _load, _compare, _report, _report_of_sweep), (6, 2, 2, 1, 2, 3))[0]
     inside = a.folder / (SWEEP if act is _report_of_sweep else RUN)
-    victims = [path for path in sorted(inside.rglob("*")) if _matters(path)]
+    victims = [path for path in sorted(inside.rglob("*")) if path.name != "figures"]
     victim = a.draw.choice(victims)
     before = survival.tree(a.folder)
     what = wound(a.draw, victim, a.folder / OTHER / victim.relative_to(inside))
@@ -47,10 +45,6 @@ def _written_by(act: Callable) -> tuple[str, ...]:
     return {_resume: (RUN,), _report: reports, _report_of_sweep: reports}.get(act, ("nowhere",))
 
 
-def _matters(path: Path) -> bool:
-    return path.name != "figures"
-
-
 def _resume(a: Attack, victim: Path, *, is_forged: bool) -> None:
     """resume"""
     expected = _expected(a, "resumed", lambda b: b.run(*RESUME), lambda b: survival.result(b.folder / RUN))
@@ -61,10 +55,20 @@ def _resume(a: Attack, victim: Path, *, is_forged: bool) -> None:
 
 def _evaluate(a: Attack, victim: Path, *, is_forged: bool) -> None:
     """evaluate"""
-    expected = _expected(a, "evaluated", lambda b: b.script("evaluate", *EVALUATE), lambda b: b.transcript[-1].out)
-    ended = a.script("evaluate", *EVALUATE, allowed=REFUSED)
+    _same_words(a, victim, is_forged, "result", "evaluate", RUN, "--checkpoint", "best")
+
+
+def _compare(a: Attack, victim: Path, *, is_forged: bool) -> None:
+    """compare"""
+    _same_words(a, victim, is_forged, "comparison", "compare", OTHER, RUN)
+
+
+def _same_words(a: Attack, victim: Path, is_forged: bool, what: str, *script: str) -> None:
+    """A script prints what it prints where nothing is damaged, or names the damage."""
+    expected = _expected(a, script[0], lambda b: b.script(*script), lambda b: b.transcript[-1].out)
+    ended = a.script(*script, allowed=REFUSED)
     if ended.code == 0 and not is_forged and ended.out != expected and not _is_told(ended.text, victim):
-        a.fail(f"another result, silently: {ended.out.strip()}, not {expected.strip()}")
+        a.fail(f"another {what}, silently: {ended.out.strip()[:200]}, not {expected.strip()[:200]}")
 
 
 def _load(a: Attack, victim: Path, *, is_forged: bool) -> None:
@@ -87,15 +91,6 @@ def _load_run() -> None:
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes())
     print(digest.hexdigest())
-
-
-def _compare(a: Attack, victim: Path, *, is_forged: bool) -> None:
-    """compare"""
-    words = ("compare", OTHER, RUN)
-    expected = _expected(a, "compared", lambda b: b.script(*words), lambda b: b.transcript[-1].out)
-    ended = a.script(*words, allowed=REFUSED)
-    if ended.code == 0 and not is_forged and ended.out != expected and not _is_told(ended.text, victim):
-        a.fail("another comparison, silently")
 
 
 def _report(a: Attack, victim: Path, *, is_forged: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tortures import survival
-from tortures.attack import DONE, Attack
+from tortures.attack import DONE, RUN, Attack
 
 SETTINGS = ("dataset.root=data", "dataset.image_size=16", "dataset.test_size=16", "dataset.num_workers=0", "name=run")
 SETTINGS += ("dataset.validation=0.25", "train.global_batch_size=4", "train.epochs=1", "train.device=cpu")
@@ -26,7 +26,6 @@ COMMANDS = {
 SPLITS = {"images": ("train", "val"), "masks": ("training", "validation")}
 CLASSES, TRAINING, TEST = ("cat", "dog"), 8, 4
 SIZE = (24, 20)
-RUN = "outputs/runs/run"
 REFUSED = {2: "it is refused"}
 FAILED = {1: "a file could not be read, once training had begun"}
 TURNED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # by EXIF 274
@@ -50,11 +49,16 @@ class Case:
     may_refuse: bool = True
     words: Sequence[str] = ()
 
+    @classmethod
+    def harmless(cls, text: str) -> Case:
+        """One that changes nothing."""
+        return cls(text, is_same=True, may_refuse=False)
+
 
 def attack(a: Attack) -> None:
     """Do something to a data set, and train on it."""
     kind = a.draw.choice(("images", "images", "masks"))
-    expected = _whole(a, kind)
+    expected = _expected(a, kind)
     _make(a.folder / "data", kind)
     case = a.draw.choice(BOTH + (OF_IMAGES if kind == "images" else OF_MASKS))(a.draw, a.folder / "data", kind)
     a.title = f"{kind}: {case.text}"
@@ -69,7 +73,9 @@ def attack(a: Attack) -> None:
         a.fail(f"none of {', '.join(case.told)} in the output: silently taken")
 
 
-def _whole(a: Attack, kind: str) -> dict:
+def _expected(a: Attack, kind: str) -> dict:
+    """The result of a run on the data set as it is."""
+
     def run(maker: Attack) -> None:
         _make(maker.folder / "data", kind)
         maker.run(*COMMANDS[kind])
@@ -110,14 +116,14 @@ def _junk_folder(draw: Random, root: Path, kind: str) -> Case:
     (place / name).mkdir()
     for path in draw.sample(_images(root, kind), 2):
         shutil.copy(path, place / name / path.name)
-    return Case(f"a folder {name} in {place.relative_to(root)}", is_same=True, may_refuse=False)
+    return Case.harmless(f"a folder {name} in {place.relative_to(root)}")
 
 
 def _junk_file(draw: Random, root: Path, kind: str) -> Case:
     image = draw.choice(_images(root, kind))
     name = draw.choice((*JUNK_FILES, f"._{image.name}"))
     (image.parent / name).write_bytes(b"\x00\x05\x16\x07" + bytes(200))
-    return Case(f"a file {name} in {image.parent.relative_to(root)}", is_same=True, may_refuse=False)
+    return Case.harmless(f"a file {name} in {image.parent.relative_to(root)}")
 
 
 def _linked_file(draw: Random, root: Path, kind: str) -> Case:
@@ -125,20 +131,20 @@ def _linked_file(draw: Random, root: Path, kind: str) -> Case:
         target = root.parent / f"elsewhere-{image.parent.parent.name}-{image.name}"
         image.rename(target)
         image.symlink_to(target)
-    return Case("images are links to files elsewhere", is_same=True, may_refuse=False)
+    return Case.harmless("images are links to files elsewhere")
 
 
 def _linked_folder(draw: Random, root: Path, kind: str) -> Case:
     folder = draw.choice(sorted({path.parent for path in _images(root, kind)}))
     folder.rename(root.parent / "elsewhere")
     folder.symlink_to(root.parent / "elsewhere")
-    return Case(f"{folder.relative_to(root)} is a link to a folder elsewhere", is_same=True, may_refuse=False)
+    return Case.harmless(f"{folder.relative_to(root)} is a link to a folder elsewhere")
 
 
 def _loop(draw: Random, root: Path, kind: str) -> Case:
     folder = draw.choice(sorted({path.parent for path in _images(root, kind)}))
     (folder / "up").symlink_to(draw.choice(("..", ".", "../..")))
-    return Case(f"a link in {folder.relative_to(root)} that leads back up", is_same=True, may_refuse=False)
+    return Case.harmless(f"a link in {folder.relative_to(root)} that leads back up")
 
 
 def _turned(draw: Random, root: Path, kind: str) -> Case:
@@ -147,13 +153,12 @@ def _turned(draw: Random, root: Path, kind: str) -> Case:
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
         Image.open(path).transpose(TURNED[orientation]).save(path, exif=exif)
-    return Case(f"photos with EXIF orientation {orientation}", is_same=True, may_refuse=False)
+    return Case.harmless(f"photos with EXIF orientation {orientation}")
 
 
 def _opaque(draw: Random, root: Path, kind: str) -> Case:
-    for path in draw.sample(_images(root, kind), 5):
-        Image.open(path).convert("RGBA").save(path)
-    return Case("images with an opaque alpha channel", is_same=True, may_refuse=False)
+    _each(draw.sample(_images(root, kind), 5), lambda image: image.convert("RGBA"))
+    return Case.harmless("images with an opaque alpha channel")
 
 
 def _broken(draw: Random, root: Path, kind: str) -> Case:
@@ -184,8 +189,7 @@ def _all_broken(draw: Random, root: Path, kind: str) -> Case:
 
 
 def _sixteen_bits(draw: Random, root: Path, kind: str) -> Case:
-    for path in _images(root, kind):
-        Image.fromarray(np.asarray(Image.open(path).convert("L"), dtype=np.uint16) * 257).save(path)
+    _each(_images(root, kind), lambda image: Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257))
     return Case("images of 16 bits", told=("16",))
 
 
@@ -255,23 +259,25 @@ def _masks(root: Path) -> list[Path]:
     return sorted((root / "annotations").rglob("*.png"))
 
 
+def _each(paths: Sequence[Path], change: Callable[[Image.Image], Image.Image]) -> None:
+    """Save each image changed."""
+    for path in paths:
+        change(Image.open(path)).save(path)
+
+
 def _black_and_white(draw: Random, root: Path, kind: str) -> Case:
-    for path in _masks(root):
-        Image.fromarray(np.asarray(Image.open(path)) * 255).save(path)
+    _each(_masks(root), lambda mask: Image.fromarray(np.asarray(mask) * 255))
     return Case("masks of 0 and 255", told=("255",), may_refuse=True)
 
 
 def _all_ignored(draw: Random, root: Path, kind: str) -> Case:
     split = draw.choice(("training", "validation"))
-    for path in _masks(root):
-        if split in path.parts:
-            Image.new("L", SIZE, 255).save(path)
+    _each([path for path in _masks(root) if split in path.parts], lambda _: Image.new("L", SIZE, 255))
     return Case(f"no labelled pixel in {split}", told=("label", "255"))
 
 
 def _one_value(draw: Random, root: Path, kind: str) -> Case:
-    for path in _masks(root):
-        Image.new("L", SIZE, 0).save(path)
+    _each(_masks(root), lambda _: Image.new("L", SIZE, 0))
     return Case("masks with one class alone", told=("class",))
 
 
@@ -286,16 +292,15 @@ def _palette(draw: Random, root: Path, kind: str) -> Case:
 def _mask_of(mode: str) -> Callable[[Random, Path, str], Case]:
     """Masks of another kind of image, which say the same or cannot be read as indices."""
 
+    changes: dict[str, Callable[[np.ndarray], Image.Image]] = {
+        "16 bits": lambda values: Image.fromarray(values.astype(np.uint16)),
+        "colours": lambda values: Image.fromarray(np.stack([values * 255] * 3, 2)),
+        "one bit": lambda values: Image.fromarray(values.astype(bool)),
+        "an alpha channel": lambda values: Image.fromarray(values).convert("LA"),
+    }
+
     def change(draw: Random, root: Path, kind: str) -> Case:
-        for path in _masks(root):
-            values = np.asarray(Image.open(path))
-            other = {
-                "16 bits": lambda values: Image.fromarray(values.astype(np.uint16)),
-                "colours": lambda values: Image.fromarray(np.stack([values * 255] * 3, 2)),
-                "one bit": lambda values: Image.fromarray(values.astype(bool)),
-                "an alpha channel": lambda values: Image.fromarray(values).convert("LA"),
-            }[mode]
-            other(values).save(path)
+        _each(_masks(root), lambda mask: changes[mode](np.asarray(mask)))
         return Case(
             f"masks of {mode}", told=("mask", "colour", "channel", "16"), is_same=mode in ("16 bits", "one bit")
         )
@@ -324,13 +329,5 @@ Change = Callable[[Random, Path, str], Case]
 BOTH: tuple[Change, ...] = (_junk_folder, _junk_file, _linked_file, _linked_folder, _loop, _turned, _opaque, _broken)
 BOTH += (_broken, _all_broken, _sixteen_bits, _copies, _thin, _nothing_left, _no_files)
 OF_IMAGES: tuple[Change, ...] = (_one_class, _class_of_one_split, _empty_class, _odd_class_names)
-OF_MASKS: tuple[Change, ...] = (
-    _black_and_white,
-    _all_ignored,
-    _one_value,
-    _palette,
-    _same_stem,
-    _other_mask,
-    _other_mask,
-)
-OF_MASKS += tuple(map(_mask_of, ("16 bits", "colours", "one bit", "an alpha channel")))
+OF_MASKS: tuple[Change, ...] = (_black_and_white, _all_ignored, _one_value, _palette, _same_stem, _other_mask)
+OF_MASKS += (_other_mask, *map(_mask_of, ("16 bits", "colours", "one bit", "an alpha channel")))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tortures import survival
-from tortures.attack import DONE, TINY, Attack
-from tortures.damage import RUN, SWEEP, make_runs
+from tortures.attack import DONE, RUN, SWEEP, TINY, Attack
+from tortures.damage import make_runs
 from tortures.file_calls import Refuse
 from tortures.kill import RECIPES, STEPS, whole_run
 from tortures.processes import as_typed, fork, runner_command
@@ -40,14 +40,11 @@ def _refused(a: Attack) -> None:
         f"a run ({recipe}) whose disk says {errno.errorcode[code]} {'from' if lasts else 'at'} call {at}{' on' * lasts}"
     )
     command = (*TINY, *RECIPES[recipe], *STEPS)
-    before = survival.tree(a.folder)
     allowed = {**FULL, **(NO_FOLDER if code in (errno.EACCES, errno.EROFS) else {})}
-    ended = a.end(a.start(*command, act=Refuse(at, code, lasts)), allowed)
-    after = survival.tree(a.folder)
-    if lasts:  # an empty folder made before the disk refused is one that it will not let go of either
-        after = {path: what for path, what in after.items() if what != "folder" or path in before}
-    if ended.code == 2 and (changed := survival.changes(before, after)):
-        a.fail(f"written on a refusal: {', '.join(changed)}")
+    # if it lasts, an empty folder made before the disk refused is one that it will not let go of either
+    ended = a.ended_or_unchanged(
+        lambda: a.end(a.start(*command, act=Refuse(at, code, lasts)), allowed), but_folders=lasts
+    )
     if ended.code in (1, 2) and os.strerror(code) not in ended.text:
         a.fail(f"no word of {os.strerror(code)!r}")
     _goes_on(a, recipe)
@@ -107,7 +104,7 @@ def _report(a: Attack) -> None:
 
 def _end(a: Attack, call: Callable[[], object], recipe: str) -> None:
     command = as_typed((*TINY, *RECIPES[recipe], *STEPS))
-    ended = a.end(a.noted(fork(call, command, a.folder, a.new_records(), dict([survival.SECRET]))), FULL)
+    ended = a.end(a.forked(call, command), FULL)
     if ended.code == 1 and "cannot be" not in ended.text:
         a.fail("no word of what cannot be written")
 
@@ -117,8 +114,7 @@ def _goes_on(a: Attack, recipe: str) -> None:
     whole = whole_run(a, recipe)
     a.run(*TINY, *RECIPES[recipe], *STEPS)
     a.compare(whole.result, a.folder / RUN)
-    if more := sorted(survival.tree(a.folder / RUN).keys() - set(whole.files)):
-        a.fail(f"files that a whole run does not leave: {', '.join(more[:3])}")
+    a.expect_no_more_files(whole)
 
 
 def _mount(where: str, kilobytes: int) -> None:

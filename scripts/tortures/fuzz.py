@@ -9,15 +9,14 @@ from pathlib import Path
 
 import yaml
 
-from tortures import damage, survival
-from tortures.attack import DONE, TINY, Attack
+from tortures import damage
+from tortures.attack import DONE, REFUSED, TINY, Attack
 from tortures.odd_words import FLAGS, FOLDERS, LENGTHS, LINKS, NUMBERS, OUTPUTS, WHOLE_WORDS, WORDS
-from tortures.processes import REPOSITORY
+from tortures.processes import REPOSITORY, Ended
 
 CONF = REPOSITORY / "conf"
 BASE = (*TINY, "train.max_steps=1", "train.epochs=1")
 LONG_SECONDS = 15  # after which a run that has begun is asked to end
-ACCEPTED = {**DONE, 2: "it is refused"}
 STOPPED = {130: "it was long, and was asked to end", **DONE}
 # what goes to a network, compiles for minutes, or starts more processes, belongs elsewhere
 LEFT_OUT = ("train.compile", "train.num_devices", "train.device", "wandb.mode", "resume", "paths.outputs")
@@ -36,19 +35,15 @@ def attack(a: Attack) -> None:
 
 
 def _run(a: Attack, command: list[str]) -> None:
-    before = survival.tree(a.folder)
-    running = a.start(*command)
-    if not running.wait(LONG_SECONDS) and "folder:" in running.out:
+    def end() -> Ended:
+        running = a.start(*command)
+        if running.wait(LONG_SECONDS) or "folder:" not in running.out:
+            return a.end(running, REFUSED, is_quiet=True)
         running.send(signal.SIGTERM)
-        a.end(running, STOPPED)
-        return
-    ended = a.end(running, ACCEPTED, is_quiet=True)
-    changed = survival.changes(before, survival.tree(a.folder))
-    if ended.code == 2 and changed:
-        a.fail(f"written on a refusal: {', '.join(changed)}")
-    if ended.code == 0:
-        for reason in _silently_other(a, command):
-            a.fail(reason)
+        return a.end(running, STOPPED)
+
+    if a.ended_or_unchanged(end).code == 0:
+        a.fail(*_silently_other(a, command))
 
 
 def _changed(a: Attack, words: list[str]) -> list[str]:

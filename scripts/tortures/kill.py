@@ -6,11 +6,10 @@ The calls are the same each time; what a moment in seconds hits depends on the m
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 
 from tortures import survival
-from tortures.attack import DONE, TINY, Attack
-from tortures.file_calls import Stop, number_of_calls
+from tortures.attack import DONE, RUN, TINY, Attack, Whole
+from tortures.file_calls import Stop
 
 RECIPES = {
     "plain": ("train.log_every_steps=1",),
@@ -32,20 +31,9 @@ RECIPES = {
     "probes": ("probe=[gradient_histogram]", "probe_at=[0]", "probe_every_epochs=1"),
 }
 STEPS = ("train.epochs=3", "train.checkpoint_every_steps=1", "name=run", "train.auto_resume=true")
-RUN = "outputs/runs/run"
 KILLED = {-signal.SIGKILL: "it was killed", **DONE}
 NOTHING_LEFT = {2: "it had come to its end"}
 MOST_KILLS = 3
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A run that was left alone: what it came to, its files, how many calls changed files, its seconds."""
-
-    result: dict
-    files: tuple[str, ...]
-    calls: int
-    seconds: float
 
 
 def attack(a: Attack) -> None:
@@ -73,25 +61,12 @@ def attack(a: Attack) -> None:
     a.title = f"SIGKILL of a run ({recipe}) at {', '.join(ways)}"
     a.run(*command)
     a.compare(whole.result, folder)
-    files = survival.tree(folder).keys()
-    if more := sorted(files - set(whole.files)):
-        a.fail(f"files that a whole run does not leave: {', '.join(more[:3])}")
-    if fewer := sorted(set(whole.files) - files - {"checkpoints/previous.pt"}):  # there from the second checkpoint on
+    a.expect_no_more_files(whole)
+    files, expected = (survival.tree(run).keys() for run in (folder, whole.folder / RUN))
+    if fewer := sorted(expected - files - {"checkpoints/previous.pt"}):  # there from the second checkpoint on
         a.fail(f"files that a whole run leaves are missing: {', '.join(fewer[:3])}")
 
 
 def whole_run(a: Attack, recipe: str) -> Whole:
     """The run of a recipe, left alone."""
-
-    def make() -> Whole:
-        found = {}
-
-        def run(maker: Attack) -> None:
-            running = maker.start(*TINY, *RECIPES[recipe], *STEPS, act=lambda *_: None)
-            found["seconds"] = maker.end(running).seconds
-            found["calls"] = number_of_calls(running.records / "calls")
-
-        folder = a.templates.folder(f"whole-{recipe}", run) / RUN
-        return Whole(survival.result(folder), tuple(survival.tree(folder)), **found)
-
-    return a.templates.once(f"whole-{recipe}", make)
+    return a.templates.whole(f"whole-{recipe}", *TINY, *RECIPES[recipe], *STEPS)

@@ -11,12 +11,11 @@ from functools import cache
 import yaml
 
 from tortures import survival
-from tortures.attack import DONE, TINY, Attack
+from tortures.attack import DONE, RUN, TINY, Attack
 from tortures.processes import REPOSITORY, Running, command_line
 
 SETTINGS = (*TINY, "dataset.num_images=64", "train.epochs=4", "train.checkpoint_every_steps=2", "train.num_devices=2")
 COMMAND = (*SETTINGS, "name=run", "train.auto_resume=true")
-RUN = "outputs/runs/run"
 DEADLINE_SECONDS = 120
 TIMEOUT = "train.rank_timeout"  # the watchdog over ranks that stopped answering
 FAILED = {1: "a rank died"}
@@ -35,7 +34,7 @@ class Blow:
 
 def attack(a: Attack) -> None:
     """Hit a run of two ranks at a random moment of its training; let it go on, and compare the end."""
-    whole = _whole(a)
+    whole = a.templates.whole("whole-ranks", *COMMAND, spawned=True, seconds=DEADLINE_SECONDS)
     blow = a.draw.choice(_blows(a.draw.randrange(2)))
     moment = a.draw.uniform(0, 1.0)
     a.title = f"two ranks, {blow.text} {moment:.2f} s after the first checkpoint"
@@ -52,7 +51,7 @@ def attack(a: Attack) -> None:
     if fault := survival.checkpoint_fault(a.folder / RUN):
         a.fail(fault)
     a.end(a.start(*COMMAND, spawned=True), seconds=DEADLINE_SECONDS)
-    a.compare(whole, a.folder / RUN)
+    a.compare(whole.result, a.folder / RUN)
 
 
 def _blows(rank: int) -> list[Blow]:
@@ -96,11 +95,3 @@ def _once_it_trains(a: Attack, running: Running) -> list[int]:
     while not (a.folder / RUN / "checkpoints/last.pt").exists() and not running.wait(0.02) and time.monotonic() < end:
         pass
     return sorted(pid for pid in running.descendants() if "spawn_main" in command_line(pid))
-
-
-def _whole(a: Attack) -> dict:
-    def run(maker: Attack) -> None:
-        maker.end(maker.start(*COMMAND, spawned=True), seconds=DEADLINE_SECONDS)
-
-    folder = a.templates.folder("whole-ranks", run)
-    return a.templates.once("whole-ranks", lambda: survival.result(folder / RUN))

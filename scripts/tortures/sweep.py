@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from tortures import survival
-from tortures.attack import DONE, TINY, Attack
-from tortures.file_calls import Refuse, Stop, number_of_calls
+from tortures.attack import DONE, REFUSED, SWEEP, TINY, Attack, Whole
+from tortures.file_calls import Refuse, Stop
 from tortures.odd_words import AXES, SWEEP_NAMES, SWEEP_WORDS
 from tortures.wounds import wound
 
 SETTINGS = (*TINY, "train.epochs=1", "train.checkpoint_every_steps=1")
 COMMAND = ("-m", *SETTINGS, "seed=0,1", "sweep.name=sweep")
-FOLDER = "outputs/sweeps/sweep"
-REFUSED = {**DONE, 2: "it is refused"}
 NOT_ALL_DONE = {**DONE, 1: "a job failed, or its report could not be written"}
 STOPPED = {-signal.SIGKILL: "it was killed", 130: "it was interrupted", **DONE}
 TERMINATED = {-signal.SIGTERM: "the signal came before it was listened for"}
@@ -61,11 +59,11 @@ def _odd(a: Attack) -> None:
 
 def _stopped(a: Attack) -> None:
     whole = _whole(a)
-    running, way = _started_to_be_stopped(a, whole["calls"], whole["seconds"])
+    running, way = _started_to_be_stopped(a, whole.calls, whole.seconds)
     a.title = f"a sweep stopped by {way} and run again"
     a.end(running, {**STOPPED, **TERMINATED})
     a.run(*COMMAND)
-    _compare(a, whole["jobs"])
+    _compare(a, _results(a))
 
 
 def _started_to_be_stopped(a: Attack, calls: int, seconds: float):
@@ -82,21 +80,20 @@ def _started_to_be_stopped(a: Attack, calls: int, seconds: float):
 
 def _full(a: Attack) -> None:
     whole = _whole(a)
-    at, lasts = a.draw.randint(1, whole["calls"]), a.draw.random() < 0.7
+    at, lasts = a.draw.randint(1, whole.calls), a.draw.random() < 0.7
     code = a.draw.choice((errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EIO))
     a.title = f"a sweep whose disk says {errno.errorcode[code]} {'from' if lasts else 'at'} call {at}{' on' * lasts}"
     ended = a.end(a.start(*COMMAND, act=Refuse(at, code, lasts)), NOT_ALL_DONE)
     if ended.code == 1 and "cannot be" not in ended.text:
         a.fail("no word of what cannot be written")
     a.run(*COMMAND)
-    _compare(a, whole["jobs"])
+    _compare(a, _results(a))
 
 
 def _damaged(a: Attack) -> None:
     """Run a sweep again of which a file is damaged: it never ends because one file is odd."""
-    whole = _whole(a)
-    a.templates.copy("whole-sweep", _run, a)
-    folder = a.folder / FOLDER
+    shutil.copytree(_whole(a).folder, a.folder, symlinks=True, dirs_exist_ok=True)
+    folder = a.folder / SWEEP
     victim = a.draw.choice([path for path in sorted(folder.rglob("*")) if path.name != "figures"])
     is_of_job = victim.parent != folder or victim.is_dir()
     twins = [path for path in sorted(folder.iterdir()) if (path / "config.yaml").is_file()]
@@ -105,19 +102,18 @@ def _damaged(a: Attack) -> None:
     what = wound(a.draw, victim, other.joinpath(*relative.parts[1:]) if is_of_job else folder / "none")
     a.title = f"{victim.relative_to(a.folder)} {what.text}; the sweep is run again"
     ended = a.run(*COMMAND, allowed=NOT_ALL_DONE if is_of_job else {**REFUSED, **NOT_ALL_DONE})
-    untouched = {name: result for name, result in whole["jobs"].items() if name != relative.parts[0]}
+    untouched = {name: result for name, result in _results(a).items() if name != relative.parts[0]}
     _compare(a, untouched)
     is_told = victim.name in ended.text or relative.parts[0] in ended.text.partition("Sweep outputs")[0]
     if ended.code == 0 and is_of_job and not what.is_forged and not is_told:
-        _compare(a, whole["jobs"])
+        _compare(a, _results(a))
 
 
 def _two_at_once(a: Attack) -> None:
-    whole = _whole(a)
     a.title = "the same sweep twice at once"
     _both(a, COMMAND)
     a.run(*COMMAND)
-    _compare(a, whole["jobs"])
+    _compare(a, _results(a))
 
 
 def _two_unnamed(a: Attack) -> None:
@@ -148,21 +144,15 @@ def _jobs(folder: Path) -> dict[str, Path]:
 
 def _compare(a: Attack, expected: Mapping[str, dict]) -> None:
     for name, result in expected.items():
-        a.compare(result, a.folder / FOLDER / name, f"job {name[-12:]}")
+        a.compare(result, a.folder / SWEEP / name, f"job {name[-12:]}")
 
 
-def _whole(a: Attack) -> dict:
-    """The sweep that was left alone: the results of its jobs, how many calls changed files, its seconds."""
-    return a.templates.once("whole-sweep", partial(_make, a))
+def _whole(a: Attack) -> Whole:
+    """The sweep that was left alone."""
+    return a.templates.whole("whole-sweep", *COMMAND)
 
 
-def _make(a: Attack) -> dict:
-    folder = a.templates.folder("whole-sweep", _run)
-    calls = number_of_calls(next(folder.parent.glob("whole-sweep.0")) / "calls")
-    jobs = {name: survival.result(path) for name, path in _jobs(folder / FOLDER).items()}
-    return {"jobs": jobs, "calls": calls, "seconds": a.templates.results["whole-sweep-seconds"]}
-
-
-def _run(maker: Attack) -> None:
-    ended = maker.end(maker.start(*COMMAND, act=lambda *_: None))
-    maker.templates.results["whole-sweep-seconds"] = ended.seconds
+def _results(a: Attack) -> dict[str, dict]:
+    """The results of its jobs by name."""
+    folder = _whole(a).folder / SWEEP
+    return a.templates.once("sweep-results", lambda: {n: survival.result(job) for n, job in _jobs(folder).items()})

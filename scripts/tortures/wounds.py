@@ -33,12 +33,7 @@ YAML_TEXTS += [
 OVERRIDES = ["seed=5", "optimizer.lr=9", "resume=/", "paths.outputs=elsewhere", "hydra.run.dir=elsewhere", "-m", "3"]
 OVERRIDES += [f"name=${{oc.env:{SECRET[0]}}}", f"wandb.group=${{oc.env:{SECRET[0]}}}", "--cfg=job", "[a]", "null", "{}"]
 OVERRIDES += ["train.num_devices=2", "wandb.mode=online", "train.epochs=9", "norm=agc", "optimizer.lr=${nope}", "a b"]
-OVERRIDES += [
-    "dataset.num_images=99",
-    "paths.allowed_packages=[os]",
-    "+hydra.callbacks.x._target_=os.getcwd",
-    f"{ESCAPE}",
-]
+OVERRIDES += ["dataset.num_images=99", "paths.allowed_packages=[os]", "+hydra.callbacks.x._target_=os.getcwd", ESCAPE]
 
 
 @dataclass(frozen=True)
@@ -66,9 +61,19 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def _deleted(draw: Random, path: Path) -> Wound:
-    _remove(path)
-    return Wound("deleted")
+def _replaced(text: str, make: Callable[[Path], object]) -> Callable[[Random, Path], Wound]:
+    def replace(draw: Random, path: Path) -> Wound:
+        _remove(path)
+        make(path)
+        return Wound(text)
+
+    return replace
+
+
+_deleted = _replaced("deleted", lambda path: None)
+_as_loop = _replaced("replaced by a link to itself", lambda path: path.symlink_to(path.name))
+_as_pipe = _replaced("replaced by a named pipe", os.mkfifo)
+_as_file = _replaced("replaced by a file", lambda path: path.write_text("x"))
 
 
 def _as_link(draw: Random, path: Path) -> Wound:
@@ -81,30 +86,12 @@ def _as_link(draw: Random, path: Path) -> Wound:
     return Wound(f"replaced by a link to {'a strange file' if target.exists() else 'nowhere'}")
 
 
-def _as_loop(draw: Random, path: Path) -> Wound:
-    _remove(path)
-    path.symlink_to(path.name)
-    return Wound("replaced by a link to itself")
-
-
-def _as_pipe(draw: Random, path: Path) -> Wound:
-    _remove(path)
-    os.mkfifo(path)
-    return Wound("replaced by a named pipe")
-
-
 def _as_folder(draw: Random, path: Path) -> Wound:
     _remove(path)
     path.mkdir()
     if draw.random() < 0.5:
         (path / "inside").write_text("x")
     return Wound("replaced by a folder")
-
-
-def _as_file(draw: Random, path: Path) -> Wound:
-    _remove(path)
-    path.write_text("x")
-    return Wound("replaced by a file")
 
 
 def _cut(draw: Random, path: Path) -> Wound:
@@ -238,22 +225,8 @@ def _other_value(draw: Random, checkpoint: dict) -> str:
     if draw.random() < 0.3:
         del checkpoint[part][key]
         return f"no {part}.{key}"
-    values = [
-        None,
-        [],
-        {},
-        -1,
-        10**6,
-        10**12,
-        "text",
-        torch.zeros(2),
-        torch.zeros(0),
-        0.5,
-        float("nan"),
-        [None],
-        10**400,
-    ]
-    checkpoint[part][key] = draw.choice(values[:-1])
+    values = [None, [], {}, -1, 10**6, 10**12, "text", torch.zeros(2), torch.zeros(0), 0.5, float("nan"), [None]]
+    checkpoint[part][key] = draw.choice(values)
     return f"{part}.{key} is {str(checkpoint[part][key])[:20]}"
 
 
