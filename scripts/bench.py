@@ -21,8 +21,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner besid
 
 import torch
 from benchmarks import training
-from benchmarks.methods import Comparison, Scale, comparisons, kept_memory
-from benchmarks.timing import interleaved
+from benchmarks.methods import Comparison, MethodScale, comparisons, kept_memory
+from benchmarks.timing import Scale, Target, interleaved
 from benchmarks.training import TrainingScale
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +31,7 @@ from runner import models as library
 from runner.config.compatibility import SEGMENTATION_MODELS
 from runner.experiment.setup import set_backends
 from runner.tracking.provenance import provenance
-from runner.training.precision import Precision
+from runner.training.precision import Precision, choose_device
 
 QUICK = {
     "blocks": 2,
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _methods(arguments: argparse.Namespace, device: torch.device, console: Console) -> tuple[dict, dict]:
-    scale = _scale(arguments, Scale(device, blocks=arguments.blocks, compiled=arguments.compile), QUICK, CUDA)
+    scale = _scale(arguments, MethodScale(device, blocks=arguments.blocks, compiled=arguments.compile), QUICK, CUDA)
     set_backends(deterministic=False)
     Precision("bf16" if scale.bf16 else "fp32", device).set_backends()
     chosen = [
@@ -129,10 +129,9 @@ def _train(arguments: argparse.Namespace, device: torch.device, console: Console
         console.print(table)
         console.print()
     for target in targets:
-        bound = f"at least {target['at_least']}" if "at_least" in target else f"at most {target['at_most']}"
-        verdict = f"{target['what']}: {target['value']:.3f}, {'' if target['met'] else 'NOT '}{bound}"
-        console.print(verdict, style="" if target["met"] else "yellow")
-    return asdict(scale), {**measured, "start": started, "targets": targets}
+        bound = f"{'' if target.met else 'NOT '}at {'most' if target.is_upper else 'least'} {target.bound}"
+        console.print(f"{target.what}: {target.value:.3f}, {bound}", style="" if target.met else "yellow")
+    return asdict(scale), {**measured, "start": started, "targets": [target.as_dict() for target in targets]}
 
 
 def _train_tables(measured: dict, started: dict) -> list[Table]:
@@ -200,16 +199,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: torch sees no GPU here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return choose_device(name)
+    except ValueError:
+        raise SystemExit("--device cuda: torch sees no GPU here") from None
 
 
-def _scale(
-    arguments: argparse.Namespace, scale: Scale | TrainingScale, quick: dict, on_cuda: dict
-) -> Scale | TrainingScale:
+def _scale(arguments: argparse.Namespace, scale: Scale, quick: dict, on_cuda: dict) -> Scale:
     """The size of the measurement for the device, and as the arguments say."""
     if scale.device.type == "cuda":
         scale = replace(scale, **on_cuda)
@@ -244,7 +240,7 @@ def _result(comparison: Comparison, seconds: dict[str, list[float]]) -> dict:
         less = value[comparison.plain] if kind == "added" else 0.0
         ratio = (value[arm] - less) / (value[other] - less)
         what = f"{arm} adds" if kind == "added" else arm
-        targets.append({"what": f"{what} / {other}", "ratio": ratio, "at_most": at_most, "met": ratio <= at_most})
+        targets.append(Target(f"{what} / {other}", ratio, at_most).as_dict("ratio"))
     about = {"title": comparison.title, "precision": comparison.precision, "statistic": comparison.statistic}
     return {**about, "arms": arms, "targets": targets}
 

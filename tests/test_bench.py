@@ -125,7 +125,7 @@ def test_a_script_finds_the_runner_beside_it_from_any_folder(tmp_path, name):
 
 def test_a_baseline_has_the_runners_optimizer(benchmarks, monkeypatch):
     """Else a ratio would be one of fused to plain SGD."""
-    scale = benchmarks.methods.Scale(torch.device("cpu"), blocks=1, model="resnet18", batch_size=2, image_size=64)
+    scale = benchmarks.methods.MethodScale(torch.device("cpu"), blocks=1, model="resnet18", batch_size=2, image_size=64)
     made = []
     monkeypatch.setattr(
         benchmarks.methods, "sgd", lambda *args, **kwargs: made.append(sgd(*args, **kwargs)) or made[-1]
@@ -389,7 +389,7 @@ def test_clipping_each_parameter_is_our_clip_where_no_floor_acts(benchmarks, cli
 
 def test_gradients_are_restored_before_each_clip(benchmarks):
     """Else nothing would be clipped after the first."""
-    scale = benchmarks.methods.Scale(torch.device("cpu"), blocks=1, model="resnet18", batch_size=2, image_size=64)
+    scale = benchmarks.methods.MethodScale(torch.device("cpu"), blocks=1, model="resnet18", batch_size=2, image_size=64)
     arms = next(c for c in benchmarks.methods.comparisons(scale) if c.title.startswith("clip of")).arms()
     for way in ("ours", "ours, as a function"):
         for _ in range(2):

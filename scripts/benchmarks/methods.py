@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from runner import models
-from runner.config.validation import CONF, METHOD_GROUPS, validate
+from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment.methods import build_methods
 from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, unitwise_norm
 from runner.methods.method import Method
@@ -27,15 +26,16 @@ from .peers import (
     standardize_by_batch_norm_calls,
     standardize_by_parametrization,
 )
-from .timing import Arm, kept_for_backward
+from .timing import Arm, Scale, kept_for_backward
+from .watched_run import composed
+
+CONVS = {"nn.Conv2d": nn.Conv2d, "StdConv2d": StdConv2d, "batch norm call": BatchNormCallConv2d}
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How large the measurement is."""
+class MethodScale(Scale):
+    """How large the measurement of methods is."""
 
-    device: torch.device
-    blocks: int
     model: str = "resnet50"
     batch_size: int = 16
     image_size: int = 64
@@ -43,7 +43,6 @@ class Scale:
     layer_shapes: tuple[tuple[int, ...], ...] = ((128, 64, 16, 16), (128, 256, 8, 8))
     channels_last: bool = False
     bf16: bool = False
-    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Comparison:
     targets: tuple[tuple[str, str, str, float], ...] = field(default_factory=tuple)  # (kind, arm, other, at most)
 
 
-def comparisons(scale: Scale) -> Iterator[Comparison]:
+def comparisons(scale: MethodScale) -> Iterator[Comparison]:
     """Everything that is measured, in order."""
     precision = "bf16" if scale.bf16 else "fp32"
     formats = (False, True) if scale.device.type == "cpu" else (True,)
@@ -132,23 +131,17 @@ def comparisons(scale: Scale) -> Iterator[Comparison]:
     )
 
 
-def kept_memory(scale: Scale) -> dict[str, dict[str, int]]:
+def kept_memory(scale: MethodScale) -> dict[str, dict[str, int]]:
     """Bytes kept for the backward pass by a layer, by each way of doing it."""
     shape = scale.layer_shapes[0]
     x = torch.randn(shape, device=scale.device, requires_grad=True)
-    norms = {
-        "nn.BatchNorm2d": nn.BatchNorm2d(shape[1]),
-        "GhostBatchNorm2d": GhostBatchNorm2d(shape[1], ghost_batch_size=16),
-        "chunk loop + cat": ChunkedBatchNorm2d(shape[1]),
-    }
-    convs = {"nn.Conv2d": nn.Conv2d, "StdConv2d": StdConv2d, "batch norm call": BatchNormCallConv2d}
     small = torch.randn(1, 64, 8, 8, device=scale.device, requires_grad=True)
     return {
         f"ghost batch norm, input {'x'.join(map(str, shape))} in float32": {
-            name: kept_for_backward(partial(layer.to(scale.device), x), set()) for name, layer in norms.items()
+            name: kept_for_backward(partial(norm, x), set()) for name, norm in _norms(scale, shape[1]).items()
         },
         "weight standardization, weight 64x64x3x3 in float32, beside input and weight": {
-            name: _kept_by_conv(kind(64, 64, 3, bias=False).to(scale.device), small) for name, kind in convs.items()
+            name: _kept_by_conv(kind(64, 64, 3, bias=False).to(scale.device), small) for name, kind in CONVS.items()
         },
     }
 
@@ -157,31 +150,34 @@ def _kept_by_conv(conv: nn.Conv2d, x: Tensor) -> int:
     return kept_for_backward(partial(conv, x), {tensor.untyped_storage().data_ptr() for tensor in (x, conv.weight)})
 
 
-def _ghost_batch_norm_layer(scale: Scale, shape: tuple[int, ...], channels_last: bool) -> dict[str, Arm]:
+def _ghost_batch_norm_layer(scale: MethodScale, shape: tuple[int, ...], channels_last: bool) -> dict[str, Arm]:
     dtype = torch.bfloat16 if scale.bf16 else torch.float32
     x = torch.randn(shape, device=scale.device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format).requires_grad_()
     grad = torch.randn_like(x)
-    layers = {
-        "nn.BatchNorm2d": nn.BatchNorm2d(shape[1]),
-        "GhostBatchNorm2d": GhostBatchNorm2d(shape[1], ghost_batch_size=16),
-        "chunk loop + cat": ChunkedBatchNorm2d(shape[1]),
+    return {name: _forward_and_backward(norm, x, grad, scale) for name, norm in _norms(scale, shape[1]).items()}
+
+
+def _norms(scale: MethodScale, channels: int) -> dict[str, nn.Module]:
+    norms = {
+        "nn.BatchNorm2d": nn.BatchNorm2d(channels),
+        "GhostBatchNorm2d": GhostBatchNorm2d(channels, ghost_batch_size=16),
+        "chunk loop + cat": ChunkedBatchNorm2d(channels),
     }
-    return {name: _forward_and_backward(layer.to(scale.device), x, grad, scale) for name, layer in layers.items()}
+    return {name: norm.to(scale.device) for name, norm in norms.items()}
 
 
-def _standardized_layer(scale: Scale) -> dict[str, Arm]:
-    layers = {"nn.Conv2d": nn.Conv2d, "StdConv2d": StdConv2d, "batch norm call": BatchNormCallConv2d}
+def _standardized_layer(scale: MethodScale) -> dict[str, Arm]:
     dtype = torch.bfloat16 if scale.bf16 else torch.float32
     x = torch.randn(8, 256, 8, 8, device=scale.device, dtype=dtype, requires_grad=True)
     grad = torch.randn_like(x)
     return {
         name: _forward_and_backward(kind(256, 256, 3, padding=1, bias=False).to(scale.device), x, grad, scale)
-        for name, kind in layers.items()
+        for name, kind in CONVS.items()
     }
 
 
-def _forward_and_backward(layer: nn.Module, x: Tensor, grad: Tensor, scale: Scale) -> Arm:
+def _forward_and_backward(layer: nn.Module, x: Tensor, grad: Tensor, scale: MethodScale) -> Arm:
     if scale.compiled:
         layer.compile()
 
@@ -197,7 +193,7 @@ def _forward_and_backward(layer: nn.Module, x: Tensor, grad: Tensor, scale: Scal
     return Arm(run, prepare)
 
 
-def _adaptive_clipping(scale: Scale, share: float) -> dict[str, Arm]:
+def _adaptive_clipping(scale: MethodScale, share: float) -> dict[str, Arm]:
     from timm.utils.agc import adaptive_clip_grad
 
     model = _model(scale)
@@ -229,7 +225,7 @@ def _adaptive_clipping(scale: Scale, share: float) -> dict[str, Arm]:
     return {name: Arm(way, restore) for name, way in ways.items()}
 
 
-def _steps_with_ghost_batch_norm(scale: Scale) -> dict[str, Arm]:
+def _steps_with_ghost_batch_norm(scale: MethodScale) -> dict[str, Arm]:
     settings = {"ghost_batch_size": scale.ghost_batch_size}
     return {
         "plain": _step_arm(scale, {}),
@@ -238,7 +234,7 @@ def _steps_with_ghost_batch_norm(scale: Scale) -> dict[str, Arm]:
     }
 
 
-def _steps_with_weight_standardization(scale: Scale) -> dict[str, Arm]:
+def _steps_with_weight_standardization(scale: MethodScale) -> dict[str, Arm]:
     return {
         "plain": _step_arm(scale, {}),
         "ours": _step_arm(scale, {"weight_standardization": {}}),
@@ -257,13 +253,13 @@ def _each_method() -> list[str]:
     return sorted(names, key=lambda name: name != "batchnorm")
 
 
-def _steps_with_each_method(scale: Scale) -> dict[str, Arm]:
+def _steps_with_each_method(scale: MethodScale) -> dict[str, Arm]:
     settings = {"ghost_batchnorm": {"ghost_batch_size": scale.batch_size // 2}}
     return {name: _step_arm(scale, {name: settings.get(name, {})}) for name in _each_method()}
 
 
 def _step_arm(
-    scale: Scale, methods: Mapping[str, Mapping], surgery: Callable[[nn.Module], object] | None = None
+    scale: MethodScale, methods: Mapping[str, Mapping], surgery: Callable[[nn.Module], object] | None = None
 ) -> Arm:
     """A whole training step: methods, forward, loss, backward, gradient transforms, SGD with momentum."""
     model = _model(scale)
@@ -299,25 +295,24 @@ def _sgd(model: nn.Module, *, lr: float) -> Optimizer:
     return sgd([{"params": list(model.parameters())}], lr=lr)
 
 
-def _built(scale: Scale, methods: Mapping[str, Mapping]) -> list[Method]:
+def _built(scale: MethodScale, methods: Mapping[str, Mapping]) -> list[Method]:
     """The methods as the command line makes them, with their defaults and these settings."""
     overrides = [f"train.global_batch_size={scale.batch_size}"]
     for group in METHOD_GROUPS:
         chosen = [name for name in methods if (CONF / group / f"{name}.yaml").is_file()]
         overrides.append(f"{group}=[{','.join(chosen)}]")
     overrides += [f"{name}.{key}={value}" for name, node in methods.items() for key, value in node.items()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return list(build_methods(validate(compose("config", overrides=overrides))).values())
+    return list(build_methods(composed(overrides)).values())
 
 
-def _model(scale: Scale) -> nn.Module:
+def _model(scale: MethodScale) -> nn.Module:
     torch.manual_seed(0)
     return getattr(models, scale.model)(num_classes=1000).to(
         scale.device, memory_format=torch.channels_last if scale.channels_last else torch.preserve_format
     )
 
 
-def _batch(scale: Scale) -> tuple[Tensor, Tensor]:
+def _batch(scale: MethodScale) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(scale.batch_size, 3, scale.image_size, scale.image_size, generator=generator)
     targets = torch.randint(1000, (scale.batch_size,), generator=generator)
@@ -325,7 +320,7 @@ def _batch(scale: Scale) -> tuple[Tensor, Tensor]:
     return images.to(scale.device).contiguous(memory_format=memory_format), targets.to(scale.device)
 
 
-def _step_name(scale: Scale) -> str:
+def _step_name(scale: MethodScale) -> str:
     extras = [name for name, on in (("channels last", scale.channels_last), ("bf16", scale.bf16)) if on]
     extras += ["compiled"] if scale.compiled else []
     return ", ".join([f"step of {scale.model}, batch {scale.batch_size}, {scale.image_size} px", *extras])

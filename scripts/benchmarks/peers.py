@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from runner.layers.surgery import replace_modules
-
 
 class ChunkedBatchNorm2d(nn.BatchNorm2d):
     """Ghost batch norm as a loop of batch norm calls over chunks, joined by `cat`."""
@@ -24,14 +22,11 @@ class ChunkedBatchNorm2d(nn.BatchNorm2d):
 
 
 def chunk_batch_norms(model: nn.Module, ghost_batch_size: int) -> int:
-    """Put chunk loops into the place of the batch norms."""
-
-    def make(norm: nn.BatchNorm2d) -> ChunkedBatchNorm2d:
-        chunked = ChunkedBatchNorm2d(norm.num_features, device="meta")
-        chunked.ghost_batch_size = ghost_batch_size
-        return chunked
-
-    return replace_modules(model, nn.BatchNorm2d, make)
+    """Turn batch norms into chunk loops; returns their number."""
+    norms = _turned(model, nn.BatchNorm2d, ChunkedBatchNorm2d)
+    for norm in norms:
+        norm.ghost_batch_size = ghost_batch_size
+    return len(norms)
 
 
 @torch.no_grad()
@@ -54,8 +49,8 @@ class BatchNormCallConv2d(nn.Conv2d):
 
 
 def standardize_by_batch_norm_calls(model: nn.Module) -> int:
-    """Put `BatchNormCallConv2d` into the place of the convolutions."""
-    return replace_modules(model, nn.Conv2d, lambda conv: _conv_like(conv, BatchNormCallConv2d))
+    """Turn convolutions into `BatchNormCallConv2d`; returns their number."""
+    return len(_turned(model, nn.Conv2d, BatchNormCallConv2d))
 
 
 class _Standardize(nn.Module):
@@ -72,15 +67,9 @@ def standardize_by_parametrization(model: nn.Module) -> int:
     return len(convolutions)
 
 
-def _conv_like(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
-    return kind(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.bias is not None,
-        device="meta",
-    )
+def _turned(model: nn.Module, kind: type[nn.Module], into: type[nn.Module]) -> list[nn.Module]:
+    """The modules of a class, each now of a class that adds no state to it."""
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    for module in modules:
+        module.__class__ = into
+    return modules

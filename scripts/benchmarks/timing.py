@@ -11,6 +11,65 @@ import torch
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How large a measurement is: the blocks of interleaved runs, and the model of whole steps."""
+
+    device: torch.device
+    blocks: int
+    model: str = "resnet18"
+    batch_size: int = 32
+    image_size: int = 32
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a measured value, at least or at most; `what` is in words."""
+
+    what: str
+    value: float
+    bound: float
+    is_upper: bool = True
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.bound if self.is_upper else self.value >= self.bound
+
+    def as_dict(self, value_name: str = "value") -> dict:
+        """For the report."""
+        bound = {"at_most" if self.is_upper else "at_least": self.bound}
+        return {"what": self.what, value_name: self.value, **bound, "met": self.met}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds on the wall, and of this process's threads on the CPU: other work on the machine adds to the first."""
+
+    wall: float
+    cpu: float
+
+
+class Stopwatch:
+    """Started when it is made; a GPU is waited for at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        synchronize(device)
+        self._start = time.perf_counter(), time.process_time()
+
+    def read(self) -> Span:
+        synchronize(self.device)
+        wall, cpu = self._start
+        return Span(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, where it works by itself."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way of doing a thing. `prepare` runs before each `run`, untimed."""
 
@@ -37,13 +96,9 @@ def interleaved(arms: Mapping[str, Arm], *, blocks: int, repeats: int, device: t
 
 def _timed(arm: Arm, device: torch.device) -> float:
     arm.prepare()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    watch = Stopwatch(device)
     arm.run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return watch.read().wall
 
 
 def kept_for_backward(run: Callable[[], object], parameters: set[int]) -> int:

@@ -30,7 +30,8 @@ from runner.training.loop import Trainer
 from runner.training.precision import Precision
 
 from . import watched_run
-from .watched_run import Clocks, Span, Stopwatch, WatchedBatches
+from .timing import Scale, Span, Stopwatch, Target
+from .watched_run import Clocks, WatchedBatches
 
 RUNNER, BARE, PLAIN = "runner", "bare loop", "default optimizer"  # the last: a bare loop, torch's choice of form
 WARM_UP_BLOCKS = 2  # in the second of which memory is measured, before the plain optimizer takes its own
@@ -63,18 +64,12 @@ PARTS_BETWEEN_EPOCHS = (("top_k.update", CHECKPOINTS), ("_save_last", CHECKPOINT
 
 
 @dataclass(frozen=True)
-class TrainingScale:
-    """How large the measurement is; `settings` are further overrides of the run, as in train.ema=0.999."""
+class TrainingScale(Scale):
+    """How large the measurement of the loop is; `settings` are further overrides of the run, as train.ema=0.999."""
 
-    device: torch.device
-    blocks: int
-    model: str = "resnet18"
-    batch_size: int = 32
-    image_size: int = 32
     num_classes: int = 10
     steps: int = 12  # of a block
     precision: str = "auto"
-    compiled: bool = False
     settings: tuple[str, ...] = ()
 
     def overrides(self, *, epochs: int, outputs: str | Path) -> list[str]:
@@ -278,19 +273,13 @@ def start(scale: TrainingScale) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def targets(scale: TrainingScale, measured: Mapping, started: Mapping) -> list[dict]:
+def targets(scale: TrainingScale, measured: Mapping, started: Mapping) -> list[Target]:
     """What the loop is held to, and what became of it."""
-    smallest = SMALLEST_RATIO[scale.device.type]
     ratio = measured["ratios"][BARE]["wall"]["of_medians"]
-    found = [{"what": "images/s over the bare loop's", "value": ratio, "at_least": smallest, "met": ratio >= smallest}]
+    found = [Target("images/s over the bare loop's", ratio, SMALLEST_RATIO[scale.device.type], is_upper=False)]
     if memory := measured["peak_memory_bytes"]:
         share = memory[RUNNER] / memory[BARE]
-        met = share <= LARGEST_MEMORY_RATIO
-        found.append(
-            {"what": "peak memory over the bare loop's", "value": share, "at_most": LARGEST_MEMORY_RATIO, "met": met}
-        )
+        found.append(Target("peak memory over the bare loop's", share, LARGEST_MEMORY_RATIO))
     if measured["num_params"] <= LARGEST_MODEL_OF_START:
-        seconds = started["to_first_step_s"]
-        met = seconds <= LONGEST_START
-        found.append({"what": "seconds to the first step", "value": seconds, "at_most": LONGEST_START, "met": met})
+        found.append(Target("seconds to the first step", started["to_first_step_s"], LONGEST_START))
     return found

@@ -25,33 +25,7 @@ from runner.experiment import run as experiment
 from runner.tracking.console import RunConsole
 from runner.training.loop import Trainer
 
-
-@dataclass(frozen=True)
-class Span:
-    """Seconds on the wall, and of this process's threads on the CPU: other work on the machine adds to the first."""
-
-    wall: float
-    cpu: float
-
-
-class Stopwatch:
-    """Started when it is made; a GPU is waited for at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        synchronize(device)
-        self._start = time.perf_counter(), time.process_time()
-
-    def read(self) -> Span:
-        synchronize(self.device)
-        wall, cpu = self._start
-        return Span(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device, where it works by itself."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from .timing import Span, Stopwatch
 
 
 @dataclass
