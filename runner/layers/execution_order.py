@@ -13,10 +13,9 @@ from runner.layers.preserve_state import preserve_state
 def execution_order(
     model: nn.Module, layers: Iterable[nn.Module], example_input: Tensor | tuple[Tensor, ...]
 ) -> list[nn.Module]:
-    """The runs of `layers` in `model(example_input)` or `model(*example_input)`, in evaluation mode, in their order.
+    """The runs of `layers` in `model(example_input)`, or `model(*example_input)` for a tuple, in their order.
 
-    A layer that runs several times stands several times in the list, one that does not run is absent. The model takes
-    no gradients, and `preserve_state` puts it back.
+    A layer appears once for each run. The model runs in evaluation mode, without gradients, within `preserve_state`.
     """
     runs: list[nn.Module] = []
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)

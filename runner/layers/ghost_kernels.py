@@ -25,7 +25,7 @@ NUM_WARPS = 4
 
 
 def can_normalize(x: Tensor) -> bool:
-    """Whether the kernels take `x`: on a GPU, of a dtype they know, each sample's channels last and without gaps."""
+    """Whether the kernels support `x`: on a GPU, of a dtype in `DTYPES`, channels last and contiguous."""
     return x.is_cuda and x.dtype in DTYPES and x.numel() > 0 and rows_of(x) is not None
 
 

@@ -1,12 +1,12 @@
 """Normalization of a mini-batch by ghost batches, with its gradients: the arithmetic of ghost batch norm.
 
 For the ghost batches B_1 .. B_K of x, (N, C, *positions), y = (x - mean(B_i)) / sqrt(var(B_i) + eps) * weight + bias.
-What is kept for the backward pass is what plain batch norm keeps: x, weight and a few numbers a channel.
+The backward pass stores what plain batch norm stores: x, weight and a few numbers per channel.
 
-On a GPU where the channels lie last in memory, the kernels of `ghost_kernels` do the work, if Triton is there. In other
-cases on a GPU, and channels last on a CPU, torch's own batch norm kernels reduce each ghost batch by itself, and the
-large tensors are written in one call for all. In contiguous memory on a CPU these kernels are slow: there everything is
-a few calls for all ghost batches, on a view (K, n, C, *positions). A compiler gets the plain formula.
+There are four implementations. Channels last on a GPU, with Triton: the kernels of `ghost_kernels`. Otherwise on a GPU,
+and channels last on a CPU: torch's batch norm kernels reduce each ghost batch, and one call writes the large tensors.
+Contiguous on a CPU, where these kernels are slow: a few calls for all ghost batches, on a view (K, n, C, *positions).
+Under a compiler: the plain formula.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ghost_normalize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The normalized x, and the means and unbiased variances of the ghost batches, each (K, C) and without gradients.
 
-    `sizes` are the numbers of samples, all equal but for the last. Statistics of half-precision inputs are in float32.
+    `sizes` are the numbers of samples, all equal but the last. Statistics of half-precision inputs are float32.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_meta:
         return _formula(x, weight, bias, sizes, eps)
@@ -37,7 +37,7 @@ def ghost_normalize(
 class _Normalize(torch.autograd.Function):
     """`ghost_normalize` with its gradients.
 
-    `forward` takes the context itself: with a `setup_context` every call would cost as much as ten small operations.
+    It has no `setup_context`, which would cost as much as ten small operations in every call.
     """
 
     @staticmethod
@@ -73,8 +73,8 @@ class _Normalize(torch.autograd.Function):
 
 
 def _arithmetic(x: Tensor) -> tuple[Callable, Callable]:
-    """The forward and the backward function that suit x."""
-    # a subclass, such as a fake tensor, has no memory for a kernel of ours
+    """The forward and the backward function for x."""
+    # a subclass, such as a fake tensor, may have no memory for a kernel
     kernels = _triton_kernels() if x.is_cuda and type(x) is Tensor else None
     if kernels is not None and kernels.can_normalize(x):
         return kernels.normalize, kernels.gradient
@@ -85,7 +85,7 @@ def _arithmetic(x: Tensor) -> tuple[Callable, Callable]:
 
 @lru_cache
 def _triton_kernels() -> ModuleType | None:
-    """`ghost_kernels`, imported when a GPU first needs it; None where torch came without Triton."""
+    """`ghost_kernels`, imported when a GPU first needs it; None without Triton."""
     try:
         from runner.layers import ghost_kernels
     except ImportError:
@@ -98,13 +98,13 @@ def _normalize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize x into `out`; return means, unbiased variances and 1 / sqrt(var + eps), each (K, C).
 
-    The number of calls counts here: on a small feature map each small one costs as much as the arithmetic.
+    Few calls matter here: on a small feature map each costs as much as the arithmetic.
     """
     count, channels = len(sizes), x.shape[1]
     statistics = torch.zeros(2 * count, channels, dtype=_statistics_dtype(x), device=x.device)
     rows = statistics.unbind()
     for part, mean, var in zip(x.split_with_sizes(sizes), rows[:count], rows[count:], strict=True):
-        # "running" statistics that forget all before: so they come in the dtype wanted and in one piece
+        # running statistics with momentum 1 are those of the batch, written into one tensor of the right dtype
         torch.batch_norm_update_stats(part, mean, var, 1.0)
     mean, var = statistics.view(2, count, channels).unbind()
     values = _values(x, sizes)
@@ -126,7 +126,7 @@ def _gradient(
     sums: tuple[list[Tensor], list[Tensor]] = ([], [])
     parts, grad_parts = x.split_with_sizes(sizes), grad_out.split_with_sizes(sizes)
     for part, grad_part, m, s in zip(parts, grad_parts, mean.unbind(), invstd.unbind(), strict=True):
-        # batch norm's gradients at weight and bias, which do not depend on the weight: m stands in for it
+        # batch norm's gradients at weight and bias do not depend on the weight: pass m instead
         _, *terms = _batch_norm_backward(grad_part, part, m, None, None, m, s, True, 0.0, [False, True, True])
         for of_one_kind, term in zip(sums, terms, strict=True):
             of_one_kind.append(term)
@@ -193,8 +193,7 @@ def _formula(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ghost_normalize` in a few differentiable operations, for a compiler to fuse.
 
-    On a CPU, where the compiler is at its best with plain batch norm's reduction, one ghost batch after the other
-    unless they are many.
+    On a CPU, where the compiler handles plain batch norm's reduction best, up to 16 ghost batches go one by one.
     """
     outs, statistics = [], []
     if x.is_cpu and len(sizes) <= 16:
@@ -226,7 +225,7 @@ def _differentiable_gradient(
 
 
 def _blocks(sizes: list[int], samples: Sequence[Tensor], statistics: Sequence[Tensor] = ()) -> Iterator[list[Tensor]]:
-    """Views that broadcast against each other, for the ghost batches of the common size, then for one of another size.
+    """Views for the ghost batches of the common size, then for one of another size, that broadcast together.
 
     They are (K, n, C, *positions) of samples (N, C, *positions), and (K, 1, C, 1, ..) of statistics (K, C).
     """
@@ -249,7 +248,7 @@ def _joined(statistics: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 
 
 def _within(x: Tensor) -> tuple[int, ...]:
-    """The dimensions of x (K, n, C, *positions) that a statistic runs over."""
+    """The dimensions of x (K, n, C, *positions) that statistics reduce."""
     return (1, *range(3, x.dim()))
 
 
@@ -268,9 +267,9 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def _workspace(result: Tensor) -> Tensor:
-    """`result` itself, or a float32 tensor like it if `result` is of half precision, too coarse for statistics.
+    """`result` itself, or a float32 tensor like it if `result` has half precision.
 
-    The computation stays within this one buffer: on a CPU a fresh large one costs more than a further pass.
+    The computation stays in this one buffer: on a CPU, fresh memory costs more than another pass.
     """
     dtype = _statistics_dtype(result)
     return result if dtype == result.dtype else torch.empty_like(result, dtype=dtype)

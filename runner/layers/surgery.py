@@ -93,7 +93,7 @@ def predicate(matches: Matches) -> Callable[[nn.Module], bool]:
 def _places(model: nn.Module, is_match: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str, nn.Module]]:
     """Every (parent, name, module) of a matching module that is not inside another."""
     places = []
-    seen = {model}
+    visited = {model}
     parents = [model]
     while parents:
         parent = parents.pop(0)
@@ -102,7 +102,7 @@ def _places(model: nn.Module, is_match: Callable[[nn.Module], bool]) -> list[tup
                 continue
             if is_match(child):
                 places.append((parent, name, child))
-            elif child not in seen:
-                seen.add(child)
+            elif child not in visited:
+                visited.add(child)
                 parents.append(child)
     return places

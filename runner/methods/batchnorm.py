@@ -1,4 +1,4 @@
-"""Batch norm: the model's own, left as it is (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
+"""The model's own batch norm, unchanged (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
 
 from __future__ import annotations
 

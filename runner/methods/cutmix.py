@@ -87,13 +87,6 @@ class CutMix(Mixing):
     With `per_image` each image has its own, as in the code of NFNets (arXiv 2102.06171). The box has the sides
     sqrt(1 - lambda) * (H, W) and a uniform centre, and is cut off at the edges of the image; the labels are mixed by
     the area that remains. `portion` is the part of the batch that is mixed, see `Mixing`.
-
-    >>> import torch
-    >>> from runner.methods.cutmix import CutMix
-    >>> method = CutMix(alpha=1.0)
-    >>> images, targets = method.transform_batch(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), 4)
-    >>> images.shape, targets.sum(1)
-    (torch.Size([4, 3, 8, 8]), tensor([1., 1., 1., 1.]))
     """
 
     node = "cutmix"

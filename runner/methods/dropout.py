@@ -1,4 +1,4 @@
-"""Dropout before the classifier (Srivastava et al. 2014; the place is that of NF-ResNets, arXiv 2101.08692)."""
+"""Dropout before the classifier (Srivastava et al. 2014), where NF-ResNets have it (arXiv 2101.08692)."""
 
 from __future__ import annotations
 
@@ -58,15 +58,7 @@ def apply_dropout(model: nn.Module, *, rate: float = 0.2) -> int:
 
 
 class DropoutMethod(Method):
-    """Dropout before the classifier, drawn from torch's global generator; see `apply_dropout`.
-
-    >>> import torch
-    >>> from torch import nn
-    >>> from runner.methods.dropout import DropoutMethod
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    >>> DropoutMethod(rate=0.2).apply(model, torch.zeros(2, 1, 8, 8))
-    1
-    """
+    """Dropout before the classifier, drawn from torch's global generator; see `apply_dropout`."""
 
     counted = "classifier with dropout before it"
 

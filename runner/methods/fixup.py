@@ -34,7 +34,7 @@ _NUMBERED = re.compile(r"(bn|norm|conv)(\d+)")
 
 
 class FixupBias(nn.Module):
-    """y = x + fixup_bias: one learnable scalar, 0 at first, in the place of a batch norm (arXiv 1901.09321).
+    """y = x + fixup_bias: one learnable scalar, 0 at first, instead of a batch norm (arXiv 1901.09321).
 
     >>> import torch
     >>> from runner.methods import FixupBias
@@ -83,8 +83,8 @@ def residual_branches(model: nn.Module, setting: str) -> list[ResidualBranch]:
     """The branch of every residual block of `model` that a batch norm ends.
 
     A residual block is a module with an attribute `downsample` or `shortcut` (which may be None), numbered convolutions
-    (`conv1` ..) and numbered batch norms (`bn1` .. or `norm1` ..), whose norm of the highest number stands after the
-    convolution of the highest number: torchvision's BasicBlock and Bottleneck, and the many ResNets of that shape.
+    (`conv1` ..) and numbered batch norms (`bn1` .. or `norm1` ..), with the last norm after the last convolution:
+    torchvision's BasicBlock and Bottleneck, and the many ResNets of that form.
 
     Raises ValueError if there is none, and for a module with such an attribute but another shape. The message names
     `setting`, as in "none.skipinit".
@@ -132,10 +132,9 @@ def _branch(name: str, block: nn.Module, setting: str) -> ResidualBranch:
 
 @torch.no_grad()
 def initialize_fixup(model: nn.Module, branches: Sequence[ResidualBranch], classifier: nn.Module) -> None:
-    """Draw the weights of all convolutions of `model` anew, from torch's global generator, and set biases to 0.
+    """Initialize all convolutions of `model`, from torch's global generator, and set their biases to 0.
 
-    The last convolution of each of `branches`, and `classifier`, start at 0 altogether. Linear layers beside the
-    classifier are left as they are.
+    The last convolution of each of `branches` and the `classifier` become 0. Other linear layers do not change.
     """
     factors: dict[nn.Module, float] = {}
     for branch in branches:

@@ -39,12 +39,12 @@ def remove_batchnorm(model: nn.Module, *, skipinit: bool = False, fixup: bool = 
     With `skipinit` the last batch norm of each residual branch becomes a learnable scalar, 0 at first, so that each
     block starts as its shortcut (De & Smith 2020, arXiv 2002.10444). `residual_branches` says what counts as one.
 
-    With `fixup` the model is *initialized anew* for training without norms (Zhang et al. 2019, arXiv 1901.09321): with
+    With `fixup` the model is *initialized again* for training without norms (Zhang et al. 2019, arXiv 1901.09321): with
     L blocks of m convolutions in the branch, the last convolution of each branch and the classifier start at 0, the
     other convolutions are drawn by He's rule, N(0, 2 / fan-out), from torch's global generator, and those inside
     branches are multiplied by L^(-1 / (2m - 2)). The last norm of a branch becomes a scalar multiplier with a scalar
     bias (`FixupScale`), each other norm a scalar bias (`FixupBias`), and a shortcut's norm the identity. The paper
-    has biases at more places, where no norm stood: before each convolution and before the classifier.
+    has biases at more places: before each convolution and before the classifier.
 
     The keys of the batch norms vanish from the state dict, and their parameters from the model. An optimizer made
     before does not train the new scalars: make it afterwards, or add them as a parameter group. A model that this

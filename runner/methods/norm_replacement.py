@@ -55,7 +55,7 @@ def check_num_groups(node: str, num_groups: int, norms: Mapping[str, _BatchNorm]
 def replace_batch_norms(
     model: nn.Module, norms: Mapping[str, _BatchNorm], make: Callable[[_BatchNorm], nn.Module], *, is_converted: bool
 ) -> int:
-    """Put `make(norm)` in the place of each of `norms`, which `batch_norms` gave, and return their number.
+    """Replace each of `norms`, which `batch_norms` returned, by `make(norm)`; return their number.
 
     The new layer takes over what it shares with the old one by name; see `replace_modules`. Raises ValueError if the
     model itself is a batch norm, or if there is none, unless the model `is_converted` already: then it returns 0.

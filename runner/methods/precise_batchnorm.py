@@ -51,10 +51,10 @@ def estimate_batchnorm_statistics(model: nn.Module, batches: Iterable[Tensor]) -
         number = sum(1 for _ in map(model, batches))
     if number == 0:
         raise ValueError("batches: there is none to estimate the statistics of batch norm from; give one at least")
-    measured = {layer: found for layer, found in moments.items() if found.count}
-    for layer, found in measured.items():
-        layer.running_mean.copy_(found.mean)
-        layer.running_var.copy_(found.squares / found.count)
+    measured = {layer: moment for layer, moment in moments.items() if moment.count}
+    for layer, moment in measured.items():
+        layer.running_mean.copy_(moment.mean)
+        layer.running_var.copy_(moment.squares / moment.count)
     return len(measured)
 
 

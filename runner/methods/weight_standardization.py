@@ -213,7 +213,7 @@ class WeightStandardization(Method):
 def _last_executed(
     model: nn.Module, convolutions: list[nn.Module], number: int, example_input: Tensor | None
 ) -> list[nn.Module]:
-    """The last `number` of `convolutions`, each in the place of its last run; those that do not run come first."""
+    """The last `number` of `convolutions`, ordered by their last run; those that do not run come first."""
     if number == 0:
         return []
     if number >= len(convolutions):

@@ -1,4 +1,4 @@
-"""How the weights of a model are drawn before training, where it is not the model's own way."""
+"""Schemes that initialize a model's weights otherwise than the model itself."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ SCHEMES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def initialize(model: nn.Module, scheme: str, *, layers: str = "conv") -> int:
-    """Draw the weights of `model` anew, in place, by torch's global generator; return how many layers were drawn.
+    """Initialize the weights of `model` in place, from torch's global generator; return how many layers were drawn.
 
-    With kernel positions K, fan-in = in / groups * K and fan-out = out * K, as torch counts them, a weight's
-    distribution has mean 0 and the variance
+    With kernel positions K, fan-in = in / groups * K and fan-out = out * K, as in torch, weights have mean 0 and the
+    variance
 
         xavier_uniform, xavier_normal      2 / (fan-in + fan-out)       Glorot and Bengio 2010
         kaiming_fan_in, kaiming_fan_out    2 / fan-in, 2 / fan-out      He et al. 2015, arXiv 1502.01852; normal
 
-    and "default" leaves the model as it is, drawing nothing. `layers`: "conv" takes the convolutions (`nn.Conv1d` to
-    `nn.Conv3d` and their subclasses, a 1x1 classifier among them), "all" the linear layers too. The biases of these
-    layers become 0. All else stays: norms, and with them `zero_init_residual`, gains, skip gains.
+    and "default" draws nothing. `layers`: "conv" takes the convolutions (`nn.Conv1d` to `nn.Conv3d` and their
+    subclasses, including a 1x1 classifier), "all" the linear layers too. Their biases become 0. Norms, and so
+    `zero_init_residual`, gains and skip gains do not change.
 
-    A convolution whose weights are standardized draws its weight likewise; the scale of it has no effect there but on
-    how far a step turns it. Fixup draws convolutions anew when it is applied, so what this did to them is lost then.
+    The scale of a standardized convolution's weight only affects how far a step turns it. Fixup draws convolutions
+    again when it is applied.
 
-    ValueError for an unknown scheme or kind of layers.
+    Raises ValueError for an unknown scheme or kind of layers.
     """
     check("model", initialization=scheme, initialized_layers=layers)
     if scheme == "default":

@@ -41,7 +41,7 @@ def class_gradients(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> M
         for images, targets in listed(batches):
             with torch.no_grad():
                 logits = at_least_float32(model(images))
-            logits = logits.detach().requires_grad_(True)  # a tensor of its own, also if the model returns its input
+            logits = logits.detach().requires_grad_(True)  # a new tensor, even if the model returns its input
             gradient = torch.autograd.grad(loss(logits, targets), logits)[0]
             gradients.append(gradient.flatten(2).sum(2) if gradient.dim() > 2 else gradient)
             counts.append(torch.bincount(logits.argmax(1).flatten(), minlength=logits.shape[1]).cpu())

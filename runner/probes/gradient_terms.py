@@ -95,7 +95,7 @@ def _watch(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 def _sums(conv: nn.Module, x: Tensor, gradient: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """sum |term| and |sum term| for each weight of `conv`, of the weight's shape, in float64."""
-    # The weight's gradient does not depend on its value; the convolution's own forward knows its padding.
+    # The weight's gradient does not depend on its value; _conv_forward applies the padding.
     weight = torch.zeros_like(conv.weight, dtype=torch.float64, requires_grad=True)
     of_abs, signed = torch.zeros_like(weight), torch.zeros_like(weight)
     for x_part, d_part in zip(x.double().split(chunk_size), gradient.double().split(chunk_size), strict=True):

@@ -30,7 +30,7 @@ def convolutions(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def layers_by_depth(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
-    """The `convolutions` that `model(images)` runs, by name, each in the place of its first run."""
+    """The `convolutions` that `model(images)` runs, by name, ordered by their first run."""
     names = {module: name for name, module in convolutions(model).items()}
     return {names[module]: module for module in execution_order(model, names, images)}
 
