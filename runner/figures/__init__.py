@@ -1,4 +1,4 @@
-"""Figures of what probes measured, one module a probe; drawing takes matplotlib and no torch."""
+"""Figures of probes, one module each; they need matplotlib but no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from runner.figures.arms import Arms
+    from runner.figures.arms import Measured
 
 NAMES = (
     "learning_curves",
@@ -27,16 +27,17 @@ NAMES = (
 __all__ = ["NAMES", "draw"]
 
 
-def draw(name: str, arms: Arms) -> Figure:
-    """The figure of the probe called `name`: one measurement, or arms that are told apart by line, marker and label.
+def draw(name: str, arms: Measured) -> Figure:
+    """The figure of the probe `name`, of one measurement or of several arms that differ by line, marker and label.
 
-    An arm is a pair of a label and a measurement, or of a label and the measurements of several seeds. Of these a
-    figure shows the median with a band from the smallest to the largest value, or a dot for each; where neither has a
-    meaning, as in a heat map, the first seed, and its title says so.
+    An arm is a pair of a label and a measurement, or of a label and the measurements of several seeds. Several seeds
+    are shown by their median with a band from the smallest to the largest value, or by a dot each. Heat maps show the
+    first seed, and their title says so.
 
-    Raises ValueError for a name that is no probe's, without arms, and for an arm of seeds with different layers.
+    Raises ValueError for an unknown name, without arms, and if the seeds of an arm measured different layers.
     """
     if name not in NAMES:
         raise ValueError(f"figure={name}: there is no probe of that name. Choose from {', '.join(NAMES)}.")
-    module = importlib.import_module(f"runner.figures.{name}")  # on demand: matplotlib takes its time
-    return module.figure(arms)
+    from runner.figures.arms import labelled  # on demand: matplotlib is slow to import
+
+    return importlib.import_module(f"runner.figures.{name}").figure(labelled(arms))

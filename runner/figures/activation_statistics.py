@@ -7,18 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, over_seeds, seeds_note, set_y_scale
+from runner.figures.arms import (
+    Arms,
+    draw_band,
+    layer_axis,
+    legend_below,
+    line_style,
+    over_seeds,
+    seeds_note,
+    set_y_scale,
+)
 from runner.results.measurement import Measurement
 
 PANELS = {"mean": "|mean| of a channel", "std": "standard deviation of a channel"}
 
 
 def figure(arms: Arms) -> Figure:
-    """|mean| and std of the channels against depth: the median over models, and what lies between them as a band.
+    """|mean| and std of the channels against depth: the median over models, with a band from smallest to largest.
 
-    The models of all seeds are taken together; the slope is the mean of theirs.
+    The models of all seeds are pooled; the slope is the mean of theirs.
     """
-    arms = labelled(arms)
     drawn = Figure(figsize=(9, 4), layout="constrained")
     panels = drawn.subplots(1, 2, sharex=True)
     for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
@@ -29,8 +37,7 @@ def figure(arms: Arms) -> Figure:
             draw_band(axes, depth, of_models, style=style, label=f"{arm}: {_slope(seeds)}".removeprefix(": "))
         set_y_scale(axes, values)
         axes.set(xlabel="convolution, in the order of execution", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        layer_axis(axes)
     note = seeds_note((len(of_models) for of_models in values), of="models")
     drawn.suptitle(f"Activations by depth: the convolutions' outputs, averaged over channels{note}")
     legend_below(drawn, panels[1])
@@ -38,11 +45,11 @@ def figure(arms: Arms) -> Figure:
 
 
 def _of_models(seeds: Sequence[Measurement], name: str) -> np.ndarray:
-    """The array `name`, (models, layers), of the models of all seeds."""
+    """The array `name` of all models of all seeds, (models, layers)."""
     return np.concatenate(over_seeds(seeds, name))
 
 
 def _slope(seeds: Sequence[Measurement]) -> str:
-    slopes = [found.numbers["slope_log10_std"] for found in seeds]
-    slope = np.average(slopes, weights=[len(found.arrays["std"]) for found in seeds])
+    slopes = [measured.numbers["slope_log10_std"] for measured in seeds]
+    slope = np.average(slopes, weights=[len(measured.arrays["std"]) for measured in seeds])
     return f"std {slope:+.3f} decades a layer"

@@ -1,4 +1,4 @@
-"""How the arms of a comparison are told apart in a figure, also without colour, and how an arm's seeds are shown."""
+"""The look of the arms in a figure, which differ without colour too, and of the seeds of an arm."""
 
 from __future__ import annotations
 
@@ -12,81 +12,80 @@ from matplotlib.figure import Figure
 
 from runner.results.measurement import Measurement
 
-Arms = Measurement | Sequence[tuple[str, Measurement | Sequence[Measurement]]]
-"""One measurement, or several with a label for each; in the place of one may stand those of several seeds."""
+Measured = Measurement | Sequence[tuple[str, Measurement | Sequence[Measurement]]]
+"""One measurement, or pairs of a label and the measurement of one or several seeds."""
+Arms = Sequence[tuple[str, Sequence[Measurement]]]
+"""The label of each arm and the measurements of its seeds."""
 
 # Okabe and Ito's palette for colour-blind readers, darkest contrasts first; its yellow is too faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-LEGEND_ROW = 0.21  # inches: letters of 10 points and the space of half a letter
+LEGEND_ROW = 0.21  # inches: 10 points and half as much space
 
 LINES_AND_BANDS = "lines: medians, bands: smallest to largest"
 
 
-def labelled(arms: Arms) -> list[tuple[str, list[Measurement]]]:
-    """The arms with their labels and the measurements of their seeds; the label of a single measurement is empty.
+def labelled(arms: Measured) -> Arms:
+    """Each arm's label and the measurements of its seeds; a single measurement has an empty label.
 
-    ValueError if there is none.
+    Raises ValueError without measurements.
     """
     if isinstance(arms, Measurement):
         return [("", [arms])]
-    with_seeds = [(arm, [found] if isinstance(found, Measurement) else list(found)) for arm, found in arms]
+    with_seeds = [(arm, [measured] if isinstance(measured, Measurement) else list(measured)) for arm, measured in arms]
     if not with_seeds or not all(seeds for _, seeds in with_seeds):
         raise ValueError("figure: no measurements to draw. Give one, or a list of (label, measurement).")
     return with_seeds
 
 
 def first_seeds(arms: Arms) -> list[tuple[str, Measurement]]:
-    """The first seed of each arm; where it is not the only one, the label says so."""
-    return [
-        (f"{arm} (seed 1 of {len(seeds)})".lstrip() if len(seeds) > 1 else arm, seeds[0])
-        for arm, seeds in labelled(arms)
-    ]
+    """The first seed of each arm; the label says so if there are several."""
+    return [(f"{arm} (seed 1 of {len(seeds)})".lstrip() if len(seeds) > 1 else arm, seeds[0]) for arm, seeds in arms]
 
 
 def over_seeds(seeds: Sequence[Measurement], name: str) -> list[np.ndarray]:
-    """The array `name` of each seed. ValueError for seeds that were measured at different layers."""
-    if any(found.texts != seeds[0].texts for found in seeds):
+    """The array `name` of each seed. Raises ValueError for seeds that measured different layers."""
+    if any(measured.texts != seeds[0].texts for measured in seeds):
         raise ValueError(
             "figure: the seeds of an arm were measured at different layers. Give runs that differ in their seed alone."
         )
-    return [found.arrays[name] for found in seeds]
+    return [measured.arrays[name] for measured in seeds]
 
 
 def numbers_of(seeds: Sequence[Measurement], name: str) -> list[float]:
     """The number `name` of each seed."""
-    return [found.numbers[name] for found in seeds]
+    return [measured.numbers[name] for measured in seeds]
 
 
 def median_and_range(values: Sequence[float], spec: str) -> str:
-    """The median of `values`, formatted as `spec` says; of several with the range, "2.1 (1.9 to 2.4)"."""
+    """The median of `values` in the format `spec`, with the range of several: "2.1 (1.9 to 2.4)"."""
     low, middle, high = (format(value, spec) for value in (np.min(values), np.median(values), np.max(values)))
     return f"{middle} ({low} to {high})" if len(values) > 1 else middle
 
 
 def median_with_ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The smallest, the median and the largest of the finite `values` along the first axis; NaN where there is none."""
+    """The smallest, the median and the largest finite value along the first axis; NaN without any."""
     finite = np.ma.masked_invalid(values)
-    found = (finite.min(axis=0), np.ma.median(finite, axis=0), finite.max(axis=0))
-    low, middle, high = (np.ma.filled(np.ma.asarray(each, dtype=float), np.nan) for each in found)
+    measured = (finite.min(axis=0), np.ma.median(finite, axis=0), finite.max(axis=0))
+    low, middle, high = (np.ma.filled(np.ma.asarray(each, dtype=float), np.nan) for each in measured)
     return low, middle, high
 
 
 def draw_band(axes: Axes, x: np.ndarray | range, values: np.ndarray, *, style: dict[str, Any], label: str = "") -> None:
-    """The median of `values`, (seeds, len(x)), as a line, and a band from the smallest to the largest."""
+    """The median of `values`, (seeds, len(x)), as a line, with a band from the smallest to the largest."""
     low, middle, high = median_with_ends(values)
     axes.plot(x, middle, label=label, **style)
     if len(values) > 1:
         fill, edge = to_rgba(style["color"], 0.18), to_rgba(style["color"], 0.6)
-        # the edge has the line's dashes: without colour it tells whose band it is where several lie on each other
+        # the edge has the line's dashes, which tell overlapping bands apart without colour
         dashes = {"linestyle": style["linestyle"], "linewidth": 0.7}
         axes.fill_between(x, low, high, facecolor=fill, edgecolor=edge, **dashes)
 
 
 def seeds_note(counts: Iterable[int], shown: str = LINES_AND_BANDS, *, of: str = "seeds") -> str:
-    """A line that a title ends with, saying what is shown of how many seeds; "" if no arm has more than one."""
+    """A last line for a title that says what is shown of how many seeds; "" if no arm has several."""
     counts = sorted(set(counts))
     if counts[-1] == 1:
         return ""
@@ -95,7 +94,7 @@ def seeds_note(counts: Iterable[int], shown: str = LINES_AND_BANDS, *, of: str =
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour, line style and marker of the arm numbered `index`, as keywords of `Axes.plot`."""
+    """Colour, line style and marker of arm `index`, as keywords of `Axes.plot`."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINESTYLES[index % len(LINESTYLES)],
@@ -104,10 +103,16 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
-def set_y_scale(axes: Axes, values: Iterable[np.ndarray]) -> None:
-    """A logarithmic y axis if the positive ones of `values` span more than a factor of 20, else a linear one.
+def layer_axis(axes: Axes) -> None:
+    """A grid, and an x axis of whole numbers."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
 
-    On a factor below that a logarithmic axis has hardly a tick with a number.
+
+def set_y_scale(axes: Axes, values: Iterable[np.ndarray]) -> None:
+    """Set a logarithmic y axis if the positive `values` span more than a factor of 20.
+
+    Below that a logarithmic axis has hardly a labelled tick.
     """
     shown = np.concatenate([np.ravel(array) for array in values])
     shown = shown[np.isfinite(shown) & (shown > 0)]
@@ -116,15 +121,15 @@ def set_y_scale(axes: Axes, values: Iterable[np.ndarray]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """A legend of what is labelled in `axes`, under all panels, where it covers nothing; none without labels.
+    """A legend of the labels in `axes`, below all panels; none without labels.
 
-    The figure grows by each row of the legend after the first, so that its panels keep their height.
+    The figure grows by each further row of the legend, so that its panels keep their height.
     """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         # a character is about 0.085 inches wide at the legend's size, and a line's sample half an inch
         fitting = int(figure.get_figwidth() / (0.085 * max(map(len, labels)) + 0.6))
         rows = -(-len(labels) // min(4, max(fitting, 1)))
-        columns = -(-len(labels) // rows)  # of one length, as far as they go
+        columns = -(-len(labels) // rows)  # as equal in length as possible
         figure.set_figheight(figure.get_figheight() + LEGEND_ROW * (rows - 1))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, first_seeds, labelled, median_and_range, numbers_of
+from runner.figures.arms import Arms, first_seeds, median_and_range, numbers_of
 
 
 def figure(arms: Arms) -> Figure:
@@ -13,18 +13,18 @@ def figure(arms: Arms) -> Figure:
 
     Of several seeds the maps are the first one's, and the share of the most frequent prediction has the range of all.
     """
-    shares = [median_and_range(numbers_of(seeds, "most_frequent_share"), ".0%") for _, seeds in labelled(arms)]
+    shares = [median_and_range(numbers_of(seeds, "most_frequent_share"), ".0%") for _, seeds in arms]
     arms = first_seeds(arms)
     drawn = Figure(figsize=(1 + 3.4 * len(arms), 7), layout="constrained")
     panels = drawn.subplots(2, len(arms), squeeze=False)
     for name, row in zip(("gradient", "mean_gradient"), panels, strict=True):
-        maps = [found.arrays[name] * len(found.arrays[name]) for _, found in arms]
+        maps = [measured.arrays[name] * len(measured.arrays[name]) for _, measured in arms]
         limit = max(np.abs(values[np.isfinite(values)]).max(initial=0) for values in maps) or 1.0
-        for axes, values, (arm, found), share in zip(row, maps, arms, shares, strict=True):
+        for axes, values, (arm, measured), share in zip(row, maps, arms, shares, strict=True):
             if name == "gradient":
                 title = f"{arm}\none batch; most frequent prediction:\n{share} of the samples".lstrip()
             else:
-                num_batches = found.numbers["num_batches"]
+                num_batches = measured.numbers["num_batches"]
                 title = f"average of {num_batches:.0f} batch{'es' if num_batches > 1 else ''}"
             image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="cividis", vmin=-limit, vmax=limit)
             axes.locator_params(axis="x", integer=True)

@@ -1,4 +1,4 @@
-"""The figure of what adaptive gradient clipping sees, by parameter."""
+"""The figure of the ratios that adaptive gradient clipping limits, by parameter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.figures.arms import COLOURS, Arms, labelled, numbers_of, over_seeds, seeds_note
+from runner.figures.arms import COLOURS, Arms, numbers_of, over_seeds, seeds_note
 from runner.results.measurement import Measurement
 
 MOST_NAMES = 24  # on an axis, so that they do not overlap
@@ -21,7 +21,6 @@ def figure(arms: Arms) -> Figure:
     The arms of the heat maps, from left to right, are moments of training ("step 100") or settings. Their rows are the
     parameters of the first. Of several seeds shares are means and quantiles medians over the seeds.
     """
-    arms = labelled(arms)
     return _quantiles(arms[0][1]) if len(arms) == 1 else _heat_maps(arms)
 
 
@@ -31,7 +30,7 @@ def _quantiles(seeds: Sequence[Measurement]) -> Figure:
     rows = np.arange(len(names))
     figure = Figure(figsize=(8, _height(len(names))), layout="constrained")
     axes = figure.add_subplot()
-    ratio = np.where(ratio > 0, ratio, np.nan)  # a gradient of 0 has no place on a log scale
+    ratio = np.where(ratio > 0, ratio, np.nan)  # a log scale has no 0
     edge = np.nanmin(ratio, initial=clip)
     ends = np.where(np.isnan(ratio) & (ratio[:, 4:] > 0), edge, ratio)  # a range that begins at 0 begins at the edge
     axes.hlines(rows, ends[:, 0], ends[:, 4], color=COLOURS[5], linewidth=1, label="smallest to largest")

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, first_seeds, labelled, line_style, numbers_of, set_y_scale
+from runner.figures.arms import Arms, first_seeds, layer_axis, line_style, numbers_of, set_y_scale
 from runner.results.measurement import Measurement
 
 MOST_LINES = 6
@@ -20,14 +20,14 @@ def figure(arms: Arms) -> Figure:
 
     Of several seeds the lines are the first one's, and the title counts those that diverged.
     """
-    verdicts = [_verdict(numbers_of(seeds, "diverged_after")) for _, seeds in labelled(arms)]
+    verdicts = [_verdict(numbers_of(seeds, "diverged_after")) for _, seeds in arms]
     arms = first_seeds(arms)
     figure = Figure(figsize=(1.5 + 4.5 * len(arms), 6.5), layout="constrained")
     grid = figure.subplots(2, len(arms), squeeze=False, sharey="row")
-    for column, ((label, found), verdict) in enumerate(zip(arms, verdicts, strict=True)):
+    for column, ((label, measured), verdict) in enumerate(zip(arms, verdicts, strict=True)):
         for axes, name in zip(grid[:, column], ("mean", "variance"), strict=True):
-            _draw_records(axes, found, name)
-            set_y_scale(axes, [found.arrays[name] for _, found in arms])
+            _draw_records(axes, measured, name)
+            set_y_scale(axes, [measured.arrays[name] for _, measured in arms])
         grid[0][column].set_title(f"{label}\n{verdict}".lstrip(), fontsize=10)
         grid[1][column].set_xlabel("convolution, in the order of execution")
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3, "frameon": False}
@@ -39,22 +39,21 @@ def figure(arms: Arms) -> Figure:
 
 
 def _verdict(diverged_after: Sequence[float]) -> str:
-    """When the loss ceased to be finite, or in how many of several seeds it did."""
+    """The step after which the loss was not finite, or the number of seeds in which it was not."""
     if len(diverged_after) > 1:
         return f"loss not finite in {sum(map(math.isfinite, diverged_after))} of {len(diverged_after)} seeds"
     [after] = diverged_after
     return f"loss not finite after {after:g} steps" if math.isfinite(after) else "loss stays finite"
 
 
-def _draw_records(axes: Axes, found: Measurement, name: str) -> None:
-    records = np.unique(np.linspace(0, len(found.arrays["progress"]) - 1, MOST_LINES).round().astype(int))
-    values = found.arrays[name]
+def _draw_records(axes: Axes, measured: Measurement, name: str) -> None:
+    records = np.unique(np.linspace(0, len(measured.arrays["progress"]) - 1, MOST_LINES).round().astype(int))
+    values = measured.arrays[name]
     layers = np.arange(1, values.shape[1] + 1)
     for index, record in enumerate(records):
         shade = str(0.75 * (1 - index / max(1, len(records) - 1)))
-        done, loss = found.arrays["progress"][record], found.arrays["loss"][record]
+        done, loss = measured.arrays["progress"][record], measured.arrays["loss"][record]
         shown = np.where(np.isfinite(values[record]), values[record], np.nan)
         style = line_style(index) | {"color": shade, "markevery": max(1, len(layers) // 10)}
         axes.plot(layers, shown, **style, label=f"{done:.3g} ({loss:.3g})")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
+    layer_axis(axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import COLOURS, Arms, first_seeds, labelled, line_style, median_and_range, numbers_of
+from runner.figures.arms import COLOURS, Arms, first_seeds, line_style, median_and_range, numbers_of
 from runner.results.measurement import Measurement
 
 
@@ -14,10 +14,10 @@ def figure(arms: Arms) -> Figure:
 
     Of several seeds the histogram is the first one's; each has a tail, and the numbers are medians with their range.
     """
-    firsts, arms = first_seeds(arms), labelled(arms)
+    firsts = first_seeds(arms)
     drawn = Figure(figsize=(3.6 * (len(arms) + 1), 4.2), layout="constrained")
     *panels, tails = drawn.subplots(1, len(arms) + 1)
-    highest = max(found.arrays["counts"].max() for _, found in firsts)
+    highest = max(measured.arrays["counts"].max() for _, measured in firsts)
     for index, (axes, (arm, first), (_, seeds)) in enumerate(zip(panels, firsts, arms, strict=True)):
         axes.stairs(first.arrays["counts"], first.arrays["edges"], fill=True, color=COLOURS[index % len(COLOURS)])
         axes.set_yscale("log", nonpositive="clip")
@@ -29,12 +29,12 @@ def figure(arms: Arms) -> Figure:
         tail = median_and_range(numbers_of(seeds, "tail_index"), ".3g")
         axes.set_title(f"{arm}\nexcess kurtosis {kurtosis}\ntail index {tail}".lstrip(), fontsize=9)
     for index, (arm, seeds) in enumerate(arms):
-        for place, found in enumerate(seeds):
+        for place, measured in enumerate(seeds):
             style = line_style(index) | {"markersize": 0, "label": arm if place == 0 else None}
-            tails.plot(found.arrays["tail_value"], found.arrays["tail_probability"], **style)
-    usual = np.concatenate([_above_the_smallest(found) for _, seeds in arms for found in seeds])
+            tails.plot(measured.arrays["tail_value"], measured.arrays["tail_probability"], **style)
+    usual = np.concatenate([_above_the_smallest(measured) for _, seeds in arms for measured in seeds])
     tails.set_yscale("log")
-    if len(usual):  # else all gradients are 0
+    if len(usual):  # some gradient is not 0
         tails.set_xscale("log")
         tails.set_xlim(left=usual.min())
     tails.set(xlabel="x", ylabel="share of weights with |dL/dw| > x")
@@ -42,12 +42,12 @@ def figure(arms: Arms) -> Figure:
     tails.grid(alpha=0.3)
     if len(arms) > 1:
         tails.legend(fontsize=8, loc="lower left")
-    layers = dict.fromkeys(found.texts["layer"] for _, found in firsts)
+    layers = dict.fromkeys(measured.texts["layer"] for _, measured in firsts)
     drawn.suptitle(f"Gradient of the weight of {', '.join(layers)}: counts and tails")
     return drawn
 
 
-def _above_the_smallest(found: Measurement) -> np.ndarray:
-    """The values that no more than 90 % of the weights exceed; the others fill decades in which the tail is flat."""
-    values = found.arrays["tail_value"][found.arrays["tail_probability"] <= 0.9]
+def _above_the_smallest(measured: Measurement) -> np.ndarray:
+    """The values that at most 90 % of the weights exceed; below them the tail is flat over decades."""
+    values = measured.arrays["tail_value"][measured.arrays["tail_probability"] <= 0.9]
     return values[values > 0]

@@ -1,25 +1,15 @@
-"""The figure of the terms of a convolution's gradient: how far they cancel."""
+"""The figure of how far the terms of a convolution's gradient cancel."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import (
-    Arms,
-    draw_band,
-    labelled,
-    legend_below,
-    line_style,
-    median_with_ends,
-    over_seeds,
-    seeds_note,
-)
+from runner.figures.arms import Arms, draw_band, legend_below, line_style, median_with_ends, over_seeds, seeds_note
 
 
 def figure(arms: Arms) -> Figure:
-    """a / b of each layer, an arm a line; of several seeds the median and a band from the smallest to the largest."""
-    arms = labelled(arms)
+    """a / b of each layer, a line for each arm; of several seeds the median, with a band from smallest to largest."""
     drawn = Figure(figsize=(6, 4), layout="constrained")
     axes = drawn.subplots()
     ratios = [np.array(over_seeds(seeds, "ratio")) for _, seeds in arms]
@@ -34,7 +24,7 @@ def figure(arms: Arms) -> Figure:
     axes.set_yscale("log")
     axes.set_ylim(0.7, 2 * max(ratio.max() for ratio in ratios))
     axes.set_xticks(range(max(ratio.shape[1] for ratio in ratios)))
-    if len(set(names)) == 1:  # else a place has other names in other arms
+    if len(set(names)) == 1:  # the arms have the same layers
         axes.set_xticklabels(names[0].split("\n"))
     axes.margins(x=0.15)
     axes.set(xlabel="convolution", ylabel="sum of |terms| / |sum of terms|")

@@ -8,21 +8,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, seeds_note
+from runner.figures.arms import Arms, draw_band, layer_axis, legend_below, line_style, seeds_note
 from runner.results.measurement import Measurement
 from runner.results.metrics import SCORES
 
-WIDE = 1e3  # the ratio of losses above which their axis is logarithmic
+LOG_SCALE_RATIO = 1e3  # of losses; above it their axis is logarithmic
 SPLITS = {"train": {"linestyle": "--", "fillstyle": "none"}, "validation": {"linestyle": "-", "fillstyle": "full"}}
 
 
 def figure(arms: Arms) -> Figure:
-    """Loss and score by epoch, training dashed and validation solid; one colour and marker an arm.
+    """Loss and score by epoch, training dashed and validation solid; a colour and marker for each arm.
 
-    Of several seeds the median of those that came so far, and a band from the smallest to the largest; a cross stands
-    where a seed ended before the others. Losses of very different sizes have a logarithmic axis.
+    Of several seeds the median of those that reached the epoch, with a band from smallest to largest; a cross marks a
+    seed that ended early. Losses of very different sizes have a logarithmic axis.
     """
-    arms = labelled(arms)
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, (label, seeds) in enumerate(arms):
@@ -34,11 +33,10 @@ def figure(arms: Arms) -> Figure:
     left.set(xlabel="epoch", ylabel="loss (nats for cross-entropy)", title="Loss")
     right.set(xlabel="epoch", ylabel=f"{score} (share of 1)", title=score[:1].upper() + score[1:])
     drawn = np.concatenate([[], *(line.get_ydata() for line in left.lines)])
-    if drawn.size and np.nanmax(drawn) > WIDE * np.nanmin(drawn) > 0:
+    if drawn.size and np.nanmax(drawn) > LOG_SCALE_RATIO * np.nanmin(drawn) > 0:
         left.set_yscale("log")
     for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        layer_axis(axes)
     shown = "lines: medians, bands: smallest to largest, crosses: a seed ended early"
     if note := seeds_note((len(seeds) for _, seeds in arms), shown):
         figure.suptitle(note.strip(), fontsize=10)
@@ -48,17 +46,17 @@ def figure(arms: Arms) -> Figure:
 
 def _score(seeds: Sequence[Measurement]) -> str:
     """The arm's score; a seed that ended in its first epoch has none."""
-    return next(filter(None, (found.texts["score"] for found in seeds)), "")
+    return next(filter(None, (measured.texts["score"] for measured in seeds)), "")
 
 
 def _draw_curve(
     axes: Axes, seeds: Sequence[Measurement], split: str, name: str, *, style: dict[str, object], label: str
 ) -> None:
-    """One metric on one split; a seed has no value at an epoch that it did not come to."""
+    """A metric on a split; a seed that ended before an epoch has no value there."""
     curves = [
-        dict(zip(found.arrays[f"{split}/epoch"], found.arrays[f"{split}/{name}"], strict=True))
-        for found in seeds
-        if f"{split}/{name}" in found.arrays
+        dict(zip(measured.arrays[f"{split}/epoch"], measured.arrays[f"{split}/{name}"], strict=True))
+        for measured in seeds
+        if f"{split}/{name}" in measured.arrays
     ]
     if not curves:
         return

@@ -1,28 +1,27 @@
-"""The figure of the loss along the gradient: which steps improve it."""
+"""The figure of the loss along the gradient."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, over_seeds, seeds_note
+from runner.figures.arms import Arms, draw_band, legend_below, line_style, over_seeds, seeds_note
 
 TOP = 3e3
 
 
 def figure(arms: Arms) -> Figure:
-    """Relative loss against step size, both on log scales; one line a batch, one style an arm.
+    """Relative loss against step size on log scales; a line for each batch, a style for each arm.
 
-    Of several seeds all batches are taken together: the median, and a band from the smallest to the largest.
+    Of several seeds all batches are pooled: the median, with a band from the smallest to the largest.
     """
-    arms = labelled(arms)
     relative = [np.concatenate(over_seeds(seeds, "relative_loss")) for _, seeds in arms]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(1, color="0.4", linewidth=0.8)
     for index, ((label, seeds), losses) in enumerate(zip(arms, relative, strict=True)):
         steps = seeds[0].arrays["step_size"]
-        shown = np.minimum(losses, 10 * TOP)  # a line that leaves the axes, where an infinity would end it
+        shown = np.minimum(losses, 10 * TOP)  # an infinity would end the line within the axes
         style = line_style(index) | {"markevery": (index * 2, max(1, len(steps) // 10)), "linewidth": 1.4}
         for place, lines in enumerate([shown] if len(seeds) > 1 else shown[:, None]):
             draw_band(axes, steps, lines, style=style, label=label if place == 0 else "")

@@ -1,15 +1,14 @@
-"""The figure of sharpness: how the power iteration settled."""
+"""The figure of the power iteration for sharpness."""
 
 from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, labelled, legend_below, line_style, median_and_range, numbers_of, seeds_note
+from runner.figures.arms import Arms, layer_axis, legend_below, line_style, median_and_range, numbers_of, seeds_note
 
 
 def figure(arms: Arms) -> Figure:
-    """How the power iteration settled: the estimate by iteration, a line a seed, and the arm's last values."""
-    arms = labelled(arms)
+    """The estimate of the eigenvalue by iteration, a line for each seed, with the arm's last values."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.add_subplot()
     for index, (label, seeds) in enumerate(arms):
@@ -17,19 +16,18 @@ def figure(arms: Arms) -> Figure:
         ending = f", {unsettled} of {len(seeds)} not converged" if len(seeds) > 1 else ", not converged"
         value = median_and_range(numbers_of(seeds, "largest_eigenvalue"), ".3g")
         name = f"{label}: {value}{ending if unsettled else ''}".removeprefix(": ")
-        for place, found in enumerate(seeds):
-            estimates = found.arrays["estimate"]
+        for place, measurement in enumerate(seeds):
+            estimates = measurement.arrays["estimate"]
             style = line_style(index) | {"label": name if place == 0 else None}
             axes.plot(range(1, len(estimates) + 1), estimates, **style)
-    measured = [found for _, seeds in arms for found in seeds]
-    if all((found.arrays["estimate"] > 0).all() for found in measured):
+    measured = [measurement for _, seeds in arms for measurement in seeds]
+    if all((measurement.arrays["estimate"] > 0).all() for measurement in measured):
         axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    modes = " and ".join(sorted({found.texts["mode"] for found in measured}))
+    layer_axis(axes)
+    modes = " and ".join(sorted({measurement.texts["mode"] for measurement in measured}))
     axes.set_xlabel("Hessian-vector products")
     axes.set_ylabel("estimate of the eigenvalue")
     note = seeds_note((len(seeds) for _, seeds in arms), "a line each, medians with their range")
     axes.set_title(f"Sharpness: largest Hessian eigenvalue ({modes} mode){note}")
-    axes.grid(alpha=0.3)
     legend_below(figure, axes)
     return figure

@@ -1,11 +1,20 @@
-"""The figure of signal propagation: how activations grow from block to block."""
+"""The figure of the growth of activations from block to block."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, draw_band, labelled, legend_below, line_style, over_seeds, seeds_note, set_y_scale
+from runner.figures.arms import (
+    Arms,
+    draw_band,
+    layer_axis,
+    legend_below,
+    line_style,
+    over_seeds,
+    seeds_note,
+    set_y_scale,
+)
 
 PANELS = {
     "avg_sq_mean": "average squared channel mean",
@@ -15,11 +24,10 @@ PANELS = {
 
 
 def figure(arms: Arms) -> Figure:
-    """The three measures against the block, an arm a line; crosses are what is expected of normalizer-free nets.
+    """The three measures by block, a line for each arm; crosses are the expectation for normalizer-free nets.
 
-    Of several seeds the median, and a band from the smallest to the largest.
+    Of several seeds the median, with a band from smallest to largest.
     """
-    arms = labelled(arms)
     drawn = Figure(figsize=(12, 4), layout="constrained")
     panels = drawn.subplots(1, 3, sharex=True)
     for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
@@ -32,8 +40,7 @@ def figure(arms: Arms) -> Figure:
             axes.plot(values, label="expected of a normalizer-free net", color="grey", ls="none", marker="x")
         set_y_scale(axes, [*measured, *expected])
         axes.set(xlabel="residual block (0: after the stem)", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        layer_axis(axes)
     note = seeds_note(len(seeds) for _, seeds in arms)
     drawn.suptitle(f"Signal propagation: activations after the stem and each residual block{note}")
     legend_below(drawn, panels[1])

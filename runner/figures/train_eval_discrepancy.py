@@ -10,7 +10,7 @@ from runner.figures.arms import (
     COLOURS,
     Arms,
     draw_band,
-    labelled,
+    layer_axis,
     line_style,
     median_and_range,
     numbers_of,
@@ -26,9 +26,8 @@ BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2, "fra
 def figure(arms: Arms) -> Figure:
     """The two losses of each arm side by side, and the distance of the means by layer.
 
-    Of several seeds a bar is the median with a dot for each seed, and the distances have a band.
+    Of several seeds a bar is the median with a dot for each seed, and distances have a band.
     """
-    arms = labelled(arms)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_losses(left, arms)
@@ -37,11 +36,10 @@ def figure(arms: Arms) -> Figure:
         if distance.shape[1]:
             draw_band(right, range(1, distance.shape[1] + 1), distance, style=line_style(index), label=label)
     right.set_ylim(bottom=0)
-    right.xaxis.get_major_locator().set_params(integer=True)
+    layer_axis(right)
     right.set_xlabel("batch norm layer, in the order of execution")
     right.set_ylabel("rms distance / running std")
     right.set_title("Batch means from running means")
-    right.grid(alpha=0.3)
     if right.get_legend_handles_labels()[1]:
         right.legend(**BELOW)
     shown = "bars and lines: medians, dots: each seed, bands: smallest to largest"

@@ -1,10 +1,14 @@
 """Channel means and deviations by depth: the models of all seeds together."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from runner.figures.activation_statistics import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "activation_statistics")
 
 
 def measured(std, slopes):

@@ -22,7 +22,7 @@ def test_arms():
     one, other = Measurement({}, {}), Measurement({}, {})
     assert labelled(one) == [("", [one])]
     assert labelled((("a", one), ("b", (other, one)))) == [("a", [one]), ("b", [other, one])]
-    assert first_seeds([("a", one), ("b", [other, one])]) == [("a", one), ("b (seed 1 of 2)", other)]
+    assert first_seeds([("a", [one]), ("b", [other, one])]) == [("a", one), ("b (seed 1 of 2)", other)]
     for nothing in ([], [("a", [])]):
         with pytest.raises(ValueError, match="no measurements to draw"):
             labelled(nothing)

@@ -1,10 +1,14 @@
 """Heat maps of the gradients at the logits."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from runner.figures.class_gradients import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "class_gradients")
 
 GRADIENT = np.array([[0.1, -0.3], [-0.2, 0.2], [0.05, 0.0]])
 

@@ -1,9 +1,13 @@
 """Ratios of gradient to weight norms by parameter."""
 
+from functools import partial
+
 import numpy as np
 
-from runner.figures.clipping import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "clipping")
 
 
 def measured(names, medians, shares, clip=0.01):

@@ -1,11 +1,14 @@
 """Activations by layer through gradient steps."""
 
 import math
+from functools import partial
 
 import numpy as np
 
-from runner.figures.divergence_trace import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "divergence_trace")
 
 
 def measured(records, diverged_after=math.inf):

@@ -1,9 +1,13 @@
 """Histograms of a layer's gradient and its tails."""
 
+from functools import partial
+
 import numpy as np
 
-from runner.figures.gradient_histogram import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "gradient_histogram")
 
 
 def measured(counts, kurtosis=1.0, scale=1.0):

@@ -1,9 +1,13 @@
 """How far the terms of gradients cancel, by layer."""
 
+from functools import partial
+
 import numpy as np
 
-from runner.figures.gradient_terms import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "gradient_terms")
 
 
 def measured(*ratio, layers="conv1\nconv2"):

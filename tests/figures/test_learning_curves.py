@@ -1,11 +1,14 @@
 """Learning curves of one run, of several arms, and of seeds that end at different epochs."""
 
 import math
+from functools import partial
 
 import numpy as np
 
-from runner.figures.learning_curves import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "learning_curves")
 
 
 def measured(validation, score="accuracy", loss=None):

@@ -1,11 +1,14 @@
 """The loss against the step along the gradient."""
 
 import math
+from functools import partial
 
 import numpy as np
 
-from runner.figures.loss_landscape import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "loss_landscape")
 
 STEPS = np.geomspace(1e-4, 1, 5)
 

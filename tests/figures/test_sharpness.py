@@ -1,9 +1,13 @@
 """Estimates of the largest eigenvalue."""
 
+from functools import partial
+
 import numpy as np
 
-from runner.figures.sharpness import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "sharpness")
 
 
 def measured(*estimates, converged=True):

@@ -1,9 +1,13 @@
 """Activations from block to block."""
 
+from functools import partial
+
 import numpy as np
 
-from runner.figures.signal_propagation import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "signal_propagation")
 
 EXPECTED = np.array([1.0, 1.2, 1.4])
 

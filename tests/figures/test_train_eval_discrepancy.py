@@ -1,9 +1,13 @@
 """Losses under batch and running statistics, and the distances of the means."""
 
+from functools import partial
+
 import numpy as np
 
-from runner.figures.train_eval_discrepancy import figure
+from runner.figures import draw
 from runner.results.measurement import Measurement
+
+figure = partial(draw, "train_eval_discrepancy")
 
 
 def measured(batch, running, distance=((1.0, 2.0), (3.0, 6.0))):
