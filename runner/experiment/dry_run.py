@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from runner.config.text import SettingError
+from runner.layers.preserve_state import preserve_state
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.batch_channel_norm import BatchChannelNorm2d
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS, ghost_batch_sizes
@@ -33,30 +34,26 @@ class Kept:
 
 @contextmanager
 def watched(model: nn.Module, train: Mapping) -> Iterator[Kept]:
-    """Within, a forward pass of `model` counts what a step keeps, and raises SettingError for a norm of one value.
+    """A context in which a forward pass of `model` counts what a step keeps; SettingError for a norm of one value.
 
-    `train` are the settings of that name: how many images a device normalizes together.
+    `train` are the settings of that name: how many images a device normalizes together. `preserve_state` restores the
+    model.
     """
-    kept, hooks = Kept(), []
+    kept = Kept()
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, Tensor):
             kept.numbers += output.numel() / len(inputs[0])
 
-    for name, module in model.named_modules():
-        if isinstance(module, NORMS):
-            hooks.append(
+    with preserve_state(model):
+        for name, module in model.named_modules():
+            if isinstance(module, NORMS):
                 module.register_forward_pre_hook(
                     lambda module, inputs, name=name: check_values(name, module, tuple(inputs[0].shape), train)
                 )
-            )
-        if isinstance(module, KEPT):
-            hooks.append(module.register_forward_hook(count))
-    try:
+            if isinstance(module, KEPT):
+                module.register_forward_hook(count)
         yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def check_values(name: str, norm: nn.Module, shape: tuple[int, ...], train: Mapping) -> None:
