@@ -74,8 +74,8 @@ def unseen_classes(
     samples: Iterable[tuple[str, int]], class_names: Sequence[str], unreadable: Mapping[str, str]
 ) -> list[str]:
     """The classes without a readable image."""
-    seen = {number for path, number in samples if path not in unreadable}
-    return [name for number, name in enumerate(class_names) if number not in seen]
+    readable = {number for path, number in samples if path not in unreadable}
+    return [name for number, name in enumerate(class_names) if number not in readable]
 
 
 def unseen_text(split: str, classes: Sequence[str]) -> str:

@@ -13,10 +13,9 @@ from runner.data.splits import Split, TensorData
 
 
 def random(*, num_images: int = 512, image_size: int = 32, num_classes: int = 10) -> TensorData:
-    """`num_images` for training, a quarter as many each for validation and test; nothing can be learned from them.
+    """`num_images` for training, and a quarter as many each for validation and test.
 
-    The numbers are made on the device that asks for batches. They are the same each time, but those of a GPU are not
-    those of a CPU.
+    The images are drawn on the device of the batches: the same in each call, but different on CPU and GPU.
     """
     held_out = max(num_images // 4, 1)
     sizes = (num_images, held_out, held_out)
@@ -34,7 +33,7 @@ def random(*, num_images: int = 512, image_size: int = 32, num_classes: int = 10
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """A `Split` that is made when it is needed: number `place` of three of these `sizes`."""
+    """A lazy `Split`: number `place` of three splits of these `sizes`."""
 
     place: int
     sizes: tuple[int, ...]
@@ -45,23 +44,23 @@ class RandomSplit:
         return self.sizes[self.place]
 
     def on(self, device: torch.device) -> Split:
-        """The split, made on this device."""
+        """The split, drawn on this device."""
         return _splits(self.sizes, self.image_size, self.num_classes, device)[self.place]
 
     @property
     def images(self) -> Tensor:
-        """Those that a CPU makes."""
+        """Drawn on the CPU."""
         return self.on(torch.device("cpu")).images
 
     @property
     def targets(self) -> Tensor:
-        """Those that a CPU makes."""
+        """Drawn on the CPU."""
         return self.on(torch.device("cpu")).targets
 
 
 @lru_cache(maxsize=1)
 def _splits(sizes: tuple[int, ...], image_size: int, num_classes: int, device: torch.device) -> list[Split]:
-    """All splits, drawn one after the other from one generator."""
+    """All splits, drawn in order from one generator."""
     generator = torch.Generator(device).manual_seed(0)
 
     def split(size: int) -> Split:

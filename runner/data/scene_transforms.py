@@ -1,7 +1,7 @@
-"""What a scene goes through between its files and the network: image and mask together, as bytes.
+"""Transforms of a scene, image and mask together.
 
-Images are uint8 (3, H, W), masks uint8 (H, W) with class indices and `IGNORE_INDEX`. Everything random comes from
-torch's global generator.
+Images are uint8 (3, H, W), masks uint8 (H, W) of class indices and `IGNORE_INDEX`. Random numbers come from torch's
+global generator.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """A random crop of `image_size` pixels of the randomly scaled scene, mirrored and distorted in its colours.
+    """Random scale, random crop of `image_size` pixels, random mirroring, photometric distortion, then padding.
 
-    What is smaller than the crop is padded at the right and the bottom, after all else: the image with the colour
-    `fill` (bytes), the mask with `IGNORE_INDEX`.
+    A scene smaller than the crop is padded at the right and the bottom: the image with the colour `fill` (bytes), the
+    mask with `IGNORE_INDEX`.
     """
 
     image_size: int
@@ -47,7 +47,7 @@ class TrainTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTransform:
-    """The image with its shorter side at `test_size` pixels, or as it is; the mask at its own resolution."""
+    """Resizes the shorter side of the image to `test_size`, unless it is None; the mask keeps its resolution."""
 
     test_size: int | None = None
 
@@ -58,10 +58,10 @@ class EvaluationTransform:
 
 
 class PhotometricDistortion(RandomPhotometricDistort):
-    """The distortion of colours of SSD (arXiv 1512.02325) as it is used in segmentation.
+    """SSD's distortion of colours (arXiv 1512.02325), as used in segmentation: without a permutation of channels.
 
-    Each with probability 1/2: brightness within 1 -+ 32/255, contrast and saturation within 1 -+ 0.5, hue within
-    18 of 360 degrees; contrast comes first or last. The channels stay in their order.
+    Each with probability 1/2: brightness within 1 +- 32/255, contrast (first or last) and saturation within 1 +- 0.5,
+    hue within 18 of 360 degrees.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,9 @@ class PhotometricDistortion(RandomPhotometricDistort):
 
 
 def random_scale(image: Tensor, mask: Tensor, scale_min: float, scale_max: float) -> tuple[Tensor, Tensor]:
-    """The scene at a scale drawn uniformly from [scale_min, scale_max], with the same aspect ratio.
+    """Scale a scene by a factor drawn uniformly from [scale_min, scale_max].
 
-    The image is interpolated bilinearly, and smoothed where it shrinks; a mask's pixel is the one whose centre is
-    nearest.
+    The image is interpolated bilinearly with antialiasing, the mask by its nearest pixel centres.
     """
     size = _scaled_size(image, torch.empty(()).uniform_(scale_min, scale_max).item())
     mask = F.resize(mask.unsqueeze(0), size, interpolation=InterpolationMode.NEAREST_EXACT).squeeze(0)
@@ -83,10 +82,10 @@ def random_scale(image: Tensor, mask: Tensor, scale_min: float, scale_max: float
 
 
 def random_crop(image: Tensor, mask: Tensor, size: int, max_class_share: float = 1.0) -> tuple[Tensor, Tensor]:
-    """A window of `size` x `size` pixels, or of the whole side where the scene is smaller, drawn uniformly.
+    """Crop a random window of `size` x `size` pixels, or of the whole side if the scene is smaller.
 
-    Up to `CROP_ATTEMPTS` windows are drawn until in one of them some pixels are labelled and no class takes more than
-    `max_class_share` of these; the last one stands. At a share of 1 the first one does.
+    Draws up to `CROP_ATTEMPTS` windows until one has labelled pixels, at most `max_class_share` of them of one class.
+    Takes the last one otherwise, and the first one for a share of 1.
     """
     height, width = (min(size, side) for side in mask.shape)
     for _ in range(CROP_ATTEMPTS):
@@ -102,7 +101,7 @@ def random_crop(image: Tensor, mask: Tensor, size: int, max_class_share: float =
 
 
 def pad(image: Tensor, mask: Tensor, size: int, fill: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The scene at the upper left of `size` x `size` pixels; around it `fill`, and `IGNORE_INDEX` in the mask."""
+    """Pad a scene at the right and bottom to `size` x `size` pixels, the mask with `IGNORE_INDEX`."""
     height, width = mask.shape
     border = [0, 0, size - width, size - height]
     return F.pad(image, border, fill=list(fill)), F.pad(mask.unsqueeze(0), border, fill=IGNORE_INDEX).squeeze(0)

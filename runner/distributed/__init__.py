@@ -1,1 +1,1 @@
-"""The processes that train one model together: started, told of signals, and brought to agree."""
+"""Training one model in several processes: launching, signals, collectives."""

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold, so that whoever takes it up finds what it looks for: files may be forged or old."""
+"""Checks of a checkpoint's content, which may be forged or from another version."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from runner.distributed.collectives import floating_buffers
 from runner.training.metrics import Snapshot
 from runner.training.plan import Progress
 
-LARGEST_COUNT = 2**53
-MOST_DOUBLINGS = 32
-STATES = {name: {"momentum_buffer"} for name in ("sgd", "lars")} | {"adamw": {"step", "exp_avg", "exp_avg_sq"}}
-SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch's GradScaler
+MAX_COUNT = 2**53
+MAX_DOUBLINGS = 32
+OPTIMIZER_STATES = {"sgd": {"momentum_buffer"}, "lars": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+SCALER_KEYS = {
+    "scale",
+    "growth_factor",
+    "backoff_factor",
+    "growth_interval",
+    "_growth_tracker",
+}  # torch's
 
 
 def check_weights(content: object) -> None:
-    """Raise a ValueError, in a few words, unless `content` is that of a best.pt or a last.pt."""
+    """Raise a ValueError unless `content` is that of a best.pt or a last.pt."""
     content = _mapping(content, "it")
     model = _part(content, "model", dict)
     for name, value in model.items():
@@ -55,13 +61,13 @@ def check_best(content: object) -> None:
 
 
 def check_last(content: object) -> None:
-    """Raise a ValueError unless `content` is that of a last.pt, from which a training can go on."""
+    """Raise a ValueError unless `content` is that of a last.pt."""
     check_weights(content)
     _check_progress(_part(content, "progress", dict))
     _check_optimizer(_part(content, "optimizer", dict), content["about"]["optimizer"])
     _check_sums(_part(content, "sums", dict), _part(content, "logged", dict), content["about"]["num_classes"])
     scaler = _part(content, "scaler", dict)
-    known = scaler.keys() == SCALER and all(map(_is_number, scaler.values()))
+    known = scaler.keys() == SCALER_KEYS and all(map(_is_number, scaler.values()))
     _require(not scaler or known, "its scaler is none")  # empty but under fp16
     _check_random(_part(content, "random", dict))
     for own in _part(content, "ranks", list) if "ranks" in content else ():
@@ -74,11 +80,11 @@ def check_last(content: object) -> None:
 
 
 def check_optimizer_fit(content: Mapping, parameters: Sequence[Tensor]) -> None:
-    """Raise a ValueError unless the optimizer's state in a last.pt is one of these parameters, in their order."""
+    """Raise a ValueError unless the optimizer state of a last.pt fits these parameters, in order."""
     state, name = content["optimizer"]["state"], content["about"]["optimizer"]
     numbers = set(range(len(parameters)))
     _require(state.keys() <= numbers, "its optimizer's state is of more parameters")
-    whole = name == "lars" or (name == "sgd" and any(state.values()))  # AdamW makes what it lacks
+    whole = name == "lars" or (name == "sgd" and any(state.values()))  # AdamW initializes what is missing
     _require(
         not whole or (state.keys() == numbers and all(state.values())), "its optimizer's state is of fewer parameters"
     )
@@ -89,7 +95,7 @@ def check_optimizer_fit(content: Mapping, parameters: Sequence[Tensor]) -> None:
 
 
 def check_buffers_fit(content: Mapping, model: nn.Module) -> None:
-    """Raise a ValueError unless the buffers that each rank has of its own are the model's."""
+    """Raise a ValueError unless the saved buffers of each rank fit the model."""
     shapes = {name: buffer.shape for name, buffer in floating_buffers(model).items()}
     for own in content.get("ranks", ()):
         saved = [*own["buffers"].items(), *own["ema_buffers"].items()]
@@ -101,7 +107,7 @@ def check_buffers_fit(content: Mapping, model: nn.Module) -> None:
 def _check_progress(progress: dict) -> None:
     _check_fields(progress, Progress(), "progress")
     _require({"epoch", "batch", "step"} <= progress.keys(), "its progress does not say how far it is")
-    _require(progress.get("doublings", 0) <= MOST_DOUBLINGS, "progress.doublings is too large")
+    _require(progress.get("doublings", 0) <= MAX_DOUBLINGS, "progress.doublings is too large")
     for name, value in progress.items():
         _require(not isinstance(value, float) or 0 <= value < math.inf, f"progress.{name} is no time")
     _require(
@@ -115,7 +121,7 @@ def _check_progress(progress: dict) -> None:
 def _check_optimizer(optimizer: dict, name: str) -> None:
     for number, state in _part(optimizer, "state", dict).items():
         _require(_is_count(number) and isinstance(state, dict), "its optimizer's state is none")
-        _require(not state or state.keys() == STATES.get(name), f"its optimizer's state is none of {name}")
+        _require(not state or state.keys() == OPTIMIZER_STATES.get(name), f"its optimizer's state is none of {name}")
         for part, value in state.items():
             is_numbers = isinstance(value, Tensor) and value.is_floating_point()
             _require(is_numbers, f"{part} of its optimizer is no tensor of numbers")
@@ -123,7 +129,7 @@ def _check_optimizer(optimizer: dict, name: str) -> None:
 
 
 def _check_sums(sums: dict, logged: dict, num_classes: int) -> None:
-    """What Sums takes up, and the reading of it that was logged last."""
+    """Check the sums of a MetricAccumulator, and the last logged Snapshot."""
     loss, counts, methods = sums.get("loss"), sums.get("counts"), _part(sums, "methods", dict)
     _require(_is_count(sums.get("images")) and _is_count(sums.get("steps")), "its sums are no counts")
     for name, value in {"loss": loss, "counts": counts, **methods}.items():
@@ -143,7 +149,7 @@ def _check_sums(sums: dict, logged: dict, num_classes: int) -> None:
 
 
 def _check_random(state: Mapping) -> None:
-    """The state of torch's generators, of which that on the CPU says itself whether it is one."""
+    """Check the state of torch's generators; that of the CPU by loading it."""
     try:
         torch.Generator().set_state(state["cpu"].cpu())
     except (KeyError, AttributeError, TypeError, RuntimeError):
@@ -154,7 +160,7 @@ def _check_random(state: Mapping) -> None:
 
 
 def _check_storage(value: Tensor, name: str) -> None:
-    """A view may stretch one number over terabytes."""
+    """Check that a tensor is dense, and no view that stretches one number over terabytes."""
     _require(not value.is_complex(), f"{name} holds complex numbers")
     _require(value.layout == torch.strided and not value.is_meta, f"{name} is no dense tensor")
     _require(
@@ -163,7 +169,7 @@ def _check_storage(value: Tensor, name: str) -> None:
 
 
 def _check_fields(values: Mapping, default: Progress | Snapshot, place: str) -> None:
-    """The values must be fields of the default's class and of their types; counts are not negative."""
+    """Check that the values are fields of the default's class, of their types, and that counts are not negative."""
     known = {field.name: getattr(default, field.name) for field in fields(default)}
     for name, value in values.items():
         _require(name in known, f"{place}.{name} is unknown here; a newer version wrote it")
@@ -188,11 +194,11 @@ def _mapping(content: object, what: str) -> dict:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, float) or (type(value) is int and abs(value) <= LARGEST_COUNT)
+    return isinstance(value, float) or (type(value) is int and abs(value) <= MAX_COUNT)
 
 
 def _require(holds: bool, fault: str) -> None:

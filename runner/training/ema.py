@@ -16,20 +16,19 @@ class Ema:
 
         average <- d * average + (1 - d) * value,    d = min(decay, (1 + t) / (10 + t))
 
-    from the model's values at the time of construction. With `warmup=False`, d = `decay` from the first step. The
-    warm-up is that of the NFNets (Brock et al. 2021, arXiv 2102.06171; in their code it begins with the first step).
+    starting from the model's values. With `warmup=False`, d = `decay` from the first step. The warm-up is that of
+    NFNets (Brock et al. 2021, arXiv 2102.06171).
 
     Floating-point buffers (running statistics) are averaged like parameters, integer buffers copied. `model` is the
-    averaged `nn.Module`: in evaluation mode, without gradients, with the keys of the model itself. What a method sets
-    on modules beside parameters and buffers, as the drop rates of stochastic depth, it brings up to date there in
-    `Method.before_evaluation(ema.model, ...)`.
+    average: in evaluation mode, without gradients, with the same keys. What a method sets on modules besides parameters
+    and buffers, such as the drop rates of stochastic depth, it updates in `Method.before_evaluation(ema.model, ...)`.
 
-    To be made after surgery and after the model has been moved to its device; on resume after its weights are loaded.
-    `decay` and `warmup` are settings, not state. ValueError for a decay outside (0, 1).
+    Create it after surgery and after moving the model to its device. `decay` and `warmup` are not part of the state.
+    ValueError for a decay outside (0, 1).
     """
 
-    # torch's AveragedModel keeps its count in a tensor, which the host would wait for in every step on a GPU, and takes
-    # the model's values after the first step as its start.
+    # torch's AveragedModel keeps its count in a tensor, which needs a device sync in every step, and starts from the
+    # model's values after the first step.
 
     def __init__(self, model: nn.Module, *, decay: float = 0.99999, warmup: bool = True) -> None:
         check("train", ema=decay)
@@ -39,7 +38,7 @@ class Ema:
         self.model = deepcopy(model).requires_grad_(False).eval()
 
     def update(self, model: nn.Module) -> None:
-        """Take in the values of `model` after an optimizer step; the host never waits for its device."""
+        """Update the average after an optimizer step, without a device sync."""
         averages = [*self.model.parameters(), *self.model.buffers()]
         values = [value.detach() for value in (*model.parameters(), *model.buffers())]
         pairs = list(zip(averages, values, strict=True))
@@ -55,11 +54,11 @@ class Ema:
         return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
 
     def state_dict(self) -> dict:
-        """The averages and the number of updates, for a resumed run to go on with the same bits."""
+        """The averages and the number of updates."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict, model: nn.Module) -> None:
-        """Take up what `state_dict` gave; `model`, restored before, tells what methods have set on modules."""
+        """Restore the result of `state_dict`; methods' settings on modules come from `model`, restored before."""
         self.model = deepcopy(model).requires_grad_(False).eval()
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

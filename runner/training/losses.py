@@ -1,4 +1,4 @@
-"""The losses of classification and of segmentation, as tensors that stay on the device."""
+"""The losses of classification and of segmentation."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def dice_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_IND
     classes = targets.masked_fill(~labelled, 0)
     share = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
     share = share.masked_fill(~labelled.unsqueeze(1), 0)
-    # sums by label in the place of one-hot masks, which would be as large as the logits
-    # in float64, since they are added one by one: in float32 a sum of millions stops to grow
+    # sums by label instead of one-hot masks, which would be as large as the logits
+    # in float64: added one by one, a float32 sum of millions stops growing
     zeros, place = share.new_zeros(share.shape[1], dtype=torch.float64), classes.flatten()
     overlap = zeros.scatter_add(0, place, share.gather(1, classes.unsqueeze(1)).flatten().double())
     pixels = zeros.scatter_add(0, place, labelled.flatten().double())

@@ -10,7 +10,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The GPU if there is one, else the CPU; or the one that is named."""
+    """The named device; for "auto" the GPU if there is one, else the CPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device=cuda: torch sees no GPU here. Use train.device=cpu, or auto.")
     if name == "auto":
@@ -19,7 +19,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 class Precision:
-    """Autocast, TF32 and loss scaling. Weights, gradients and the optimizer's state are float32 throughout."""
+    """Autocast, TF32 and loss scaling. Weights, gradients and optimizer state are always float32."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         if name == "auto":
@@ -34,16 +34,16 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """The context for the forward pass."""
+        """The autocast context for the forward pass."""
         if self.name not in DTYPES:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.name])
 
     def channels_last(self, setting: bool | None) -> bool:
-        """Whether images lie in memory channels last: as train.channels_last says, or where it is null, on a GPU."""
+        """Whether to use channels-last memory: `setting`, or if it is None, on a GPU."""
         return self.device.type == "cuda" if setting is None else setting
 
     def set_backends(self) -> None:
-        """Under fp32 round no factors to TF32's 10 bits on CUDA, as torch does in convolutions by default."""
+        """Disable TF32 on CUDA under fp32; torch uses it in convolutions by default."""
         torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
         torch.backends.cudnn.allow_tf32 = self.name != "fp32"

@@ -1,4 +1,4 @@
-"""Probes on the way of a run: when one is due, what it is given, where its result goes."""
+"""Running probes during training: when, on which batches, and where their results go."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from runner.tracking.tracker import Tracker
 
 
 class Probe(NamedTuple):
-    """A probe of a run: the function that measures, how many batches it is given, and its settings.
+    """A probe: its function, the number of batches that it gets, and its settings.
 
-    One without a number of batches is given the run's metrics.jsonl instead, at the end of the run. One with a
-    parameter `loss` or `classifier_weight` is given these too.
+    If `num_batches` is None it gets the run's metrics.jsonl instead, at the end of the run. A function with a parameter
+    `loss` or `classifier_weight` gets these too.
     """
 
     measure: Callable[..., Measurement]
@@ -33,14 +33,13 @@ class Probe(NamedTuple):
 
 
 class Prober:
-    """Measures the model after the optimizer steps `at`, and after each `every_epochs`-th epoch.
+    """Runs `probes`, by name, after the optimizer steps `at` and after each `every_epochs`-th epoch.
 
-    Each of `probes`, by their names, is given the first batches of the first epoch, augmented as in training, the same
-    ones each time. A result is written to `folder` as
-    <probe>.npz and <probe>.png, or <probe>-step<n> where there are several moments; its numbers become a row of metrics
-    with the split "probe". A probe that does not suit the model says so and is left out; the run goes on.
+    A probe always gets the first batches of the first epoch, augmented as in training. Its result goes to `folder` as
+    <probe>.npz and <probe>.png, or <probe>-step<n> if there are several moments, and its numbers to a row of metrics
+    of the split "probe". A probe that does not suit the model is skipped with a warning.
 
-    All ranks measure, on the same batches, since a synchronized batch norm needs them all; the first one writes.
+    All ranks run the probe on the same batches, as a synchronized batch norm needs; rank 0 writes.
     """
 
     def __init__(
@@ -62,15 +61,15 @@ class Prober:
         self.folder = folder
         self.tracker = tracker
         most = max((probe.num_batches for probe in self.probes.values()), default=0)
-        # drawn before training begins, since loader processes are on one epoch at a time
+        # before training: loader workers read one epoch at a time
         self.batches: list[Batch] = list(islice(train_batches.epoch(0), most))
 
     def is_due(self, step: int) -> bool:
-        """Whether there is something to measure after `step` optimizer steps."""
+        """Whether probes run after `step` optimizer steps."""
         return step in self.at
 
     def ends_epoch(self, epoch: int) -> bool:
-        """Whether there is something to measure after epoch number `epoch`, counted from 1."""
+        """Whether probes run after epoch number `epoch`, counted from 1."""
         return self.every_epochs is not None and epoch % self.every_epochs == 0
 
     def measure(
@@ -82,50 +81,50 @@ class Prober:
         left: list[str] | None = None,
         check: Callable[[], object] = lambda: None,
     ) -> None:
-        """Run every probe, or those that are `left`, on the model, which stays as it is.
+        """Run all probes, or those in `left`, on the model, which stays unchanged.
 
-        What is done is taken out of `left`. `check` is called between the batches, and may raise.
+        Removes each from `left` when it is done. `check` is called between batches, and may raise.
         """
         once = len(self.at) == 1 and self.every_epochs is None
         left = list(self.probes) if left is None else left
-        loss = _checked(self.loss, check)
+        loss = _with_check(self.loss, check)
         while left:
             name = left[0]
             probe = self.probes[name]
-            batches = _Checked(self.batches[: probe.num_batches], check)
+            batches = _CheckedBatches(self.batches[: probe.num_batches], check)
             extra = {"loss": loss, "classifier_weight": _classifier_weight(model)}
             asked = extra.keys() & inspect.signature(probe.measure).parameters
             try:
-                with torch.compiler.set_stance("force_eager"):  # else a compiled model would be compiled anew for hooks
-                    found = probe.measure(model, batches, **{key: extra[key] for key in asked}, **probe.settings)
+                with torch.compiler.set_stance("force_eager"):  # else hooks recompile a compiled model
+                    measurement = probe.measure(model, batches, **{key: extra[key] for key in asked}, **probe.settings)
             except ValueError as error:
                 self.tracker.message(f"probe {name}: {error}", "warning")
             else:
-                numbers = {f"{name}/{key}": value for key, value in found.numbers.items()}
+                numbers = {f"{name}/{key}": value for key, value in measurement.numbers.items()}
                 self.tracker.log({"step": step, "epoch": epoch, "split": "probe", **numbers})
-                self._keep(name, found, step=step, file=name if once else f"{name}-step{step}")
+                self._write(name, measurement, step=step, file=name if once else f"{name}-step{step}")
             left.pop(0)
 
     def finish(self, metrics: Path, *, step: int) -> None:
-        """Draw what is made of the run's metrics, if it has come to any."""
+        """Run the probes of the run's metrics, if there are any metrics."""
         for name, probe in self.at_the_end.items():
             if metrics.is_file():
-                self._keep(name, probe.measure(metrics, **probe.settings), step=step, file=name)
+                self._write(name, probe.measure(metrics, **probe.settings), step=step, file=name)
 
-    def _keep(self, name: str, found: Measurement, *, step: int, file: str) -> None:
+    def _write(self, name: str, measurement: Measurement, *, step: int, file: str) -> None:
         if rank() > 0:
             return
         make_folder(self.folder)
-        found.save(self.folder / f"{file}.npz")
+        measurement.save(self.folder / f"{file}.npz")
         if name not in NAMES:  # a probe from outside, which has no figure
             return
         picture = self.folder / f"{file}.png"
-        figure = draw(name, found)
+        figure = draw(name, measurement)
         write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=150))
         self.tracker.figure(name, picture, step=step)
 
 
-class _Checked(list):
+class _CheckedBatches(list):
     """Batches between which `check` is called."""
 
     def __init__(self, batches: Sequence[Batch], check: Callable[[], object]) -> None:
@@ -138,9 +137,9 @@ class _Checked(list):
             yield batch
 
 
-def _checked(loss: Loss, check: Callable[[], object]) -> Loss:
-    """The loss, before which `check` is called: a probe may take it often of one batch."""
-    if is_distributed():  # it might be called within torch's transformations, where ranks cannot speak to each other
+def _with_check(loss: Loss, check: Callable[[], object]) -> Loss:
+    """The loss, with `check` before it: a probe may compute it often for one batch."""
+    if is_distributed():  # no collectives within torch.func transforms
         return loss
 
     def call(*args: Tensor, **options: object) -> Tensor:
@@ -151,7 +150,7 @@ def _checked(loss: Loss, check: Callable[[], object]) -> Loss:
 
 
 def _classifier_weight(model: nn.Module) -> str | None:
-    """The name of the weight that adaptive gradient clipping leaves out."""
+    """The name of the classifier's weight, which adaptive gradient clipping excludes."""
     try:
         classifier = find_classifier(model)
     except ValueError:
