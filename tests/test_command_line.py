@@ -99,6 +99,21 @@ def test_a_subcommand_has_a_help_of_its_own_without_torch(tmp_path, name):
     assert subprocess.run(by_script, cwd=tmp_path, capture_output=True, text=True).stdout == done.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["repport", "a"], "repport: there is no such subcommand. Did you mean report?"),
+        (["nothing"], "nothing: there is no such subcommand. Subcommands: plan, report, compare"),
+        (["--help", "paths.methods=gone"], "paths.methods=gone: there is no such folder."),
+    ],
+)
+def test_a_wrong_subcommand_is_refused(runner, arguments, message):
+    outcome = runner(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"Wrong setting. {message}")
+    assert outcome.err.count("\n") == 1
+
+
 def test_a_subcommand_is_one_in_the_first_place_only(runner):
     assert "report: this is not of the form KEY=VALUE" in runner("norm=agc", "report").err
 

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from runner.config.limits import did_you_mean
+from runner.config.text import SettingError
+
 SUBCOMMANDS = {
     "report": "a report of a sweep or of any runs: HTML, Markdown, CSV, figures",
     "compare": "what differs between runs: settings, code, results",
@@ -15,6 +18,7 @@ SUBCOMMANDS = {
     "describe": "every model's parameters, multiply-adds and activations",
     "workspace": "a W&B workspace of panels for a sweep",
 }
+ALL = f"Subcommands: {', '.join(['plan', *SUBCOMMANDS])}."
 HELP = ("--help", "-h")
 COMPLETION = ("--shell-completion", "-sc")
 
@@ -41,9 +45,15 @@ def answer(arguments: Sequence[str]) -> bool:
             from runner.commands.completion import print_candidates, print_script
 
             print_candidates() if rest[0].startswith("query") else print_script(rest[0], sys.argv[0])
+        elif re.fullmatch("[a-z_]+", first) and first != "plan":
+            raise SettingError(f"{first}: there is no such subcommand. {did_you_mean(first, SUBCOMMANDS) or ALL}")
         else:
             return False
         sys.stdout.flush()
+    except SettingError as error:
+        from runner.config.diagnose import exit_config_error
+
+        exit_config_error(error)
     except BrokenPipeError:  # its reader has what it wants, as in `runner --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush as Python ends
     except KeyboardInterrupt:

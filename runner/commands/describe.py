@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from runner.commands.help import by_number
 from runner.config.extensions import import_builder
 from runner.config.options import CONF, TARGET, option_settings
 from runner.results.number_text import format_count
@@ -23,11 +24,12 @@ def main(arguments: Sequence[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser("runner describe", description=__doc__, epilog=EXAMPLE)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a model, as for model=NAME; all without any")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS")
-    parser.add_argument("--num-classes", type=int, metavar="NUMBER")
+    parser.add_argument("--image-size", type=_positive, metavar="PIXELS")
+    parser.add_argument("--num-classes", type=_positive, metavar="NUMBER")
     options = parser.parse_args(arguments)
 
-    models = {file.stem: file for file in sorted((CONF / "model").glob("*.yaml"))}
+    files = sorted((CONF / "model").glob("*.yaml"), key=lambda file: by_number(file.stem))
+    models = {file.stem: file for file in files}
     for name in options.names:
         if name not in models:
             parser.error(f"{name}: there is no such model; choose of {', '.join(models)}")
@@ -39,7 +41,17 @@ def main(arguments: Sequence[str]) -> None:
         table.add_column(header, justify="left" if header == "model" else "right")
     for name in options.names or models:
         build = import_builder(option_settings("model", name, models[name])[TARGET])
-        size = measure_size(build, image_size=options.image_size, num_classes=options.num_classes)
+        try:
+            size = measure_size(build, image_size=options.image_size, num_classes=options.num_classes)
+        except RuntimeError as error:
+            parser.error(f"{name}: it does not take images of {options.image_size} pixels ({error})")
         counts = (size.parameters, size.multiply_adds, size.activations)
         table.add_row(name, f"{size.image_size} px", *(format_count(count) for count in counts))
     Console(highlight=False).print(table)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

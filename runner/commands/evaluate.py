@@ -34,10 +34,12 @@ EXAMPLE = "example: runner evaluate outputs/runs/NAME --split validation train.d
 def main(arguments: Sequence[str]) -> None:
     """Read the arguments, evaluate, print."""
     parser = argparse.ArgumentParser("runner evaluate", description=__doc__, epilog=EXAMPLE)
-    parser.add_argument("folder", type=Path, help="a run's folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best: chosen on validation")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("overrides", nargs="*", help="as for the runner: dataset=..., train.device=cpu")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for the runner: dataset=..., train.device=cpu"
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         print(evaluate_run(options.folder, options.checkpoint, options.split, options.overrides))

@@ -50,12 +50,13 @@ LARGER = "_paper"  # ends the name of a study with the network and the data of t
 
 def print_help(overrides: Sequence[str]) -> None:
     """Print it; lines are wrapped on a terminal alone, so that others can be searched."""
+    folders = search_folders(add_search_path(overrides))
     is_wrapped = sys.stdout.isatty() or "COLUMNS" in os.environ
     width = shutil.get_terminal_size().columns if is_wrapped else None
     print(HOW_TO_RUN)
     print(f"Subcommands (runner SUBCOMMAND --help says more):\n{_aligned({**PLAN, **SUBCOMMANDS})}\n")
     print("Groups and their options (* takes a list; case, sweep: parts of studies):")
-    for name, options in _groups(search_folders(add_search_path(overrides))):
+    for name, options in _groups(folders):
         line = f"  {name}{'*' if name in LIST_GROUPS else ''}: {', '.join(options)}"
         print("\n".join(wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)) if width else line)
     print(f"\nFlags:\n{_aligned(FLAGS)}\n\n{ABOUT_SETTINGS}", end="")

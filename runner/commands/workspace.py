@@ -27,7 +27,7 @@ EXAMPLE = "example: runner workspace outputs/sweeps/NAME"
 def main(arguments: Sequence[str]) -> None:
     """Read the arguments, build the workspace, save it or write it."""
     parser = argparse.ArgumentParser("runner workspace", description=__doc__, epilog=EXAMPLE)
-    parser.add_argument("folder", type=Path, help="a sweep's folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder")
     parser.add_argument("--project", help="the W&B project; without it the one of the runs")
     parser.add_argument("--entity", help="the W&B user or team; without it the one of the runs, or the account's own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the workspace here, even with an account")

@@ -56,3 +56,11 @@ def test_the_command_prints_a_row_a_model_and_refuses_unknown_ones(capsys):
         main(["resnet51"])
     assert end.value.code == 2
     assert "resnet51: there is no such model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--image-size", "0"], ["--num-classes", "-1"], ["--image-size", "x"]])
+def test_impossible_sizes_are_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err
