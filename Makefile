@@ -35,7 +35,7 @@ describe: setup  ## print every model's parameters, multiply-adds and activation
 	@$(BIN)/python scripts/describe.py $(ARGS)
 
 test: setup  ## run the tests but for the slow ones; ARGS go to pytest
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: setup  ## run the slow tests: processes killed, several devices, launchers
 	@$(BIN)/python -m pytest -m slow $(ARGS)
@@ -47,7 +47,7 @@ torture: setup  ## kill runs, damage their files, mistype commands, fill disks, 
 	@$(BIN)/python scripts/torture.py $(ARGS)
 
 test-minimum: $(MINIMUM)/.installed  ## run the fast tests with the lowest versions that pyproject.toml allows, in .venv-minimum
-	@OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest -n 2 -m "not slow" -p no:cacheprovider $(ARGS)
+	@OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest -n auto --dist worksteal -m "not slow" -p no:cacheprovider $(ARGS)
 
 # each >= of pyproject.toml as ==
 $(MINIMUM)/.installed: pyproject.toml

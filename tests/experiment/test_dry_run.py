@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from runner.config.text import SettingError
+from runner.data import digit_scenes
+from runner.experiment import builders
 from runner.experiment.dry_run import check_values, watched
 from runner.layers.sync_batch_norm import SyncBatchNorm
 from runner.methods import BatchChannelNorm2d, GhostBatchNorm2d
@@ -89,6 +91,16 @@ def test_what_a_step_keeps_is_counted_and_the_module_named():
     model(torch.zeros(2, 3, 5, 5))  # no hook is left
 
 
+@pytest.fixture
+def few_scenes(monkeypatch):
+    """The digit scenes are drawn for each process; fewer take less time."""
+    monkeypatch.setattr(digit_scenes, "NUM_TRAIN", 40)
+    monkeypatch.setattr(digit_scenes, "NUM_TEST", 20)
+    builders._load_data.cache_clear()
+    yield
+    builders._load_data.cache_clear()
+
+
 SCENES = ("dataset=digit_scenes", "model=deeplabv3plus_resnet18")
 
 
@@ -109,7 +121,7 @@ SCENES = ("dataset=digit_scenes", "model=deeplabv3plus_resnet18")
         ([*SCENES, "norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=1"], ["pool", "ghost_batch_size=2"]),
     ],
 )
-def test_a_run_is_refused_before_it_begins(runner, tmp_path, arguments, parts):
+def test_a_run_is_refused_before_it_begins(runner, tmp_path, few_scenes, arguments, parts):
     outcome = runner("wandb.mode=disabled", "train.max_steps=1", *arguments)
     assert outcome.code == 2, outcome.err
     assert len(outcome.err.splitlines()) == 1

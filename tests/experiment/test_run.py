@@ -178,7 +178,8 @@ def test_wandb_has_the_run_offline_with_its_configuration(finished):
 
 
 OPTIONS = [(group, file.stem) for group in ("norm", "regularization") for file in sorted((CONF / group).glob("*.yaml"))]
-ON_NF_RESNET = {"agc": ["model=nf_resnet26"], "stochastic_depth": ["model=nf_resnet26", "norm=[]"]}
+NF_RESNET = ["model=nf_resnet26", "model.width=0.25"]
+ON_NF_RESNET = {"agc": NF_RESNET, "stochastic_depth": [*NF_RESNET, "norm=[]"]}
 # the small model's convolutions and batch norms; of nf_resnet26 2 bottlenecks in each of 4 stages
 COUNTS = dict.fromkeys((*NORMALIZATIONS, "precise_batchnorm", "weight_standardization"), 3)
 COUNTS |= {"stochastic_depth": 8, "dropout": 1}
@@ -286,8 +287,8 @@ def test_a_warning_of_the_surgery_is_one_line(small, tmp_path, monkeypatch):
     load_run(tmp_path / "outputs/runs/run")  # warnings are errors here
 
 
-def test_batchnorm_on_a_model_without_it_is_said_and_names_no_run(tiny, tmp_path):
-    outcome = tiny("model=nf_resnet26", "norm=[batchnorm,agc]", "train.max_steps=1")
+def test_batchnorm_on_a_model_without_it_is_said_and_names_no_run(small, tmp_path):
+    outcome = small(*NF_RESNET, "norm=[batchnorm,agc]", "train.max_steps=1")
     assert outcome.code == 0, outcome.err
     assert "batchnorm: no batch norm in the model" in outcome.out
     assert [path.name for path in (tmp_path / "outputs/runs").iterdir()] == ["random-nf_resnet26-agc"]
