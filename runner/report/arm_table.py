@@ -12,8 +12,8 @@ from runner.results.arms import Arm, Axis, Spread
 from runner.results.measures import is_test, label, scale
 from runner.results.number_text import format_measure
 
-ALWAYS = ("validation/score", "test/score", "throughput/images_per_second")
-BEST = "★"
+STANDARD_MEASURES = ("validation/score", "test/score", "throughput/images_per_second")
+BEST_SIGN = "★"
 MANY_IMAGES = 2000  # with as many, one image is less than 0.05 %, so a second decimal of a percentage has a meaning
 
 
@@ -23,15 +23,15 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     A measure without any value gets no column. A star marks the arm with the best mean on the validation split, among
     those whose runs all have a value.
     """
-    names = list({label(name, score): name for name in [*ALWAYS, *measures]}.values())
+    names = list({label(name, score): name for name in [*STANDARD_MEASURES, *measures]}.values())
     names = [name for name in names if any(arm.spread(name).values for arm in arms)]
-    names = sorted(names, key=lambda name: name in ALWAYS)
+    names = sorted(names, key=lambda name: name in STANDARD_MEASURES)
     best = best_arm(arms)
     columns = ["", *(axis.key for axis in axes), *(label(name, score) for name in names), "runs", "status"]
     digits = {name: decimals(arms, name) for name in names}
     rows = [
         (
-            BEST if arm is best else "",
+            BEST_SIGN if arm is best else "",
             *(axis.title(arm.settings[axis.key]) for axis in axes),
             *(_cell(arm, name, digits[name]) for name in names),
             str(len(arm.runs)),
@@ -44,7 +44,7 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     notes = ["Mean ± standard deviation over the seeds; in brackets how many have a value, where some have none."]
     if best:
         where = "test split, which stands in for validation" if best.runs[0].on_test else "validation split"
-        notes.append(f"{BEST} best mean on the {where}, among the arms whose runs all have a value.")
+        notes.append(f"{BEST_SIGN} best mean on the {where}, among the arms whose runs all have a value.")
     if any(run.on_test for arm in arms for run in arm.runs):
         notes.append("Where the test split stood in for validation, the validation score was chosen on the test split.")
     return Table(tuple(columns), tuple(rows), frozenset(numeric), " ".join(notes))

@@ -53,7 +53,7 @@ main > figure img { min-width: var(--least); }
 @media print { a { color: inherit; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """
 LEAST_SHARE = 0.39  # of a figure's width; below it the figure scrolls, since its letters would be too small
-LONG = 40  # characters; longer cells get more room
+LONG_CELL = 40  # characters; longer cells get more room
 
 
 def as_html(document: doc.Document) -> str:
@@ -108,9 +108,9 @@ def _table_cell(cell: doc.Cell, is_number: bool) -> str:
     elif isinstance(cell, doc.Code | doc.Mark):
         kind = "one-line"
     elif isinstance(cell, doc.Link):
-        kind = "path" if len(cell.text) > LONG else "text"
+        kind = "path" if len(cell.text) > LONG_CELL else "text"
     else:
-        kind = "text long" if len(cell if isinstance(cell, str) else cell.text) > LONG else "text"
+        kind = "text long" if len(cell if isinstance(cell, str) else cell.text) > LONG_CELL else "text"
     return f'<td class="{kind}">{_cell(cell)}</td>'
 
 

@@ -66,7 +66,7 @@ def _cell(cell: doc.Cell) -> str:
 def _text(text: str) -> str:
     """`text` on one line, with a backslash before each special character."""
     escaped = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^([-+]|\d+[.)])(?=\s|$)", lambda found: f"{found[1][:-1]}\\{found[1][-1]}", escaped)
+    return re.sub(r"^([-+]|\d+[.)])(?=\s|$)", lambda match: f"{match[1][:-1]}\\{match[1][-1]}", escaped)
 
 
 def _code(text: str) -> str:

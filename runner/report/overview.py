@@ -55,25 +55,27 @@ def _start(run: Run) -> datetime | None:
     return start if start.tzinfo else None
 
 
-def _hardware(found: dict) -> str:
-    if found.get("gpu"):
-        return f"{found.get('num_gpus') or 1} x {found['gpu']}"
-    if not found.get("cpu"):
+def _hardware(hardware: dict) -> str:
+    if hardware.get("gpu"):
+        return f"{hardware.get('num_gpus') or 1} x {hardware['gpu']}"
+    if not hardware.get("cpu"):
         return ""
     counts = (
-        f"{found[name]} {name if found[name] != 1 else name[:-1]}" for name in ("cores", "threads") if name in found
+        f"{hardware[name]} {name if hardware[name] != 1 else name[:-1]}"
+        for name in ("cores", "threads")
+        if name in hardware
     )
-    return ", ".join([str(found["cpu"]), *counts])
+    return ", ".join([str(hardware["cpu"]), *counts])
 
 
-def _code(found: dict) -> str:
-    if not found.get("commit"):
+def _code(git: dict) -> str:
+    if not git.get("commit"):
         return ""
-    return f"commit {str(found['commit'])[:12]}" + " with changes that were not committed" * bool(found.get("dirty"))
+    return f"commit {str(git['commit'])[:12]}" + " with changes that were not committed" * bool(git.get("dirty"))
 
 
-def _versions(found: dict) -> str:
-    return ", ".join(f"{name} {found[name]}" for name in VERSIONS if name in found)
+def _versions(versions: dict) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions)
 
 
 def _each(facts: object) -> str:

@@ -50,37 +50,39 @@ def probe_figure(name: str, arms: Sequence[Arm]) -> tuple[Figure | None, list[st
     """The arms' last measurements of the probe `name` over one another, None without any; and a sentence for each
     file that cannot be drawn.
     """
-    files = {run.folder: _last(run.folder, name) for arm in arms for run in arm.runs}
+    measurements = {run.folder: _last(run.folder, name) for arm in arms for run in arm.runs}
     try:
-        return _drawn(name, arms, files), []
+        return _drawn(name, arms, measurements), []
     except Exception:  # some file does not have what the probe measures; find out which
-        odd = [folder for folder, found in files.items() if found and not _is_drawable(name, found)]
+        odd = [folder for folder, measured in measurements.items() if measured and not _is_drawable(name, measured)]
         if not odd:
             raise
     notes = [f"{folder}: what its probe {name} left cannot be drawn." for folder in odd]
-    return _drawn(name, arms, {folder: None if folder in odd else found for folder, found in files.items()}), notes
+    return _drawn(
+        name, arms, {folder: None if folder in odd else measured for folder, measured in measurements.items()}
+    ), notes
 
 
-def _drawn(name: str, arms: Sequence[Arm], files: Mapping[Path, Measurement | None]) -> Figure | None:
-    with_seeds = [(arm.label, [seed for run in arm.runs if (seed := files[run.folder])]) for arm in arms]
-    found = [(label, seeds) for label, seeds in with_seeds if seeds]
-    if not found:
+def _drawn(name: str, arms: Sequence[Arm], measurements: Mapping[Path, Measurement | None]) -> Figure | None:
+    with_seeds = [(arm.label, [seed for run in arm.runs if (seed := measurements[run.folder])]) for arm in arms]
+    labelled = [(label, seeds) for label, seeds in with_seeds if seeds]
+    if not labelled:
         return None
     try:
-        return draw(name, found)
+        return draw(name, labelled)
     except ValueError:  # the seeds of an arm were measured at different layers
-        return draw(name, [(f"{label} (first seed)", seeds[:1]) for label, seeds in found])
+        return draw(name, [(f"{label} (first seed)", seeds[:1]) for label, seeds in labelled])
 
 
-def _is_drawable(name: str, found: Measurement) -> bool:
+def _is_drawable(name: str, measurement: Measurement) -> bool:
     try:
-        draw(name, found)
+        draw(name, measurement)
     except Exception:  # a forged file may lack anything; `probe_figure` reports it
         return False
     return True
 
 
-def odd_probes(folder: Path) -> list[str]:
+def unreadable_probes(folder: Path) -> list[str]:
     """A sentence for each probe file of the run that cannot be read."""
     readers = [(file.path, Measurement.load) for file in probe_files(folder, "npz")]
     readers += [(file.path, read_bytes) for file in probe_files(folder, "png")]

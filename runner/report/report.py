@@ -21,7 +21,7 @@ from runner.report.document import Block, Document, Gallery, Heading, Paragraph,
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
 from runner.report.overview import overview
-from runner.report.probe_figures import curves_figure, odd_probes, own_pictures, probe_figure, probe_names
+from runner.report.probe_figures import curves_figure, own_pictures, probe_figure, probe_names, unreadable_probes
 from runner.report.results_csv import write_results_csv
 from runner.report.run_table import reason_table, run_link, run_table
 from runner.report.sweep_figure import figure_caption, sweep_figure
@@ -162,7 +162,7 @@ class Report:
             yield from self.results()
             yield from self.curves()
             yield from self.probes()
-        yield from self.odd_files()
+        yield from self.damaged_files()
         yield Heading("Every run")
         yield run_table(self.runs, self.into, self.score)
         yield from self.without_result()
@@ -196,30 +196,34 @@ class Report:
         yield arm_table(self.axes, self.arms, self.sweep.measures, self.score)
 
     def curves(self) -> Iterator[Block]:
-        if figure := curves_figure(self.shown):
+        if figure := curves_figure(self.drawn_arms):
             yield Heading("Learning curves")
-            yield self.picture(figure, "learning_curves", "Loss and score by epoch", self.few)
+            yield self.picture(figure, "learning_curves", "Loss and score by epoch", self.drawn_arms_note)
 
     def probes(self) -> Iterator[Block]:
-        for name in probe_names(self.shown):
+        for name in probe_names(self.drawn_arms):
             title = name.replace("_", " ").capitalize()
             yield Heading(title)
-            figure, notes = probe_figure(name, self.shown)
+            figure, notes = probe_figure(name, self.drawn_arms)
             yield from (Paragraph(note, is_note=True) for note in notes)
             if figure:
-                yield self.picture(figure, f"probe_{name}", f"{title}, the arms over one another", self.few)
-            found = [(arm, own_pictures(name, arm)) for arm in self.shown]
-            if sum(len(paths) for _, paths in found) > MOST_PICTURES:
-                found = [(arm, paths[-1:]) for arm, paths in found]
-            shown = [self.own_picture(path, arm) for arm, paths in found for path in paths]
+                yield self.picture(figure, f"probe_{name}", f"{title}, the arms over one another", self.drawn_arms_note)
+            by_arm = [(arm, own_pictures(name, arm)) for arm in self.drawn_arms]
+            if sum(len(paths) for _, paths in by_arm) > MOST_PICTURES:
+                by_arm = [(arm, paths[-1:]) for arm, paths in by_arm]
+            shown = [self.own_picture(path, arm) for arm, paths in by_arm for path in paths]
             pictures = [picture for picture in shown if picture is not None]
             if pictures and len(self.runs) > 1:
                 yield Paragraph("Each arm's first seed:", is_note=True)
                 yield Gallery(tuple(pictures))
 
-    def odd_files(self) -> Iterator[Block]:
+    def damaged_files(self) -> Iterator[Block]:
         """The files that are damaged or not as the run wrote them."""
-        rows = [(run_link(run, self.into), note) for run in self.runs for note in (*run.notes, *odd_probes(run.folder))]
+        rows = [
+            (run_link(run, self.into), note)
+            for run in self.runs
+            for note in (*run.notes, *unreadable_probes(run.folder))
+        ]
         if rows:
             yield Heading("Files that are odd")
             yield Table(("run", "what"), tuple(rows))
@@ -234,12 +238,12 @@ class Report:
                 yield reason_table(runs, self.into)
 
     @cached_property
-    def shown(self) -> list[Arm]:
+    def drawn_arms(self) -> list[Arm]:
         """The arms in figures with many lines."""
         return best_arms(self.arms, "validation/score", MOST_ARMS)
 
     @property
-    def few(self) -> str:
+    def drawn_arms_note(self) -> str:
         total = len(self.arms)
         return f"The {MOST_ARMS} best of {total} arms by their validation score." if total > MOST_ARMS else ""
 

@@ -13,7 +13,7 @@ from runner.results.runs import Run
 
 LONGEST_REASON = 400
 MOST_UNFOLDED = 24  # rows
-NONE = "-"
+ABSENT = "-"
 
 
 def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
@@ -25,9 +25,9 @@ def run_table(runs: Sequence[Run], into: Path, score: str) -> Table:
         split: [_percent(run.number(f"{split}/score") if run.status == "completed" else None) for run in runs]
         for split in ("validation", "test")
     }
-    scores = {split: texts for split, texts in scores.items() if set(texts) != {NONE}}
+    scores = {split: texts for split, texts in scores.items() if set(texts) != {ABSENT}}
     rows = tuple(
-        (run_link(run, into), run.status, NONE if run.seed is None else str(run.seed), *own, _command(run))
+        (run_link(run, into), run.status, ABSENT if run.seed is None else str(run.seed), *own, _command(run))
         for run, *own in zip(runs, *scores.values(), strict=True)
     )
     columns = ("run", "status", "seed", *(f"{split} {score} (%)" for split in scores), "command")
@@ -49,7 +49,7 @@ def run_link(run: Run, into: Path) -> Link:
 
 
 def _percent(share: float | None) -> str:
-    return NONE if share is None else format_measure(100 * share, 2)
+    return ABSENT if share is None else format_measure(100 * share, 2)
 
 
 def _command(run: Run) -> Cell:
@@ -58,7 +58,7 @@ def _command(run: Run) -> Cell:
     if isinstance(recorded, str) and recorded:
         return Code(recorded)
     if not (run.summary or run.overrides):
-        return NONE
+        return ABSENT
     return Code(shlex.join(["python", "-m", "runner", *run.overrides]))
 
 

@@ -190,17 +190,17 @@ def _dots(arms: Sequence[Arm], name: str, title: str, *, in_order: bool) -> Figu
     factor = scale(name)
     colour = line_style(0)["color"]
     for row, arm in enumerate(shown):
-        found = arm.spread(name)
-        if math.isnan(found.mean):
+        spread = arm.spread(name)
+        if math.isnan(spread.mean):
             axes.plot(0.02, row, "x", color=line_style(1)["color"], markersize=8, transform=axes.get_yaxis_transform())
             axes.text(0.045, row, _missing(arm), va="center", fontsize=9, transform=axes.get_yaxis_transform())
             continue
-        if len(found.values) > 1:
-            axes.plot(np.array(found.values) * factor, [row] * len(found.values), "o", color=colour, alpha=0.3, mew=0)
-        if not math.isnan(found.deviation):
-            ends = np.array(_bar(found)).reshape(2, 1) * factor
-            axes.errorbar(found.mean * factor, row, xerr=ends, fmt="none", ecolor=colour, capsize=4, elinewidth=1.5)
-        axes.plot(found.mean * factor, row, "D", color=colour, markersize=6)
+        if len(spread.values) > 1:
+            axes.plot(np.array(spread.values) * factor, [row] * len(spread.values), "o", color=colour, alpha=0.3, mew=0)
+        if not math.isnan(spread.deviation):
+            ends = np.array(_bar(spread)).reshape(2, 1) * factor
+            axes.errorbar(spread.mean * factor, row, xerr=ends, fmt="none", ecolor=colour, capsize=4, elinewidth=1.5)
+        axes.plot(spread.mean * factor, row, "D", color=colour, markersize=6)
     axes.set_yticks(range(len(shown)), [_cut(arm.label) + _of(arm, name) for arm in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(title)

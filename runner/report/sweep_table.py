@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runner.report.arm_table import BEST, arm_table
+from runner.report.arm_table import BEST_SIGN, arm_table
 from runner.report.console_table import WIDTH, console_table, print_table, varied_overrides
 from runner.results.arms import arms_of, common_overrides
 from runner.results.metrics import SCORES
@@ -105,7 +105,7 @@ def _print_arms(runs: Sequence[Run], sweep: SweepRecord, console: Console, plain
     """Print the means over the seeds as the report has them, at most 80 columns wide on a terminal."""
 
     def text(cell: object) -> str:
-        return ascii_line(str(cell).replace("±", "+-").replace(BEST, "*")) if plain else str(cell)
+        return ascii_line(str(cell).replace("±", "+-").replace(BEST_SIGN, "*")) if plain else str(cell)
 
     content = arm_table(*arms_of(runs, sweep), sweep.measures, score_title(runs))
     table = console_table("Over the seeds", plain=plain)

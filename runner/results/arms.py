@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from runner.config.text import canonical, to_override
 from runner.results.measures import measure
-from runner.results.runs import NOT_COMPARED, Run, SweepRecord
+from runner.results.runs import NOT_IN_ARM, Run, SweepRecord
 from runner.results.statistics import t_interval
 
 ABSENT = ""  # the value of a setting that a run does not have at all, such as agc.clip without agc
@@ -104,7 +104,7 @@ def arms_of(runs: Sequence[Run], sweep: SweepRecord | None = None) -> tuple[list
     """
     runs = [run for run in runs if run.overrides or run.summary]
     sweep = sweep or SweepRecord()
-    swept = {key: values for key, values in sweep.axes.items() if key not in NOT_COMPARED}
+    swept = {key: values for key, values in sweep.axes.items() if key not in NOT_IN_ARM}
     axis_values = {}
     for key in dict.fromkeys([*swept, *(key for run in runs for key in run.arm)]):
         used = [_value(run, key) for run in runs]

@@ -19,7 +19,7 @@ from runner.results.runs import Run, read_run
 ABSENT = "-"
 NOT_COMPARED = ("name", "resume", "sweep", "wandb", "paths.outputs")  # where a run lies and how it is watched
 PROVENANCE = ("git", "versions", "hardware")  # the compared parts; command and time always differ
-RESULTS = {  # kind and name of each number, by its title
+NUMBERS = {  # kind and name of each number, by its title
     "best epoch": ("text", "validation/epoch"),
     "best validation loss": ("loss", "validation/loss"),
     "test loss (of best.pt)": ("loss", "test/loss"),
@@ -168,7 +168,7 @@ def _results(runs: Sequence[Run]) -> tuple[Measured, ...]:
             f"test {SCORES[score]} (of best.pt)": ("share", f"test/{score}"),
             f"test {SCORES[score]} (last weights)": ("share", f"last/{score}"),
         }
-    titles |= RESULTS
+    titles |= NUMBERS
     titles |= {f"changed by {name}": ("count", f"methods/{name}") for run in runs for name in run.section("methods")}
     rows += [Measured(title, kind, tuple(run.number(name) for run in runs)) for title, (kind, name) in titles.items()]
     return tuple(row for row in rows if any(value is not None for value in row.values))

@@ -31,7 +31,7 @@ def learning_curves(path: str | os.PathLike[str]) -> Measurement:
     by_split: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_split[row["split"]].append(row)
-    arrays = {f"{split}/{name}": column for split, found in by_split.items() for name, column in _columns(found)}
+    arrays = {f"{split}/{name}": column for split, of_split in by_split.items() for name, column in _columns(of_split)}
     score = score_of(*rows) or ""
     numbers = {
         **_best(arrays.get(f"validation/{score}"), arrays.get("validation/epoch")),

@@ -20,7 +20,7 @@ from pathlib import Path
 from runner.files.atomic import open_unlinked
 from runner.files.readers import is_there
 
-FILE = ".lock"
+LOCK_FILE = ".lock"
 TRY_SECONDS, PAUSE_SECONDS = 0.1, 0.02  # `is_held` in another process takes the lock for a moment
 
 _held: dict[str, _Lock] = {}  # by the folder's real path
@@ -74,7 +74,7 @@ def hold(folder: Path, *, wait_seconds: float = 0, signed: bool = True) -> Itera
             if key in _held:  # a forked child, which holds nothing, may leave the block too
                 _held[key].count -= 1
                 if _held[key].count == 0:
-                    _held.pop(key).release(Path(key, FILE))
+                    _held.pop(key).release(Path(key, LOCK_FILE))
 
 
 def sign(folder: Path) -> None:
@@ -91,7 +91,7 @@ def is_held(folder: Path) -> bool:
         if os.path.realpath(folder) in _held:
             return True
         try:
-            descriptor = os.open(Path(folder) / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(Path(folder) / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:  # no file, or a link, which no run creates
             return False
         try:
@@ -108,8 +108,8 @@ def is_held(folder: Path) -> bool:
 def _locked(folder: Path, wait_seconds: float) -> _Lock:
     end = time.monotonic() + max(wait_seconds, TRY_SECONDS)
     while True:
-        is_new = not is_there(folder / FILE)
-        descriptor = open_unlinked(folder / FILE, os.O_RDWR | os.O_CREAT)
+        is_new = not is_there(folder / LOCK_FILE)
+        descriptor = open_unlinked(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,7 +122,7 @@ def _locked(folder: Path, wait_seconds: float) -> _Lock:
             os.close(descriptor)
             raise
         else:
-            if _is_file(descriptor, folder / FILE):
+            if _is_file(descriptor, folder / LOCK_FILE):
                 return _Lock(descriptor, is_new)
             os.close(descriptor)  # its process has removed the file meanwhile
 

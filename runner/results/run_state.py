@@ -11,7 +11,7 @@ from runner.results.number_text import format_share
 from runner.results.run_lock import is_held
 
 TO_DO, RUNNING, INTERRUPTED, FAILED = "to do", "running", "interrupted", "failed"
-BEGUN = ("record.json", "overrides.yaml")  # files that show that a run has begun; older versions wrote the second
+START_FILES = ("record.json", "overrides.yaml")  # files that show that a run has begun; older versions wrote the second
 RESULTS = ("completed", "diverged")  # the statuses of a run that has nothing left to do
 
 
@@ -57,6 +57,6 @@ def read_state(folder: Path, *, taken: bool | None = None) -> RunState:
     summary = read_summary(folder)
     if isinstance(summary.get("status"), str):
         return RunState(summary["status"], 0 if summary["status"] in RESULTS else last_step(folder), summary)
-    if any(is_there(folder / name) for name in BEGUN):
+    if any(is_there(folder / name) for name in START_FILES):
         return RunState(INTERRUPTED, last_step(folder))
     return RunState(TO_DO)

@@ -18,8 +18,8 @@ from runner.results.run_state import INTERRUPTED, RUNNING
 
 UNREADABLE = "unreadable"
 RUN_FILES = (SUMMARY, METRICS, CONFIG, RECORD)  # a folder with one of these holds a run
-NOT_COMPARED = ("seed", "name", "resume")  # keys in which repetitions of one arm may differ
-NODES_NOT_COMPARED = ("wandb", "paths", "sweep")
+NOT_IN_ARM = ("seed", "name", "resume")  # keys in which repetitions of one arm may differ
+NODES_NOT_IN_ARM = ("wandb", "paths", "sweep")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Run:
         return {
             key: canonical(value)
             for key, value in self.settings.items()
-            if key not in NOT_COMPARED and key.partition(".")[0] not in NODES_NOT_COMPARED
+            if key not in NOT_IN_ARM and key.partition(".")[0] not in NODES_NOT_IN_ARM
         }
 
     def number(self, name: str) -> float | None:
