@@ -44,9 +44,9 @@ def normalize(
     partial = matrix.new_empty((2, bands.count, bands.splits, bands.channels), dtype=torch.float32)
     mean, var, invstd = matrix.new_empty((3, bands.count, bands.channels), dtype=torch.float32).unbind()
     with torch.cuda.device_of(x):
-        _moments_of_splits[bands.grid](matrix, partial, *bands.arguments(), **bands.constants)
+        _moments_of_splits[bands.grid](matrix, partial, *bands.arguments, **bands.constants)
         _normalize_splits[bands.grid](
-            matrix, result, partial, mean, var, invstd, weight, bias, *bands.arguments(), eps, **bands.constants
+            matrix, result, partial, mean, var, invstd, weight, bias, *bands.arguments, eps, **bands.constants
         )
     return mean, var, invstd
 
@@ -64,10 +64,10 @@ def gradient(
     sums = matrix.new_empty((2, bands.count, bands.channels), dtype=torch.float32)
     with torch.cuda.device_of(x):
         _gradient_sums_of_splits[bands.grid](
-            matrix, grad_matrix, partial, mean, invstd, *bands.arguments(), **bands.constants
+            matrix, grad_matrix, partial, mean, invstd, *bands.arguments, **bands.constants
         )
         _gradient_of_splits[bands.grid](
-            matrix, grad_matrix, result, partial, sums, mean, invstd, weight, *bands.arguments(), **bands.constants
+            matrix, grad_matrix, result, partial, sums, mean, invstd, weight, *bands.arguments, **bands.constants
         )
     return sums.sum(1).unbind()
 
@@ -78,23 +78,21 @@ class _Bands:
     def __init__(self, matrix: Tensor, x: Tensor, sizes: list[int]) -> None:
         self.channels = matrix.shape[1]
         positions = x.shape[2:].numel()
-        self.rows, self.last_rows = sizes[0] * positions, sizes[-1] * positions
+        rows, last_rows = sizes[0] * positions, sizes[-1] * positions
         self.count = len(sizes)
         block_channels = min(BLOCK_CHANNELS, triton.next_power_of_2(self.channels))
         blocks = triton.cdiv(self.channels, block_channels)
-        longest = max(self.rows, self.last_rows)
+        longest = max(rows, last_rows)
         wanted = triton.cdiv(PROGRAMS_PER_PROCESSOR * _num_processors(matrix.device), self.count * blocks)
         self.splits = min(wanted, MOST_SPLITS, triton.cdiv(longest, 4 * BLOCK_ROWS))
         self.grid = (self.splits, blocks, self.count)
+        self.arguments = (rows, last_rows, self.channels)
         self.constants = {
             "BLOCK_ROWS": BLOCK_ROWS,
             "BLOCK_CHANNELS": block_channels,
             "SPLIT_BLOCK": SPLIT_BLOCK,
             "num_warps": NUM_WARPS,
         }
-
-    def arguments(self) -> tuple[int, int, int]:
-        return self.rows, self.last_rows, self.channels
 
 
 def _num_processors(device: torch.device) -> int:

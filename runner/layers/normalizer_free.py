@@ -65,7 +65,7 @@ class NormalizerFreeBlock(nn.Module):
     `stochastic_depth` is None at first; a `StochasticDepth` there gates the branch before the skip gain.
     """
 
-    def __init__(self, beta: float, alpha: float, activation: str) -> None:
+    def __init__(self, beta: float = 1.0, alpha: float = 0.2, activation: str = "relu") -> None:
         super().__init__()
         self.beta = beta
         self.alpha = alpha

@@ -67,6 +67,11 @@ def cached_standardized_weights(model: nn.Module) -> Iterator[None]:
         )
 
 
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether the input channels of a convolution's weight are last in memory."""
+    return not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
+
+
 def _same(one: Tensor, other: Tensor) -> Tensor:
     """Whether all values are equal, or both NaN, as a tensor: the host does not wait for a GPU."""
     return torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all()

@@ -6,16 +6,26 @@ import warnings
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from runner.config.limits import check, did_you_mean
 from runner.layers.execution_order import execution_order
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d
-from runner.layers.standardize import standardize
-from runner.layers.standardized_conv import StandardizedConv
+from runner.layers.standardized_conv import StandardizedConv, is_channels_last
 from runner.layers.surgery import CONVOLUTIONS, nothing_to_change, replace_modules
 from runner.methods.method import Method
 from runner.methods.norm_replacement import was_trained
+
+
+def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """W_hat = (W - mean) / sqrt(var + eps) for each output filter (Qiao et al. 2019, arXiv 1903.10520).
+
+    `weight` is (out, in / groups, *kernel) in any memory format, which stays; var is biased.
+    """
+    if is_channels_last(weight):
+        return standardize(weight.movedim(1, -1), eps).movedim(-1, 1)
+    return F.layer_norm(weight, weight.shape[1:], eps=eps)
 
 
 class _StdConv(StandardizedConv):

@@ -30,21 +30,12 @@ class NFResBlock(NormalizerFreeBlock):
     The branch is 1x1 to out_channels / 4, 3x3 with the stride, 1x1; with `se` its output is multiplied by
     2 * SqueezeExcite. The shortcut is x, or in a transition block (where the stride or the number of channels changes)
     a strided 1x1 convolution of a, in the module `shortcut`. All convolutions are `ScaledStdConv2d` with TensorFlow's
-    SAME padding. See `NormalizerFreeBlock` for beta, alpha, the skip gain and the place of stochastic depth.
+    SAME padding. See `NormalizerFreeBlock` for the settings beta, alpha and activation, the skip gain and the
+    place of stochastic depth.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        beta: float = 1.0,
-        alpha: float = 0.2,
-        activation: str = "relu",
-        se: bool = False,
-    ) -> None:
-        super().__init__(beta, alpha, activation)
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, se: bool = False, **settings) -> None:
+        super().__init__(**settings)
         width = out_channels // 4
         self.conv0 = ScaledStdConv2d(in_channels, width, 1, padding="same")
         self.conv1 = ScaledStdConv2d(width, width, 3, stride=stride, padding="same")

@@ -54,21 +54,14 @@ class NFBlock(NormalizerFreeBlock):
     conv0 is 1x1 to out_channels / 2, conv1 (with the stride) and conv1b are 3x3 in groups of 128 channels, conv2 is
     1x1. The shortcut is x, or in a transition block (where the stride or the number of channels changes) a 1x1
     convolution of a, after a 2x2 average pool if there is a stride, in the module `shortcut`. All convolutions are
-    `ScaledStdConv2d` with TensorFlow's SAME padding. See `NormalizerFreeBlock` for beta, alpha, the skip gain and the
-    place of stochastic depth.
+    `ScaledStdConv2d` with TensorFlow's SAME padding. See `NormalizerFreeBlock` for the settings beta and alpha, the
+    skip gain and the place of stochastic depth.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        beta: float = 1.0,
-        alpha: float = 0.2,
-        activation: str = "gelu",
+        self, in_channels: int, out_channels: int, *, stride: int = 1, activation: str = "gelu", **settings
     ) -> None:
-        super().__init__(beta, alpha, activation)
+        super().__init__(activation=activation, **settings)
         groups = max(1, out_channels // 2 // GROUP_WIDTH)
         width = groups * GROUP_WIDTH
         self.conv0 = ScaledStdConv2d(in_channels, width, 1, padding="same")

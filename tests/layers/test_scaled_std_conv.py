@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from runner.layers.same_padding import SamePadConv2d
-from runner.layers.scaled_std_conv import ScaledStdConv2d
-from runner.layers.standardize import scaled_standardize, standardize
+from runner.layers.scaled_std_conv import ScaledStdConv2d, scaled_standardize
+from runner.methods.weight_standardization import standardize
 
 
 def reference(weight, gain, eps=1e-4):
