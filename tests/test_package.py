@@ -1,5 +1,6 @@
 """What a user installs: the wheel with its settings, pinned versions, the targets of make."""
 
+import ast
 import os
 import re
 import shutil
@@ -98,6 +99,20 @@ def test_every_requirement_is_pinned_within_its_bounds():
         version = pinned.get(canonicalize_name(requirement.name))
         assert version is not None, requirement
         assert version in requirement.specifier, requirement
+
+
+def test_every_package_that_is_imported_is_a_requirement():
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "hydra": "hydra-core"}
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    extras = {"wandb_workspaces", "hydra_plugins", "triton"}  # triton comes with torch for CUDA
+    imported = set()
+    for path in (ROOT / "runner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported |= {module.partition(".")[0] for module in modules}
+    imported -= {*sys.stdlib_module_names, *extras, "runner", ""}
+    assert {names.get(name, name) for name in imported} <= declared
 
 
 @pytest.mark.parametrize(("name", "version"), [("torch", "2.11.0"), ("torchvision", "0.26.0")])
