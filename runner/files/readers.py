@@ -18,6 +18,7 @@ from typing import IO
 
 import yaml
 
+PNG_SIGNATURE, PNG_HEADER_BYTES = b"\x89PNG\r\n\x1a\n", 24  # up to the width and height
 LARGEST_TEXT = 2**26  # bytes of a JSON or YAML file
 LARGEST_LOG = 2**30  # bytes of a metrics.jsonl
 LARGEST_ARRAYS = 2**30  # bytes of the arrays in an .npz file
@@ -60,6 +61,14 @@ def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_TEXT) -> 
             raise Unreadable(path, f"it cannot be read ({error.strerror or error})") from None
     if len(content) > largest:
         raise Unreadable(path, f"it is larger than {largest // 2**20} MiB")
+    return content
+
+
+def read_png(path: str | os.PathLike[str]) -> bytes:
+    """The content of a PNG file. Raises Unreadable, also for a file that does not begin as one."""
+    content = read_bytes(path)
+    if not content.startswith(PNG_SIGNATURE) or len(content) < PNG_HEADER_BYTES:
+        raise Unreadable(path, "it is no PNG file")
     return content
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from runner.figures import NAMES, draw
-from runner.files.readers import Unreadable, read_bytes
+from runner.files.readers import Unreadable, read_png
 from runner.results.arms import Arm
 from runner.results.learning_curves import learning_curves
 from runner.results.measurement import Measurement
@@ -85,7 +85,7 @@ def _is_drawable(name: str, measurement: Measurement) -> bool:
 def unreadable_probes(folder: Path) -> list[str]:
     """A sentence for each probe file of the run that cannot be read."""
     readers = [(file.path, Measurement.load) for file in probe_files(folder, "npz")]
-    readers += [(file.path, read_bytes) for file in probe_files(folder, "png")]
+    readers += [(file.path, read_png) for file in probe_files(folder, "png")]
     notes = []
     for path, read in readers:
         try:

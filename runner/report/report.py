@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from runner.claims.verdict import Verdict, judge
 from runner.figures.arms import COLOURS
 from runner.files.atomic import CannotWrite, write_atomically
-from runner.files.readers import Unreadable, is_there, read_bytes, read_text
+from runner.files.readers import Unreadable, is_there, read_png, read_text
 from runner.report.arm_table import arm_table
 from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture, Table
 from runner.report.html import as_html
@@ -257,7 +257,7 @@ class Report:
     def own_picture(self, path: Path, arm: Arm) -> Picture | None:
         """A picture that a run drew, in its place; None if it cannot be read."""
         try:
-            content = read_bytes(path)
+            content = read_png(path)
         except Unreadable:
             return None
         caption = f"{arm.label}: {path.stem}"
