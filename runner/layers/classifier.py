@@ -42,8 +42,8 @@ def _search(module: nn.Module) -> nn.Module | None:
         return module
     get_classifier = getattr(module, "get_classifier", None)
     if get_classifier is not None:
-        found = get_classifier()
-        return _search(found) if isinstance(found, nn.Module) else None
+        classifier = get_classifier()
+        return _search(classifier) if isinstance(classifier, nn.Module) else None
     children = {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
     if not children:
         return None

@@ -199,12 +199,12 @@ def _clipped_parameters(
         named = [("", entry) if isinstance(entry, Tensor) else entry for entry in entries]
     for entry in exclude:
         if isinstance(entry, str):
-            left_out |= _called(entry, named, "exclude")
+            left_out |= _members_of(entry, named, "exclude")
     own_clips: dict[int, float] = {}
     for name, own_clip in sorted((groups or {}).items(), key=lambda item: len(str(item[0]))):
         if own_clip not in LIMITS["agc"]["clip"]:
             raise ValueError(f"agc.groups.{name}={own_clip}: {LIMITS['agc']['clip']}.")
-        members = _called(name, named, "groups")
+        members = _members_of(name, named, "groups")
         if members <= left_out:
             raise ValueError(
                 f"agc.groups.{name}={own_clip}: nothing in it is clipped, being the classifier's weight or named in "
@@ -235,16 +235,16 @@ def _classifier_weight(model: nn.Module, required: bool) -> set[int]:
     return {id(parameter) for name, parameter in classifier.named_parameters() if name != "bias"}
 
 
-def _called(name: str, named: Sequence[tuple[str, Tensor]], setting: str) -> set[int]:
+def _members_of(name: str, named: Sequence[tuple[str, Tensor]], setting: str) -> set[int]:
     """The ids of the parameters whose name, or its last part, is `name`, or that lie in the module `name`."""
     name = str(name)
-    found = {
+    members = {
         id(parameter)
         for full, parameter in named
         if name in (full, full.rpartition(".")[2]) or full.startswith(f"{name}.")
     }
-    if not found:
+    if not members:
         names = list(dict.fromkeys(part for full, _ in named for part in accumulate(full.split("."), "{}.{}".format)))
         hint = did_you_mean(name, names) if any(names) else "Names need a model, or (name, tensor) pairs."
         raise ValueError(f"agc.{setting}: no parameter or module is called {name!r}. {hint}".rstrip())
-    return found
+    return members

@@ -62,14 +62,6 @@ class PreciseBatchNorm(Method):
     """`estimate_batchnorm_statistics` before each evaluation, over the first `num_batches` micro-batches of the epoch.
 
     A shorter epoch is used once. The images are augmented as in training, but not mixed.
-
-    >>> import torch
-    >>> from torch import nn
-    >>> from runner.methods.precise_batchnorm import PreciseBatchNorm
-    >>> model, images = nn.Sequential(nn.BatchNorm2d(3)), torch.ones(4, 3, 8, 8)
-    >>> PreciseBatchNorm(num_batches=2).before_evaluation(model, lambda: iter([images, 3 * images, 9 * images]))
-    >>> model[0].running_mean
-    tensor([2., 2., 2.])
     """
 
     counted = "batch norms with measured statistics"

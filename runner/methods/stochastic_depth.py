@@ -180,33 +180,29 @@ def apply_stochastic_depth(
 
 
 def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn.Module]:
+    classes = _classes_of_blocks(model)
     if target_layer_name is None:
         blocks = [module for module in model.modules() if _calls_its_gate(module) or is_torchvision_block(type(module))]
         if not blocks:
             raise ValueError(
                 "stochastic_depth: the model has no residual block: looked for torchvision's BasicBlock and Bottleneck "
                 "and for modules with an attribute stochastic_depth. Name the class of its blocks with "
-                f"stochastic_depth.target_layer_name; found: {', '.join(_composites(model)) or 'none'}."
+                f"stochastic_depth.target_layer_name; found: {', '.join(classes) or 'none'}."
             )
         return blocks
     names = {type(module).__name__ for module in model.modules()}
     name = target_layer_name if target_layer_name in names else ALIASES.get(target_layer_name, target_layer_name)
     blocks = [module for module in model.modules() if type(module).__name__ == name]
-    if blocks and not any(list(block.children()) for block in blocks):
+    if not any(list(block.children()) for block in blocks):
+        fault = "that is a single layer, not a residual block" if blocks else "the model has no block of that class"
         raise ValueError(
-            f"stochastic_depth.target_layer_name={target_layer_name}: that is a single layer, not a residual block; "
-            f"found: {', '.join(_composites(model)) or 'none'}."
-        )
-    if not blocks:
-        found = _composites(model)
-        raise ValueError(
-            f"stochastic_depth.target_layer_name={target_layer_name}: the model has no block of that class; "
-            f"found: {', '.join(found) or 'none'}. {did_you_mean(target_layer_name, found)}".rstrip()
+            f"stochastic_depth.target_layer_name={target_layer_name}: {fault}; found: {', '.join(classes) or 'none'}. "
+            f"{did_you_mean(target_layer_name, classes)}".rstrip()
         )
     return blocks
 
 
-def _composites(model: nn.Module) -> list[str]:
+def _classes_of_blocks(model: nn.Module) -> list[str]:
     """The class names of the modules that contain others, as blocks do."""
     modules = [module for module in model.modules() if module is not model and next(module.children(), None)]
     return sorted({type(module).__name__ for module in modules} - {"Sequential", "ModuleList", "ModuleDict"})

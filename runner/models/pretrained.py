@@ -205,15 +205,15 @@ def _read(path: Path) -> object:
 def _state_dict(loaded: object, source: str | Path) -> dict[str, Tensor]:
     """The state dict in a file's content, without the prefixes of wrappers."""
     entries = loaded.items() if isinstance(loaded, Mapping) else ()
-    found = {key: value for key, value in entries if _is_state_dict(value)}
+    dicts = {key: value for key, value in entries if _is_state_dict(value)}
     if _is_state_dict(loaded):
         tensors = loaded
-    elif known := [key for key in STATE_DICTS if key in found]:
-        tensors = found[known[0]]
-    elif len(found) == 1:
-        [tensors] = found.values()
+    elif known := [key for key in STATE_DICTS if key in dicts]:
+        tensors = dicts[known[0]]
+    elif len(dicts) == 1:
+        [tensors] = dicts.values()
     else:
-        several = f"it has several, {', '.join(map(str, found))}" if found else "neither by itself nor under a key"
+        several = f"it has several, {', '.join(map(str, dicts))}" if dicts else "neither by itself nor under a key"
         raise ValueError(
             f"model.pretrained={source}: this file holds no state dict that could be meant, {several}; give one that "
             "torch.save(model.state_dict(), FILE) wrote."

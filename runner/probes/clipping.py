@@ -90,12 +90,12 @@ def _left_out(model: nn.Module, exclude: Sequence[str]) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     left_out = set()
     for entry in exclude:
-        found = {name for name in names if name == entry or name.startswith(f"{entry}.")}
-        if not found:
+        matching = {name for name in names if name == entry or name.startswith(f"{entry}.")}
+        if not matching:
             close = nearest(entry, {*names, *(name.rpartition(".")[0] for name in names)} - {""}, 3)
             raise ValueError(
                 f"clipping: exclude={entry}: a {type(model).__name__} has no parameter or module of that name. "
                 f"Choose from {', '.join(close or names[:3])}."
             )
-        left_out |= found
+        left_out |= matching
     return left_out

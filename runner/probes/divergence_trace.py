@@ -93,17 +93,17 @@ def _measure(
     model: nn.Module, layers: dict[str, nn.Module], batch: Batch, loss: Loss
 ) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
     """The loss, and the channels' means and variances, layer after layer; of a layer's first run if it runs twice."""
-    found: dict[nn.Module, tuple[np.ndarray, np.ndarray]] = {}
+    moments: dict[nn.Module, tuple[np.ndarray, np.ndarray]] = {}
 
     def note(module: nn.Module, _: object, out: Tensor) -> None:
-        if module not in found:
-            found[module] = channel_moments(out)
+        if module not in moments:
+            moments[module] = channel_moments(out)
 
     with preserve_state(model), torch.no_grad():
         for layer in layers.values():
             layer.register_forward_hook(note)
         value = batch_loss(model, batch, loss).item()
-    means, variances = zip(*(found[layer] for layer in layers.values()), strict=True)
+    means, variances = zip(*(moments[layer] for layer in layers.values()), strict=True)
     return value, (np.concatenate(means), np.concatenate(variances))
 
 

@@ -54,7 +54,7 @@ def gradient_terms(
     for name, module in chosen.items():
         if not isinstance(module, CONVOLUTIONS):
             raise ValueError(f"layer={name}: a {type(module).__name__} is not a convolution. Choose one.")
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in chosen}
+    sums_of: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in chosen}
     with preserve_state(model):
         use_batch_statistics(model)
         model.requires_grad_(True)
@@ -66,9 +66,9 @@ def gradient_terms(
                     raise ValueError(f"layer={name}: runs {len(runs)} times in a forward. Choose one that runs once.")
             gradients = torch.autograd.grad(value, [runs[0][1] for runs in watched.values()])
             for (name, runs), gradient in zip(watched.items(), gradients, strict=True):
-                found[name].append(_sums(chosen[name], runs.pop()[0], gradient, chunk_size))
+                sums_of[name].append(_sums(chosen[name], runs.pop()[0], gradient, chunk_size))
     rows = []
-    for pairs in found.values():
+    for pairs in sums_of.values():
         a, b = (torch.stack(sums) for sums in zip(*pairs, strict=True))
         has_terms = a > 0
         rows.append((a.mean(), b.mean(), a.mean() / b.mean(), (a[has_terms] / b[has_terms]).median()))

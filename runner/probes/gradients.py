@@ -37,8 +37,8 @@ def loss_and_gradients(model: nn.Module, batch: Batch, loss: Loss) -> tuple[floa
     parameters = trained_parameters(model)
     value = batch_loss(model, batch, loss)
     gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    found = zip(parameters, gradients, strict=True)
-    return value.item(), {name: gradient for name, gradient in found if gradient is not None}
+    by_name = zip(parameters, gradients, strict=True)
+    return value.item(), {name: gradient for name, gradient in by_name if gradient is not None}
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,16 +17,16 @@ def convolutions(model: nn.Module) -> dict[str, nn.Module]:
     A shortcut is a module named `downsample` or `shortcut`: its convolutions do not count as a ResNet's layers.
     Raises ValueError if there is none.
     """
-    found = {
+    by_name = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, CONVOLUTIONS) and not set(name.split(".")) & set(SHORTCUTS)
     }
-    if not found:
+    if not by_name:
         raise ValueError(
             f"probe: looked for convolutions in a {type(model).__name__} and found none. Choose another model or probe."
         )
-    return found
+    return by_name
 
 
 def layers_by_depth(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:

@@ -61,7 +61,7 @@ def signal_propagation(
             )
         stem, outputs, branches = _record(model, list(names), listed(batches))
     blocks = list(outputs)
-    avg_sq_mean, avg_var = np.array([np.mean(found, axis=0) for found in (stem, *outputs.values())]).T
+    avg_sq_mean, avg_var = np.array([np.mean(averages, axis=0) for averages in (stem, *outputs.values())]).T
     of_branches = [np.mean(branches[block], axis=0)[1] if branches[block] else np.nan for block in blocks]
     expected_stem = blocks[0].beta ** 2 if _is_normalizer_free(blocks[0]) else np.nan
     arrays = {

@@ -58,7 +58,7 @@ def train_eval_discrepancy(model: nn.Module, batches: Iterable[Batch], loss: Los
             rows["kl_divergence"].append((train_log.exp() * (train_log - eval_log)).sum(1).mean().item())
             rows["changed_predictions"].append((train.argmax(1) != evaluation.argmax(1)).double().mean().item())
     layers = list(distances[0])
-    distance = np.array([[found[name] for name in layers] for found in distances])
+    distance = np.array([[of_batch[name] for name in layers] for of_batch in distances])
     arrays = {name: np.array(values) for name, values in rows.items()}
     numbers = {name: float(values.mean()) for name, values in arrays.items()}
     numbers["loss_difference"] = numbers["loss_running_statistics"] - numbers["loss_batch_statistics"]
