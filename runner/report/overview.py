@@ -60,12 +60,8 @@ def _hardware(hardware: dict) -> str:
         return f"{hardware.get('num_gpus') or 1} x {hardware['gpu']}"
     if not hardware.get("cpu"):
         return ""
-    counts = (
-        f"{hardware[name]} {name if hardware[name] != 1 else name[:-1]}"
-        for name in ("cores", "threads")
-        if name in hardware
-    )
-    return ", ".join([str(hardware["cpu"]), *counts])
+    counts = [(hardware[name], name) for name in ("cores", "threads") if name in hardware]
+    return ", ".join([str(hardware["cpu"]), *(f"{n} {name if n != 1 else name[:-1]}" for n, name in counts)])
 
 
 def _code(git: dict) -> str:

@@ -58,9 +58,7 @@ def probe_figure(name: str, arms: Sequence[Arm]) -> tuple[Figure | None, list[st
         if not odd:
             raise
     notes = [f"{folder}: what its probe {name} left cannot be drawn." for folder in odd]
-    return _drawn(
-        name, arms, {folder: None if folder in odd else measured for folder, measured in measurements.items()}
-    ), notes
+    return _drawn(name, arms, measurements | dict.fromkeys(odd)), notes
 
 
 def _drawn(name: str, arms: Sequence[Arm], measurements: Mapping[Path, Measurement | None]) -> Figure | None:

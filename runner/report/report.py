@@ -219,11 +219,8 @@ class Report:
 
     def damaged_files(self) -> Iterator[Block]:
         """The files that are damaged or not as the run wrote them."""
-        rows = [
-            (run_link(run, self.into), note)
-            for run in self.runs
-            for note in (*run.notes, *unreadable_probes(run.folder))
-        ]
+        notes = [(run, note) for run in self.runs for note in (*run.notes, *unreadable_probes(run.folder))]
+        rows = [(run_link(run, self.into), note) for run, note in notes]
         if rows:
             yield Heading("Files that are odd")
             yield Table(("run", "what"), tuple(rows))

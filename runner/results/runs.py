@@ -162,9 +162,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> SweepRecord:
             raise Unreadable(path, "names: each axis must have a mapping of values to names")
     except Unreadable as error:
         raise ValueError(f"{error}. {remedy}") from None
-    texts = {
-        key: None if (text := record.get(key)) is None else str(text) for key in ("command", "title", "source", "about")
-    }
+    texts = {key: str(record[key]) for key in ("command", "title", "source", "about") if record.get(key) is not None}
     return SweepRecord(
         **texts,
         axes={str(key): _texts(values) for key, values in (record.get("axes") or {}).items()},
