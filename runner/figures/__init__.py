@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from runner.figures.arms import Measured
+    from runner.figures.drawing import Measured
 
 NAMES = (
     "learning_curves",
@@ -38,6 +38,6 @@ def draw(name: str, arms: Measured) -> Figure:
     """
     if name not in NAMES:
         raise ValueError(f"figure={name}: there is no probe of that name. Choose from {', '.join(NAMES)}.")
-    from runner.figures.arms import labelled  # on demand: matplotlib is slow to import
+    from runner.figures.drawing import labelled  # on demand: matplotlib is slow to import
 
     return importlib.import_module(f"runner.figures.{name}").figure(labelled(arms))

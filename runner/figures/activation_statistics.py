@@ -7,22 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import (
-    Arms,
-    draw_band,
-    layer_axis,
-    legend_below,
-    line_style,
-    over_seeds,
-    seeds_note,
-    set_y_scale,
-)
+from runner.figures import drawing
 from runner.results.measurement import Measurement
 
 PANELS = {"mean": "|mean| of a channel", "std": "standard deviation of a channel"}
 
 
-def figure(arms: Arms) -> Figure:
+def figure(arms: drawing.Arms) -> Figure:
     """|mean| and std of the channels against depth: the median over models, with a band from smallest to largest.
 
     The models of all seeds are pooled; the slope is the mean of theirs.
@@ -33,20 +24,20 @@ def figure(arms: Arms) -> Figure:
         values = [_of_models(seeds, name) for _, seeds in arms]
         for index, ((arm, seeds), of_models) in enumerate(zip(arms, values, strict=True)):
             depth = seeds[0].arrays["depth"]
-            style = line_style(index) | ({"markersize": 0} if len(depth) > 40 else {})
-            draw_band(axes, depth, of_models, style=style, label=f"{arm}: {_slope(seeds)}".removeprefix(": "))
-        set_y_scale(axes, values)
+            style = drawing.line_style(index) | ({"markersize": 0} if len(depth) > 40 else {})
+            drawing.draw_band(axes, depth, of_models, style=style, label=f"{arm}: {_slope(seeds)}".removeprefix(": "))
+        drawing.set_y_scale(axes, values)
         axes.set(xlabel="convolution, in the order of execution", ylabel=label)
-        layer_axis(axes)
-    note = seeds_note((len(of_models) for of_models in values), of="models")
+        drawing.layer_axis(axes)
+    note = drawing.seeds_note([("", of_models) for of_models in values], of="models")
     drawn.suptitle(f"Activations by depth: the convolutions' outputs, averaged over channels{note}")
-    legend_below(drawn, panels[1])
+    drawing.legend_below(drawn, panels[1])
     return drawn
 
 
 def _of_models(seeds: Sequence[Measurement], name: str) -> np.ndarray:
     """The array `name` of all models of all seeds, (models, layers)."""
-    return np.concatenate(over_seeds(seeds, name))
+    return np.concatenate(drawing.over_seeds(seeds, name))
 
 
 def _slope(seeds: Sequence[Measurement]) -> str:

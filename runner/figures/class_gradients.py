@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, first_seeds, median_and_range, numbers_of
+from runner.figures import drawing
 
 
-def figure(arms: Arms) -> Figure:
+def figure(arms: drawing.Arms) -> Figure:
     """Heat maps of B dL/dz, an arm a column: above the first batch, below the average; light is positive.
 
     Of several seeds the maps are the first one's, and the share of the most frequent prediction has the range of all.
     """
-    shares = [median_and_range(numbers_of(seeds, "most_frequent_share"), ".0%") for _, seeds in arms]
-    arms = first_seeds(arms)
+    shares = [drawing.median_and_range(drawing.numbers_of(seeds, "most_frequent_share"), ".0%") for _, seeds in arms]
+    arms = drawing.first_seeds(arms)
     drawn = Figure(figsize=(1 + 3.4 * len(arms), 7), layout="constrained")
     panels = drawn.subplots(2, len(arms), squeeze=False)
     for name, row in zip(("gradient", "mean_gradient"), panels, strict=True):

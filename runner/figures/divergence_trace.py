@@ -9,25 +9,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, first_seeds, layer_axis, line_style, numbers_of, set_y_scale
+from runner.figures import drawing
 from runner.results.measurement import Measurement
 
 MOST_LINES = 6
 
 
-def figure(arms: Arms) -> Figure:
+def figure(arms: drawing.Arms) -> Figure:
     """Channel means (above) and variances (below) by layer; a column an arm, a line a record, dark lines late ones.
 
     Of several seeds the lines are the first one's, and the title counts those that diverged.
     """
-    verdicts = [_verdict(numbers_of(seeds, "diverged_after")) for _, seeds in arms]
-    arms = first_seeds(arms)
+    verdicts = [_verdict(drawing.numbers_of(seeds, "diverged_after")) for _, seeds in arms]
+    arms = drawing.first_seeds(arms)
     figure = Figure(figsize=(1.5 + 4.5 * len(arms), 6.5), layout="constrained")
     grid = figure.subplots(2, len(arms), squeeze=False, sharey="row")
     for column, ((label, measured), verdict) in enumerate(zip(arms, verdicts, strict=True)):
         for axes, name in zip(grid[:, column], ("mean", "variance"), strict=True):
             _draw_records(axes, measured, name)
-            set_y_scale(axes, [measured.arrays[name] for _, measured in arms])
+            drawing.set_y_scale(axes, [measured.arrays[name] for _, measured in arms])
         grid[0][column].set_title(f"{label}\n{verdict}".lstrip(), fontsize=10)
         grid[1][column].set_xlabel("convolution, in the order of execution")
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3, "frameon": False}
@@ -54,6 +54,6 @@ def _draw_records(axes: Axes, measured: Measurement, name: str) -> None:
         shade = str(0.75 * (1 - index / max(1, len(records) - 1)))
         done, loss = measured.arrays["progress"][record], measured.arrays["loss"][record]
         shown = np.where(np.isfinite(values[record]), values[record], np.nan)
-        style = line_style(index) | {"color": shade, "markevery": max(1, len(layers) // 10)}
+        style = drawing.line_style(index) | {"color": shade, "markevery": max(1, len(layers) // 10)}
         axes.plot(layers, shown, **style, label=f"{done:.3g} ({loss:.3g})")
-    layer_axis(axes)
+    drawing.layer_axis(axes)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, draw_band, layer_axis, legend_below, line_style, seeds_note
+from runner.figures import drawing
 from runner.results.measurement import Measurement
 from runner.results.metrics import SCORES
 
@@ -16,7 +16,7 @@ LOG_SCALE_RATIO = 1e3  # of losses; above it their axis is logarithmic
 SPLITS = {"train": {"linestyle": "--", "fillstyle": "none"}, "validation": {"linestyle": "-", "fillstyle": "full"}}
 
 
-def figure(arms: Arms) -> Figure:
+def figure(arms: drawing.Arms) -> Figure:
     """Loss and score by epoch, training dashed and validation solid; a colour and marker for each arm.
 
     Of several seeds the median of those that reached the epoch, with a band from smallest to largest; a cross marks a
@@ -27,7 +27,7 @@ def figure(arms: Arms) -> Figure:
     for index, (label, seeds) in enumerate(arms):
         for axes, name in ((left, "loss"), (right, _score(seeds))):
             for split, look in SPLITS.items():
-                style = line_style(index) | look
+                style = drawing.line_style(index) | look
                 _draw_curve(axes, seeds, split, name, style=style, label=f"{label} {split}".lstrip())
     score = " or ".join(dict.fromkeys(SCORES.get(_score(seeds), "score") for _, seeds in arms))
     left.set(xlabel="epoch", ylabel="loss (nats for cross-entropy)", title="Loss")
@@ -36,11 +36,11 @@ def figure(arms: Arms) -> Figure:
     if drawn.size and np.nanmax(drawn) > LOG_SCALE_RATIO * np.nanmin(drawn) > 0:
         left.set_yscale("log")
     for axes in (left, right):
-        layer_axis(axes)
+        drawing.layer_axis(axes)
     shown = "lines: medians, bands: smallest to largest, crosses: a seed ended early"
-    if note := seeds_note((len(seeds) for _, seeds in arms), shown):
+    if note := drawing.seeds_note(arms, shown):
         figure.suptitle(note.strip(), fontsize=10)
-    legend_below(figure, left)
+    drawing.legend_below(figure, left)
     return figure
 
 
@@ -63,7 +63,7 @@ def _draw_curve(
     epochs = np.array(sorted(set().union(*curves)))
     values = np.array([[curve.get(epoch, np.nan) for epoch in epochs] for curve in curves])
     every = max(1, len(epochs) // 12)
-    draw_band(axes, epochs, values, style=style | {"markevery": every}, label=label)
+    drawing.draw_band(axes, epochs, values, style=style | {"markevery": every}, label=label)
     for curve in values:
         [finite] = np.isfinite(curve).nonzero()
         if len(curves) > 1 and len(finite) and finite[-1] < len(epochs) - 1:

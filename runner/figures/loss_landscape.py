@@ -5,26 +5,26 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import Arms, draw_band, legend_below, line_style, over_seeds, seeds_note
+from runner.figures import drawing
 
 TOP = 3e3
 
 
-def figure(arms: Arms) -> Figure:
+def figure(arms: drawing.Arms) -> Figure:
     """Relative loss against step size on log scales; a line for each batch, a style for each arm.
 
     Of several seeds all batches are pooled: the median, with a band from the smallest to the largest.
     """
-    relative = [np.concatenate(over_seeds(seeds, "relative_loss")) for _, seeds in arms]
+    relative = [np.concatenate(drawing.over_seeds(seeds, "relative_loss")) for _, seeds in arms]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(1, color="0.4", linewidth=0.8)
     for index, ((label, seeds), losses) in enumerate(zip(arms, relative, strict=True)):
         steps = seeds[0].arrays["step_size"]
         shown = np.minimum(losses, 10 * TOP)  # an infinity would end the line within the axes
-        style = line_style(index) | {"markevery": (index * 2, max(1, len(steps) // 10)), "linewidth": 1.4}
+        style = drawing.line_style(index) | {"markevery": (index * 2, max(1, len(steps) // 10)), "linewidth": 1.4}
         for place, lines in enumerate([shown] if len(seeds) > 1 else shown[:, None]):
-            draw_band(axes, steps, lines, style=style, label=label if place == 0 else "")
+            drawing.draw_band(axes, steps, lines, style=style, label=label if place == 0 else "")
     lowest = min(float(np.nanmin(losses, initial=1.0)) for losses in relative)
     axes.set(xscale="log", yscale="log", ylim=(max(lowest, 1e-3) * 0.8, TOP))
     ends = np.array([seeds[0].arrays["step_size"][[0, -1]] for _, seeds in arms])
@@ -32,8 +32,8 @@ def figure(arms: Arms) -> Figure:
     axes.set_xlabel("step size along the gradient (learning rate)")
     axes.set_ylabel("loss after the step / loss before")
     shown = "lines: medians over their batches, bands: smallest to largest"
-    note = seeds_note((len(seeds) for _, seeds in arms), shown)
+    note = drawing.seeds_note(arms, shown)
     axes.set_title(f"Which gradient steps improve the loss (below 1){note}")
     axes.grid(alpha=0.3)
-    legend_below(figure, axes)
+    drawing.legend_below(figure, axes)
     return figure

@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from runner.figures.arms import (
-    Arms,
-    draw_band,
-    layer_axis,
-    legend_below,
-    line_style,
-    over_seeds,
-    seeds_note,
-    set_y_scale,
-)
+from runner.figures import drawing
 
 PANELS = {
     "avg_sq_mean": "average squared channel mean",
@@ -23,7 +14,7 @@ PANELS = {
 }
 
 
-def figure(arms: Arms) -> Figure:
+def figure(arms: drawing.Arms) -> Figure:
     """The three measures by block, a line for each arm; crosses are the expectation for normalizer-free nets.
 
     Of several seeds the median, with a band from smallest to largest.
@@ -31,17 +22,19 @@ def figure(arms: Arms) -> Figure:
     drawn = Figure(figsize=(12, 4), layout="constrained")
     panels = drawn.subplots(1, 3, sharex=True)
     for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
-        measured = [np.array(over_seeds(seeds, name)) for _, seeds in arms]
+        measured = [np.array(drawing.over_seeds(seeds, name)) for _, seeds in arms]
         for index, ((arm, _), values) in enumerate(zip(arms, measured, strict=True)):
-            draw_band(axes, range(values.shape[1]), values, style=line_style(index), label=arm or "measured")
+            drawing.draw_band(
+                axes, range(values.shape[1]), values, style=drawing.line_style(index), label=arm or "measured"
+            )
         expected = [seeds[0].arrays.get(f"expected_{name}", np.full(1, np.nan)) for _, seeds in arms]
         distinct = {values.tobytes(): values for values in expected if np.isfinite(values).any()}
         for values in distinct.values():
             axes.plot(values, label="expected of a normalizer-free net", color="grey", ls="none", marker="x")
-        set_y_scale(axes, [*measured, *expected])
+        drawing.set_y_scale(axes, [*measured, *expected])
         axes.set(xlabel="residual block (0: after the stem)", ylabel=label)
-        layer_axis(axes)
-    note = seeds_note(len(seeds) for _, seeds in arms)
+        drawing.layer_axis(axes)
+    note = drawing.seeds_note(arms)
     drawn.suptitle(f"Signal propagation: activations after the stem and each residual block{note}")
-    legend_below(drawn, panels[1])
+    drawing.legend_below(drawn, panels[1])
     return drawn

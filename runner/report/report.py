@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from runner.claims.verdict import Verdict, judge
-from runner.figures.arms import COLOURS
+from runner.figures.drawing import COLOURS
 from runner.files.atomic import CannotWrite, write_atomically
 from runner.files.readers import Unreadable, is_there, read_png, read_text
 from runner.report.arm_table import arm_table

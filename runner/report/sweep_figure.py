@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runner.figures.arms import COLOURS, legend_below, line_style
+from runner.figures.drawing import COLOURS, legend_below, line_style
 from runner.report.arm_table import decimals, mean_text
 from runner.results.arms import Arm, Axis, Spread, best_arms, direction, label, rank
 from runner.results.measures import scale

@@ -84,9 +84,9 @@ def draw_band(axes: Axes, x: np.ndarray | range, values: np.ndarray, *, style: d
         axes.fill_between(x, low, high, facecolor=fill, edgecolor=edge, **dashes)
 
 
-def seeds_note(counts: Iterable[int], shown: str = LINES_AND_BANDS, *, of: str = "seeds") -> str:
+def seeds_note(arms: Arms, shown: str = LINES_AND_BANDS, *, of: str = "seeds") -> str:
     """A last line for a title that says what is shown of how many seeds; "" if no arm has several."""
-    counts = sorted(set(counts))
+    counts = sorted({len(seeds) for _, seeds in arms})
     if counts[-1] == 1:
         return ""
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from runner.figures.arms import (
+from runner.figures.drawing import (
     draw_band,
     first_seeds,
     labelled,
@@ -44,9 +44,10 @@ def test_median_and_range(values, text):
 
 
 def test_the_note_says_how_many_seeds_there_are():
-    assert seeds_note([1, 1]) == ""
-    assert seeds_note([3, 3], "dots") == "\n3 seeds; dots"
-    assert seeds_note([3, 1, 2], "dots") == "\n1 to 3 seeds; dots"
+    one, two, three = (("", [None] * count) for count in (1, 2, 3))
+    assert seeds_note([one, one]) == ""
+    assert seeds_note([three, three], "dots") == "\n3 seeds; dots"
+    assert seeds_note([three, one, two], "dots") == "\n1 to 3 seeds; dots"
 
 
 def test_a_band_is_of_the_values_that_are_finite():
