@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from runner.distributed import signals
 from runner.results.metrics import read_rows
@@ -96,8 +97,9 @@ def test_while_statistics_are_measured_for_an_evaluation(goes_on):
         pytest.param("probe_every_epochs=3", 12, marks=pytest.mark.slow),
     ],
 )
-def test_while_it_probes(goes_on, when, step):
+def test_while_it_probes(goes_on, monkeypatch, when, step):
     """The second of two probes is broken off: it is made up for, and the first is not run again."""
+    monkeypatch.setattr("runner.training.probing.draw", lambda *_: Figure())  # to draw takes longer than to train
 
     def disturb(patch):
         module = importlib.import_module("runner.probes.gradient_histogram")
