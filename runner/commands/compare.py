@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs' folders, two or more")
     options = parser.parse_args(arguments)
     try:
-        found = compare(options.folders)
+        comparison = compare(options.folders)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-    print_comparison(found)
+    print_comparison(comparison)

@@ -57,23 +57,23 @@ def candidates(line: str) -> list[str]:
     before = words[program + 1 :]
     command = before[0] if before and before[0] in SUBCOMMANDS else None
     if before and before[-1] in AFTER:
-        found: Iterable[str] = AFTER[before[-1]]
+        offered: Iterable[str] = AFTER[before[-1]]
     elif last.startswith("-"):
-        found = OPTIONS[command] if command else FLAGS
+        offered = OPTIONS[command] if command else FLAGS
     elif command == "describe":
-        found = options_in("model", [CONF])
+        offered = options_in("model", [CONF])
     elif command and "=" not in last:
-        found = _folders(FOLDERS[command], "outputs")
+        offered = _folders(FOLDERS[command], "outputs")
     elif last.startswith("resume="):
         outputs = [word.partition("=")[2] for word in before if word.startswith("paths.outputs=")]
         runs = _folders(RUNS, outputs[-1] if outputs else "outputs")
         names = [Path(run).name for run in runs if last != "resume="]
-        found = [f"resume={run}" for run in [*runs, *names]]
+        offered = [f"resume={run}" for run in [*runs, *names]]
     else:
-        found = complete_override(last, before)
+        offered = complete_override(last, before)
         if not before:
-            found = [*SUBCOMMANDS, "plan", *found]
-    return sorted({word for word in found if word.startswith(last)}, key=by_number)
+            offered = [*SUBCOMMANDS, "plan", *offered]
+    return sorted({word for word in offered if word.startswith(last)}, key=by_number)
 
 
 def _folders(patterns: Iterable[str], outputs: str) -> list[str]:

@@ -88,12 +88,12 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     model.to(precision.device)
     batches = data.evaluation_batches(split, batch_size=data.evaluation_batch_size, device=precision.device)
     try:
-        found = evaluate(model, batches, precision, task_of(data, config.train))
+        result = evaluate(model, batches, precision, task_of(data, config.train))
     except DataFault as error:
         raise SystemExit(f"{data.name} {split}: {error}") from None  # exit code 1
-    *scores, loss = found.metrics.items()
+    *scores, loss = result.metrics.items()
     shares = ", ".join(f"{SCORES.get(name, name.replace('_', ' '))} {100 * share:.2f} %" for name, share in scores)
-    return f"{data.name} {split}, {found.num_images:,} images, {checkpoint}.pt: {shares}, loss {loss[1]:.4f}"
+    return f"{data.name} {split}, {result.num_images:,} images, {checkpoint}.pt: {shares}, loss {loss[1]:.4f}"
 
 
 def as_asked(composed: Settings, settings: Settings, asked: Collection[str]) -> Settings:
