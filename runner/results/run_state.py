@@ -17,7 +17,7 @@ RESULTS = ("completed", "diverged")  # the statuses of a run that has nothing le
 
 @dataclass(frozen=True)
 class RunState:
-    """`status` is "to do", "running", "completed", "diverged", "failed" or "interrupted", also by a sudden death.
+    """The state of a run: "to do", "running", "completed", "diverged", "failed" or "interrupted" (also if killed).
 
     `step` is the last recorded one; `summary` is the content of summary.json.
     """

@@ -216,7 +216,7 @@ def _resolved(folder: Path) -> tuple[dict, tuple[str, ...]]:
 
 
 def _rows_missing(folder: Path, summary: dict) -> list[str]:
-    """A sentence if metrics.jsonl cannot be read or lacks rows that the run wrote."""
+    """A sentence if metrics.jsonl cannot be read or lacks rows of the run."""
     expected = summary.get("rows")
     if not isinstance(expected, int):
         return []
