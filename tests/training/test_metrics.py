@@ -1,3 +1,5 @@
+"""Sums of loss, counts and metrics: their means, what came between two readings, the state of a checkpoint."""
+
 import math
 
 import pytest
