@@ -91,15 +91,7 @@ class Trainer:
         self.schedule.restart(self.progress)
         self.stop = GracefulStop(single_process=not is_distributed())
         self.validate = Validation(
-            model,
-            ema,
-            methods,
-            train_batches,
-            validation_batches,
-            plan.accumulation_steps,
-            precision,
-            task,
-            self.stop,
+            model, ema, methods, train_batches, validation_batches, plan.accumulation_steps, precision, task, self.stop
         )
 
     @property
