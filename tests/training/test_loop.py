@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner import load_run, models
+from runner import load_run
 from runner.data.random import random
 from runner.methods import estimate_batchnorm_statistics, remove_batchnorm
 from runner.methods.cutmix import CutMix
 from runner.methods.mixup import MixUp
+from runner.models import resnet
 from runner.results.metrics import read_rows
 from runner.training.checkpoint import load_checkpoint
 from runner.training.loop import Trainer
@@ -104,7 +105,7 @@ def rows(folder):
 def test_training_is_what_a_bare_loop_in_torch_does(finished):
     folder = finished("train.epochs=2", "optimizer.lr=0.02", "seed=3", "schedule=constant")
     torch.manual_seed(3)
-    model = models.resnet18(num_classes=10).train()
+    model = resnet.resnet18(num_classes=10).train()
     weights = [p for n, p in model.named_parameters() if p.ndim > 1]
     others = [p for n, p in model.named_parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
@@ -140,7 +141,7 @@ def test_mixed_batches_are_trained_on_with_the_formula(finished, parts):
     settings = ("train.epochs=1", "optimizer.lr=0.02", "seed=3", "schedule=constant", "train.log_every_steps=4")
     folder = finished(*methods, *settings, f"train.accumulation_steps={parts}")
     torch.manual_seed(3)
-    model = models.resnet18(num_classes=10).train()
+    model = resnet.resnet18(num_classes=10).train()
     remove_batchnorm(model, skipinit=True)
     weights = [p for n, p in model.named_parameters() if p.ndim > 1]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1]
