@@ -51,12 +51,13 @@ def main(arguments: Sequence[str]) -> None:
 def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]) -> str:
     """The line to print."""
     words = add_search_path(earlier_overrides([f"resume={folder}", *overrides]))
+    folders = search_folders(words)
     asked = {override.key_or_group for override in all_parsed(overrides)}
     try:
         with checked(words, typed=overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-            config = validate(without_replaced(compose("config", overrides=words), words))
+            config = validate(without_replaced(compose("config", overrides=words), words, folders), folders)
     except HydraException as error:
-        raise diagnose(words, error, search_folders(words)) from None
+        raise diagnose(words, error, folders) from None
 
     import torch
 
@@ -69,7 +70,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     from runner.training.precision import Precision, choose_device
     from runner.training.tasks import task_of
 
-    allowed = {"methods": config.paths.methods, "allowed_packages": config.paths.allowed_packages}
+    allowed = {"extensions": config.paths.extensions, "allowed_packages": config.paths.allowed_packages}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         model, settings = load_run(folder, checkpoint, **allowed)

@@ -22,7 +22,7 @@ NEEDS_QUOTES = re.compile(r"[^A-Za-z0-9_/\-\\+.$%*@?|:\s]")
 LAST = "last.pt"
 # settings that are texts, which the grammar would read as numbers: paths.outputs=2024_01_31 as 20240131
 TEXTS = ("name", "dataset.root", "model.pretrained", "sweep.name", "train.max_time")
-TEXTS += ("paths.outputs", "paths.methods", "wandb.project", "wandb.entity", "wandb.group", "wandb.tags")
+TEXTS += ("paths.outputs", "paths.extensions", "wandb.project", "wandb.entity", "wandb.group", "wandb.tags")
 
 
 def hydra_words(arguments: Sequence[str]) -> list[str]:

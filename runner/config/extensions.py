@@ -1,7 +1,7 @@
-"""Methods from a folder outside the repository: `paths.methods=FOLDER paths.allowed_packages=[my_method]`.
+"""Options from a folder outside the repository: `paths.extensions=FOLDER paths.allowed_packages=[mynet]`.
 
-The folder holds `norm/NAME.yaml` or `regularization/NAME.yaml`, as `conf` does, and beside them the modules that
-their `_target_` names. It becomes a search path of Hydra and, when a method is imported, the last one of Python.
+The folder holds options of any group as `conf` does, `model/mynet.yaml` or `experiment/mine.yaml`, and beside them the
+modules that their `_target_` names. It becomes a search path of Hydra and, before a run, the last one of Python.
 """
 
 from __future__ import annotations
@@ -11,45 +11,77 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from runner.config.grammar import all_parsed, quoted
+from runner.config.options import CONF, METHOD_GROUPS
+from runner.config.ranges import FilePath
+from runner.config.schema import TOP_LEVEL
 from runner.config.targets import OWN_PACKAGE, check_defined
 from runner.config.text import SettingError
-from runner.config.validation import CONF, methods_folder
+from runner.config.trust import EXTENSIONS, FORMER
 
 _SEARCH_PATH = "hydra.searchpath"
+_CONFIG_DIR = ("--config-dir", "-cd")
 _on_path: Path | None = None  # the folder that `use_folder` added
 
 
+def extensions_folder(path: str) -> Path:
+    """The absolute path of a folder with options from outside. Raises SettingError if it cannot be one."""
+    if path not in FilePath() or not (folder := Path(path).resolve()).is_dir():
+        raise SettingError(f"{EXTENSIONS}={path}: there is no such folder.")
+    methods = {file.stem for group in METHOD_GROUPS for file in (CONF / group).glob("*.yaml")}
+    methods |= {*TOP_LEVEL, "sync_batchnorm"}
+    for group in (each.name for each in CONF.iterdir() if each.is_dir()):
+        for file in sorted((folder / group).rglob("*.yaml")):
+            ours = CONF / file.relative_to(folder)
+            is_taken = ours.is_file() or (group in METHOD_GROUPS and file.stem in methods)
+            if is_taken and not (ours.is_file() and file.samefile(ours)):
+                raise SettingError(
+                    f"{EXTENSIONS}={path}: {file.relative_to(folder)} has a name of the runner's own; rename the file"
+                    f"{' and the node in it' if group in METHOD_GROUPS else ''}."
+                )
+    return folder
+
+
 def add_search_path(arguments: Sequence[str]) -> list[str]:
-    """The command line's arguments with the folder of `paths.methods`, made absolute, among Hydra's search paths.
+    """The command line's arguments with the folder of `paths.extensions`, made absolute, among Hydra's search paths.
 
     A search path of the user's own stays. Raises SettingError if there is no such folder.
     """
-    folders = [override for override in all_parsed(arguments) if override.key_or_group == "paths.methods"]
+    given = all_parsed(arguments)
+    for override in given:
+        if override.key_or_group == FORMER:
+            raise SettingError(f"{override.input_line}: it is {EXTENSIONS} now; write {EXTENSIONS}=FOLDER.")
+    folders = [override for override in given if override.key_or_group == EXTENSIONS]
     if not folders or folders[-1].value() is None:
         return list(arguments)
     if folders[-1].is_sweep_override() or not isinstance(folders[-1].value(), str):
         raise SettingError(f"{folders[-1].input_line}: it must be one folder; make a sweep for each.")
-    folder = str(methods_folder(folders[-1].value()))
+    folder = str(extensions_folder(folders[-1].value()))
     ours = {override.input_line for override in folders}
-    theirs = [override for override in all_parsed(arguments) if override.key_or_group == _SEARCH_PATH]
+    theirs = [override for override in given if override.key_or_group == _SEARCH_PATH]
     ours |= {override.input_line for override in theirs}
     paths = theirs[-1].value() if theirs else []
     paths = [*(paths if isinstance(paths, list) else [paths]), f"file://{folder}"]
     return [
         *(word for word in arguments if word not in ours),
-        f"paths.methods={quoted(folder)}",
+        f"{EXTENSIONS}={quoted(folder)}",
         f"{_SEARCH_PATH}=[{','.join(quoted(str(path)) for path in paths)}]",
     ]
 
 
 def search_folders(arguments: Sequence[str]) -> list[Path]:
-    """The folders with configuration groups that `arguments`, as `add_search_path` gives them, name; our own first."""
+    """The folders with configuration groups that `arguments`, as `add_search_path` gives them, name; our own first.
+
+    These are `--config-dir` and `hydra.searchpath`, in the order in which Hydra looks into them.
+    """
     values = [override.value() for override in all_parsed(arguments) if override.key_or_group == _SEARCH_PATH]
-    paths = values[-1] if values and isinstance(values[-1], list) else []
+    paths = [value for flag, value in pairwise([*arguments, ""]) if flag in _CONFIG_DIR]
+    paths += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in _CONFIG_DIR and "=" in word]
+    paths += values[-1] if values and isinstance(values[-1], list) else []
     folders = [Path(str(path).removeprefix("file://")) for path in paths]
     return [CONF, *(folder for folder in folders if folder.is_dir())]
 
@@ -114,7 +146,7 @@ def _import(target: str) -> object:
         if not isinstance(error, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(describe_error(error)) from None
         if _on_path is None:
-            raise ValueError(f"there is no {error.name}; say where it lies by paths.methods=FOLDER") from None
+            raise ValueError(f"there is no {error.name}; say where it lies by paths.extensions=FOLDER") from None
         missing = f"{_on_path / first}.py is missing" if first == error.name else f"there is no {error.name}"
         raise ValueError(missing) from None
     return getattr(module, name, None)

@@ -9,13 +9,13 @@ composed twice. Three rules:
   plain settings of a launcher alone; not, say, `hydra.job.env_set`, by which another program would be started;
 - each `_target_` below `hydra` must be Hydra's own launcher or sweeper, a launcher that README names, or a callback of
   this package or of one that the command line allows; logging may name the standard library's handlers alone;
-- `paths.methods` and `paths.allowed_packages` hold what was typed, and nothing else.
+- `paths.extensions` and `paths.allowed_packages` hold what was typed, and nothing else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache, partial
@@ -34,12 +34,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import import_class, use_folder
-from runner.config.options import CONF, TARGET
+from runner.config.options import CONF, TARGET, check_option
 from runner.config.plugins import LAUNCHERS
 from runner.config.secrets import check_no_secret_words, check_no_secrets
 from runner.config.targets import check_target, package_of
 from runner.config.text import SettingError, to_override
-from runner.config.trust import METHODS, PACKAGES, Allowed, refuse_resolvers
+from runner.config.trust import EXTENSIONS, PACKAGES, Allowed, check_places, leaves, refuse_resolvers
 
 OWN = "runner"
 PLUGINS = (
@@ -131,7 +131,7 @@ class CheckedLoader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         loaded = super()._load_single_config(default, repo)
-        check_file(loaded, str(default.config_path))
+        check_file(loaded, str(default.config_path), default.package or "")
         return loaded
 
 
@@ -156,21 +156,35 @@ class FilesReadOnce(CachingConfigRepository):
         return other
 
 
-def check_file(loaded: ConfigResult, option: str) -> None:
-    """Raise a SettingError if a file from elsewhere sets what is Hydra's; `option` is its name in its source."""
+def check_file(loaded: ConfigResult, option: str, package: str = "") -> None:
+    """Raise a SettingError if a file from elsewhere sets what must be typed, or is a faulty option of a group.
+
+    `option` is its name in its source; Hydra has put its settings into the node `package` already.
+    """
     file = Path(loaded.path.removeprefix("file://"), f"{option.removesuffix('.yaml')}.yaml").resolve()
     is_own = loaded.path.startswith("file://") and file.is_relative_to(CONF.resolve())
     if loaded.path in TRUSTED_SOURCES or is_own:
         return
     settings = OmegaConf.to_container(loaded.config, resolve=False)
     if isinstance(settings, dict):
-        refuse_resolvers({key: value for key, value in settings.items() if key != "hydra"}, file)
-    for key, value in _settings(settings.get("hydra", {}) if isinstance(settings, dict) else {}):
+        plain = {key: value for key, value in settings.items() if key != "hydra"}
+        refuse_resolvers(plain, file)
+        group, _, name = option.removesuffix(".yaml").partition("/")
+        check_option(_below(plain, package), group, name, file, package)
+        check_places(plain, file)
+    for key, value in leaves(settings.get("hydra", {}) if isinstance(settings, dict) else {}):
         if not (_is_harmless(key, value) or own_settings().get(key, ...) == value):
             setting = f"hydra{key and '.'}{key}={' '.join(to_override(value).split())}"
             raise SettingError(
                 f"{file}: it sets {setting}. A file from elsewhere may not; if you trust it, type it yourself."
             )
+
+
+def _below(settings: Any, package: str) -> Any:
+    """What the node `package` of plain data holds."""
+    for key in filter(None, package.split(".")):
+        settings = settings[key]
+    return settings
 
 
 def check_composed(composed: DictConfig, allowed: Allowed) -> None:
@@ -185,14 +199,14 @@ def check_composed(composed: DictConfig, allowed: Allowed) -> None:
             check_no_secret_words([str(value).lstrip("+")])
         else:
             check_no_secrets(value, place)
-    methods, packages = (_selected(composed, key) for key in (METHODS, PACKAGES))
+    methods, packages = (_selected(composed, key) for key in (EXTENSIONS, PACKAGES))
     allowed.check(methods, packages or ())
 
 
 def check_folders(hydra: DictConfig) -> None:
     """Raise a SettingError if Hydra is to make folders of its own: runs make theirs, once they are checked."""
     settings = OmegaConf.to_container(hydra, resolve=False)
-    for key, value in _settings({key: settings[key] for key in FOLDERS}):
+    for key, value in leaves({key: settings[key] for key in FOLDERS}):
         if key in OWN_FOLDERS and value != own_settings()[key]:
             raise SettingError(
                 f"hydra.{key}={to_override(value)}: leave it as it is. Runs lie in OUTPUTS/runs/NAME, jobs in "
@@ -207,7 +221,7 @@ def _check_hydra_target(place: str, target: str, allowed: Allowed) -> None:
         return
     check_target(place, target, (OWN, *allowed.packages), what="what Hydra instantiates")
     try:
-        use_folder(allowed.methods)
+        use_folder(allowed.extensions)
         found = import_class(target)
         if package_of(target, allowed.packages) is None and not issubclass(found, Callback):
             raise ValueError("this is no callback of Hydra's")
@@ -235,22 +249,10 @@ def _is_plain_logging(key: str, value: object) -> bool:
     return key != "()" and (not str(value).startswith(("ext://", "cfg://")) or value in STREAMS)
 
 
-def _settings(node: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """Every value in plain data by its key, as in `launcher.n_jobs`."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _settings(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(node, list) and node:
-        for number, value in enumerate(node):
-            yield from _settings(value, f"{place}.{number}")
-    else:
-        yield place, node
-
-
 @lru_cache(maxsize=1)
 def own_settings() -> dict[str, object]:
     """What conf/config.yaml sets of Hydra, which a copy of it elsewhere may say too."""
-    return dict(_settings(OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").hydra, resolve=False)))
+    return dict(leaves(OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").hydra, resolve=False)))
 
 
 def _resolved(node: DictConfig | ListConfig, place: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, str, Any]]:

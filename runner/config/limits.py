@@ -152,41 +152,35 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "probe_every_epochs": OrNull(COUNT),
         "probe_at": Each(COUNT_OR_NONE),
     },
-    "probe.activation_statistics": {"num_batches": COUNT, "layers": OrNull(Each(Layer()))},
-    "probe.class_gradients": {"num_batches": COUNT},
+    "probe": {"num_batches": COUNT},
+    "probe.activation_statistics": {"layers": OrNull(Each(Layer()))},
     "probe.signal_propagation": {
-        "num_batches": COUNT,
         "skipinit_gain": OrNull(Range(at_least=-LARGEST, at_most=LARGEST)),
     },
-    "probe.train_eval_discrepancy": {"num_batches": COUNT},
     "probe.gradient_histogram": {
-        "num_batches": COUNT,
         "layer": Layer(),
         "num_bins": Range(at_least=1, at_most=10**6, whole=True),
         "tail_share": Range(above=0, below=1),
     },
     "probe.loss_landscape": {
-        "num_batches": COUNT,
         "exponents": Rising(Range(at_least=-30, at_most=30), is_interval=True),
         "num_steps": Range(at_least=2, at_most=10**5, whole=True),
         "exploded": Range(above=1, at_most=LARGEST),
     },
     "probe.divergence_trace": {
-        "num_batches": COUNT,
         "lr": POSITIVE,
         "steps": Range(at_least=1, at_most=10**4, whole=True),
         "parts": CHANNELS,
     },
-    "probe.gradient_terms": {"num_batches": COUNT, "layers": Each(Layer()), "chunk_size": COUNT},
-    "probe.clipping": {"num_batches": COUNT, "clip": POSITIVE, "eps": POSITIVE},
+    "probe.gradient_terms": {"layers": Each(Layer()), "chunk_size": COUNT},
+    "probe.clipping": {"clip": POSITIVE, "eps": POSITIVE},
     "probe.sharpness": {
-        "num_batches": COUNT,
         "mode": OneOf(("train", "eval")),
         "tolerance": POSITIVE,
         "max_iterations": COUNT,
         "seed": Range(at_least=-(2**31), at_most=2**32 - 1, whole=True),
     },
-    "paths": {"outputs": FilePath(), "methods": OrNull(FilePath())},
+    "paths": {"outputs": FilePath(), "extensions": OrNull(FilePath())},
     "wandb": {
         "mode": OneOf(("offline", "online", "disabled")),
         "project": Text(128, without="/\\#?%:"),
@@ -196,10 +190,22 @@ LIMITS: dict[str, dict[str, Limit]] = {
     },
 }
 
+COMMON = {  # settings that the runner itself acts on, or that have one meaning in all options of a group
+    "model": ("initialization", "initialized_layers", "pretrained", "methods_on"),
+    "optimizer": ("lr", "lr_batch_size", "weight_decay"),
+    "schedule": ("warmup_epochs",),
+    "dataset": ("image_size", "validation", "check_duplicates", "num_workers", "root"),
+    "probe": ("num_batches",),
+}
 
-def ranges_of(group: str, name: str) -> dict[str, Limit]:
-    """The ranges of the settings of a group's option; a method's stand under its name alone."""
-    return LIMITS.get(group, {}) | LIMITS.get(name, {}) | LIMITS.get(f"{group}.{name}", {})
+
+def ranges_of(group: str, name: str, *, own: bool = True) -> dict[str, Limit]:
+    """The ranges of the settings of a group's option; a method's stand under its name alone.
+
+    Of an option that is not our `own` those alone that mean the same in each: its others may have our names by chance.
+    """
+    ranges = LIMITS.get(group, {}) | LIMITS.get(name, {}) | LIMITS.get(f"{group}.{name}", {})
+    return ranges if own else {key: ranges[key] for key in ranges.keys() & COMMON.get(group, ())}
 
 
 def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: object) -> None:

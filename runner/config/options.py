@@ -9,7 +9,7 @@ options take text, and those from outside anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import make_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +56,10 @@ def _read_settings(group: str, name: str, file: Path, _modified: int) -> dict[st
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         line = f", line {error.problem_mark.line + 1}" if isinstance(error, MarkedYAMLError) else ""
         raise SettingError(f"{file}{line}: this is not YAML ({getattr(error, 'problem', error)}).") from None
+    return _settings_in(settings, group, name, file)
+
+
+def _settings_in(settings: Any, group: str, name: str, file: Path) -> dict[str, Any]:
     if group in LIST_GROUPS:
         settings = settings.get(name) if isinstance(settings, dict) else None
     if not isinstance(settings, dict) or not isinstance(settings.get(TARGET), str):
@@ -64,9 +68,27 @@ def _read_settings(group: str, name: str, file: Path, _modified: int) -> dict[st
     return {str(key): value for key, value in settings.items()}
 
 
+def check_option(settings: Any, group: str, name: str, file: Path, package: str) -> None:
+    """Raise a SettingError that says what is wrong with a group's option from elsewhere.
+
+    `settings` is the content of `file`, which Hydra puts into the node `package`.
+    """
+    expected = "" if group in METHOD_GROUPS else group
+    if group not in (*SINGLE_GROUPS, *LIST_GROUPS):
+        return
+    if package != expected:
+        header = "must be # @package _global_" if group in METHOD_GROUPS else "must not be a line # @package"
+        raise SettingError(f"{file}: the first line of an option's YAML file {header}.")
+    settings = _settings_in(settings, group, name, file)
+    if group in SINGLE_GROUPS and settings.get("name") != name:
+        raise SettingError(f"{file}: it must hold name: {name}, as the file is called.")
+    if group == "optimizer" and "lr" not in settings:
+        raise SettingError(f"{file}: it must hold lr, the learning rate.")
+
+
 def settings_type(group: str, name: str, defaults: dict[str, Any]) -> type:
     """The dataclass of an option's settings, by which OmegaConf checks their types."""
-    ranges = ranges_of(group, name)
+    ranges = ranges_of(group, name, own=is_own(defaults))
     kinds = []
     for key, default in defaults.items():
         kind = ranges[key].kind if key in ranges else _kind_of(default, defaults)
@@ -74,9 +96,14 @@ def settings_type(group: str, name: str, defaults: dict[str, Any]) -> type:
     return make_dataclass(name, kinds)
 
 
+def is_own(settings: Mapping[str, Any]) -> bool:
+    """Whether an option is made by this package."""
+    return str(settings[TARGET]).startswith("runner.")
+
+
 def _kind_of(default: Any, defaults: dict[str, Any]) -> Any:
     if default is None:
-        return str if str(defaults.get(TARGET)).startswith("runner.") else Any
+        return str if is_own(defaults) else Any
     if isinstance(default, Sequence) and default and not isinstance(default, str):
         kinds = {type(entry) for entry in default}
         if kinds <= {int, float}:

@@ -35,7 +35,7 @@ def prepare_overrides(arguments: Sequence[str]) -> list[str]:
     for override in all_parsed(arguments):
         _refuse_without_file(override, folders)
     _refuse_endless_sweep(arguments)
-    chosen = chosen_options(arguments)
+    chosen = chosen_options(arguments, folders)
     prepared = []
     for word in arguments:
         override = parsed(word)  # the message for one that is not comes when Hydra composes

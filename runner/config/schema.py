@@ -53,7 +53,7 @@ class Wandb:
 @dataclass
 class Paths:
     outputs: str
-    methods: Optional[str]
+    extensions: Optional[str]
     allowed_packages: list[str]
 
 

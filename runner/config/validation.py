@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.config import limits
 from runner.config.compatibility import check_combinations, choose_portions
+from runner.config.extensions import extensions_folder
 from runner.config.limits import did_you_mean
 from runner.config.options import (
     CONF,
@@ -25,11 +26,12 @@ from runner.config.options import (
     OPTION_NAME,
     SINGLE_GROUPS,
     TARGET,
+    is_own,
     option_file,
     option_settings,
     settings_type,
 )
-from runner.config.ranges import FilePath, Limit
+from runner.config.ranges import Limit
 from runner.config.schema import TOP_LEVEL, Root, Study, Sweep, Values
 from runner.config.secrets import check_no_secrets
 from runner.config.settings import Settings
@@ -49,20 +51,6 @@ class Written:
 def method_nodes(config: Mapping) -> dict[str, Any]:
     """The settings of each selected method by its option's name."""
     return {key: config[key] for key in config if key not in TOP_LEVEL}
-
-
-def methods_folder(path: str) -> Path:
-    """The absolute path of a folder with methods from outside. Raises SettingError if it cannot be one."""
-    if path not in FilePath() or not (folder := Path(path).resolve()).is_dir():
-        raise SettingError(f"paths.methods={path}: there is no such folder.")
-    taken = {file.stem: file for group in METHOD_GROUPS for file in (CONF / group).glob("*.yaml")}
-    for file in sorted(file for group in METHOD_GROUPS for file in (folder / group).glob("*.yaml")):
-        if file.stem in (*TOP_LEVEL, "sync_batchnorm") or (file.stem in taken and not file.samefile(taken[file.stem])):
-            raise SettingError(
-                f"paths.methods={path}: {file.parent.name}/{file.name} has a name of the runner's own; "
-                "rename the file and the node in it."
-            )
-    return folder
 
 
 def check_folder_name(key: str, name: str | None) -> None:
@@ -89,11 +77,12 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
     settings = resolved(config)
     check_no_secrets(settings)
     paths = settings.get("paths")
-    packages, methods = (paths.get(key) if isinstance(paths, dict) else None for key in ("allowed_packages", "methods"))
+    keys = ("allowed_packages", "extensions")
+    packages, extensions = (paths.get(key) if isinstance(paths, dict) else None for key in keys)
     packages = tuple(map(str, packages)) if isinstance(packages, list) else ()
     check_targets(settings, packages)
-    if isinstance(methods, str):
-        conf_folders = [*conf_folders, methods_folder(methods)]
+    if isinstance(extensions, str):
+        conf_folders = [*conf_folders, extensions_folder(extensions)]
     if isinstance(settings.get("sweep"), dict) and "claims" in settings["sweep"]:  # else it was left out before
         node = typed_node("sweep", Study, settings["sweep"])
         check_study(settings["sweep"])
@@ -169,7 +158,7 @@ def _typed_by_file(
     typed = typed_node(prefix, settings_type(group, name, defaults), written.node)
     if typed[TARGET] != defaults[TARGET] and package_of(typed[TARGET], packages) is None:
         raise SettingError(f"{prefix}.{TARGET}={typed[TARGET]}: {name} is built by {defaults[TARGET]}; leave it out.")
-    plain, ranges = typed.plain(), limits.ranges_of(group, name)
+    plain, ranges = typed.plain(), limits.ranges_of(group, name, own=is_own(defaults))
     for key, default in defaults.items():
         if key not in ranges:
             check_entries(f"{prefix}.{key}", plain[key], default)

@@ -59,7 +59,7 @@ def build_optimizer(node: Settings, model: nn.Module, *, global_batch_size: int)
     settings = without(node, "name", "lr_batch_size", "weight_decay", "decay_norm_and_bias")
     lr_batch_size = node.get("lr_batch_size")
     settings["lr"] = scaled_lr(node.lr, global_batch_size=global_batch_size, lr_batch_size=lr_batch_size)
-    decay = {key: node[key] for key in ("weight_decay", "decay_norm_and_bias") if key in node}
+    decay = {key: node.get(key, 0.0) for key in ("weight_decay", "decay_norm_and_bias")}
     return builder_of("optimizer", node)(parameter_groups(model, **decay), **settings)
 
 

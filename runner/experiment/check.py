@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from runner.config.extensions import use_folder
+from runner.config.extensions import extensions_folder, use_folder
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import method_nodes, methods_folder
+from runner.config.validation import method_nodes
 from runner.data.dataset import Data, check_batch_size
 from runner.experiment import builders
 from runner.experiment.memory import FLOAT, check_memory, of_parameters
@@ -45,7 +45,7 @@ class Checked:
 
 def check(config: Settings) -> Checked:
     """Everything that can be wrong with a configuration before a run begins. Raises SettingError; writes nothing."""
-    use_folder(config.paths.methods and methods_folder(config.paths.methods))
+    use_folder(config.paths.extensions and extensions_folder(config.paths.extensions))
     if config.train.deterministic:
         # Else cuBLAS may add in any order. It reads this once in a process: before the first job of a sweep begins.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -104,7 +104,7 @@ def _check_step(config: Settings, data: Data, built: builders.Built, kept: int, 
     num_params = sum(parameter.numel() for parameter in built.model.parameters())
     weights = of_parameters(num_params, config.optimizer.name, average=train.ema is not None)
     size = f"model={config.model.name}"
-    if "width" in config.model:
+    if isinstance(config.model.get("width"), float):
         size += f" with model.width={config.model.width:g}"
     check_memory(f"{size} and {data.num_classes} classes", weights, device, "Choose a smaller model.")
     batch = train.global_batch_size // train.num_devices

@@ -8,7 +8,7 @@ from pathlib import Path
 from runner.config.diagnose import chosen_options
 from runner.config.grammar import all_parsed, quoted
 from runner.config.text import SettingError, override_key
-from runner.config.trust import as_words, check_words, without_places
+from runner.config.trust import as_words, check_words, with_present_names, without_places
 from runner.config.validation import METHOD_GROUPS
 from runner.files.readers import Unreadable, is_there, read_yaml
 from runner.results.record import read_record, record_in
@@ -34,7 +34,7 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     arguments = [f"resume={quoted(resume[-1])}" if override_key(word) == "resume" else word for word in arguments]
     new = {override_key(word) for word in arguments}
     earlier, file = _recorded_overrides(folder, f"resume={resume[-1]}")
-    source = f"resume={resume[-1]}: {file.name}"
+    source, earlier = f"resume={resume[-1]}: {file.name}", with_present_names(earlier)
     before, now = chosen_options(earlier), chosen_options(arguments)
     new |= {method for group in new.intersection(METHOD_GROUPS) for method in {*before[group]} - {*now[group]}}
     kept = [word for word in earlier if new.isdisjoint((override_key(word), override_key(word).partition(".")[0]))]

@@ -29,14 +29,14 @@ def load_run(
     folder: str | Path,
     checkpoint: str = "best",
     *,
-    methods: str | Path | None = None,
+    extensions: str | Path | None = None,
     allowed_packages: Sequence[str] = (),
 ) -> tuple[torch.nn.Module, Settings]:
     """The trained model of a run folder, on the CPU and ready for evaluation, and the run's settings.
 
-    `checkpoint` is "best" (chosen on the validation split) or "last". A run with methods of your own needs their folder
-    `methods` and the `allowed_packages` again: nothing that lies in the folder can allow them. Raises ValueError if the
-    folder holds no run, or no such checkpoint.
+    `checkpoint` is "best" (chosen on the validation split) or "last". A run with options of your own needs their folder
+    `extensions` and the `allowed_packages` again: nothing that lies in the run's folder can allow them. Raises
+    ValueError if the folder holds no run, or no such checkpoint.
     """
     folder = RunFolder(Path(folder))
     path = folder.checkpoint(checkpoint)
@@ -47,9 +47,9 @@ def load_run(
     for note in known.notes:
         warnings.warn(note, stacklevel=2)
     settings = known.record.settings if known.record else older_settings(folder)
-    allowed = Allowed(tuple(allowed_packages), Path(methods).resolve() if methods else None)
+    allowed = Allowed(tuple(allowed_packages), Path(extensions).resolve() if extensions else None)
     config = from_file(settings, folder.path, allowed)
-    use_folder(allowed.methods)
+    use_folder(allowed.extensions)
     if own := record_in(saved, path):
         check_settings(own.settings, settings, saved["methods"])
     with torch.device("meta"):  # so that settings which ask for more than the checkpoint holds take no memory
@@ -74,8 +74,10 @@ def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> Settings:
             raise SettingError(f"{folder}: {key}={to_override(settings[key])}: it must be a group of settings.")
     for node, _, name in (key.partition(".") for key in PLACES):
         settings.get(node, {}).pop(name, None)
+    if "methods" in settings.get("paths", {}):  # of a run before the folder held more than methods
+        settings["paths"]["extensions"] = settings["paths"].pop("methods")
     try:
-        folders = [CONF, allowed.methods] if allowed.methods else [CONF]
+        folders = [CONF, allowed.extensions] if allowed.extensions else [CONF]
         config = with_defaults(OmegaConf.create(settings), folders)
     except (OmegaConfBaseException, TypeError) as error:  # a list in the place of a mapping, say
         raise SettingError(f"{folder}: its settings cannot be used ({str(error).splitlines()[0]}).") from None

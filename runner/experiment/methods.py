@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from runner.config.extensions import extensions_folder
 from runner.config.options import TARGET
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import CONF, METHOD_GROUPS, method_nodes, methods_folder
+from runner.config.validation import CONF, METHOD_GROUPS, method_nodes
 from runner.experiment.targets import builder_of, without
 from runner.layers.preserve_state import preserve_state
 from runner.methods.method import Method
@@ -79,8 +80,8 @@ def _features(model: nn.Module, example_input: Tensor) -> tuple[Tensor, ...]:
 
 
 def conf_folders_of(config: Settings) -> list[Path]:
-    """The folders in which a method's YAML file may lie."""
-    return [CONF, *([methods_folder(config.paths.methods)] if config.paths.methods else [])]
+    """The folders in which an option's YAML file may lie."""
+    return [CONF, *([extensions_folder(config.paths.extensions)] if config.paths.extensions else [])]
 
 
 def _with_key(method: str, error: ValueError, conf_folders: Sequence[Path]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,19 +11,7 @@ if TYPE_CHECKING:
 
     from runner.figures.drawing import Measured
 
-NAMES = (
-    "learning_curves",
-    "gradient_histogram",
-    "loss_landscape",
-    "divergence_trace",
-    "activation_statistics",
-    "class_gradients",
-    "gradient_terms",
-    "signal_propagation",
-    "clipping",
-    "train_eval_discrepancy",
-    "sharpness",
-)
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "arms"))
 
 __all__ = ["NAMES", "draw"]
 

@@ -99,7 +99,9 @@ def query(line, folder):
     return subprocess.run([PROGRAM, "-sc", "query=bash"], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("line", "words"), [("runner norm=ag", "norm=agc\n"), ("runner paths.methods=gone norm=", "")])
+@pytest.mark.parametrize(
+    ("line", "words"), [("runner norm=ag", "norm=agc\n"), ("runner paths.extensions=gone norm=", "")]
+)
 def test_the_shell_is_answered_in_words_alone(tmp_path, line, words):
     done = query(line, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, words, "")

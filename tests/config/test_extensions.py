@@ -62,7 +62,7 @@ def test_the_command_of_the_readme_trains_with_the_method(own, tmp_path):
     """As a user calls it, in a process of its own and with a relative folder."""
     tiny = ["dataset=random", "dataset.num_images=16", "dataset.image_size=8", "train.global_batch_size=8"]
     tiny += ["wandb.mode=disabled", "train.device=cpu", "train.max_steps=1", "name=run"]
-    command = [sys.executable, "-m", "runner", "paths.methods=own", ALLOWED, CHOSEN, *tiny]
+    command = [sys.executable, "-m", "runner", "paths.extensions=own", ALLOWED, CHOSEN, *tiny]
     assert " ".join(command[2:6]).replace("=own", "=FOLDER") in README.read_text().replace("'", "")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -74,7 +74,7 @@ def test_the_command_of_the_readme_trains_with_the_method(own, tmp_path):
 def test_the_method_acts(own, small, tmp_path):
     """Without momentum and decay the mean of each filter stays what it was."""
     plain = ("optimizer.weight_decay=0", "train.max_steps=2", "seed=3")
-    for name, settings in (("own", (f"paths.methods={own}", ALLOWED, CHOSEN)), ("without", ())):
+    for name, settings in (("own", (f"paths.extensions={own}", ALLOWED, CHOSEN)), ("without", ())):
         assert small(*plain, *settings, f"name={name}").code == 0
     start = small("train.max_steps=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0", "seed=3", "name=start")
     assert start.code == 0
@@ -89,12 +89,12 @@ def test_the_method_acts(own, small, tmp_path):
 
 
 def test_the_run_goes_on_and_is_read_from_anywhere(own, small, tmp_path, monkeypatch):
-    assert small("paths.methods=own", ALLOWED, CHOSEN, "train.epochs=1", "name=run").code == 0
+    assert small("paths.extensions=own", ALLOWED, CHOSEN, "train.epochs=1", "name=run").code == 0
     run = tmp_path / "outputs/runs/run"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["paths"] == {
         "outputs": "outputs",
-        "methods": str(own),
+        "extensions": str(own),
         "allowed_packages": ["gradient_centralization"],
     }
     elsewhere = tmp_path / "elsewhere"
@@ -102,35 +102,35 @@ def test_the_run_goes_on_and_is_read_from_anywhere(own, small, tmp_path, monkeyp
     monkeypatch.chdir(elsewhere)
     outcome = small(f"resume={run}", "train.epochs=2")
     assert outcome.code == 2
-    again = f"add paths.methods={own} '{ALLOWED}' to the command line."
+    again = f"add paths.extensions={own} '{ALLOWED}' to the command line."
     assert again in outcome.err.replace("\n", " ")
-    outcome = small(f"resume={run}", "train.epochs=2", f"paths.methods={own}", ALLOWED)
+    outcome = small(f"resume={run}", "train.epochs=2", f"paths.extensions={own}", ALLOWED)
     assert outcome.code == 0, outcome.err
     recorded = json.loads((run / "record.json").read_text())["overrides"]
     assert len(recorded) == len(set(recorded))
     extensions._on_path, sys.path[:] = None, [entry for entry in sys.path if entry != str(own)]
     del sys.modules["gradient_centralization"]  # as in a process of its own
-    with pytest.raises(SettingError, match=r"load_run\(FOLDER, methods='.*own', allowed_packages=\['gradient_cent"):
+    with pytest.raises(SettingError, match=r"load_run\(FOLDER, extensions='.*own', allowed_packages=\['gradient_cent"):
         load_run(run)
     packages = ["gradient_centralization"]
-    _, loaded = load_run(run, methods=own, allowed_packages=packages)
+    _, loaded = load_run(run, extensions=own, allowed_packages=packages)
     assert "gradient_centralization" in loaded
     own.rename(tmp_path / "gone")
-    with pytest.raises(SettingError, match=r"paths\.methods=.*own: there is no such folder"):
-        load_run(run, methods=own, allowed_packages=packages)
-    assert load_run(run, methods=tmp_path / "gone", allowed_packages=packages)
-    outcome = small(f"resume={run}", f"paths.methods={tmp_path / 'gone'}", ALLOWED, "train.epochs=3")
+    with pytest.raises(SettingError, match=r"paths\.extensions=.*own: there is no such folder"):
+        load_run(run, extensions=own, allowed_packages=packages)
+    assert load_run(run, extensions=tmp_path / "gone", allowed_packages=packages)
+    outcome = small(f"resume={run}", f"paths.extensions={tmp_path / 'gone'}", ALLOWED, "train.epochs=3")
     assert outcome.code == 0, outcome.err
 
 
 def test_a_run_of_it_is_evaluated(own, small, tmp_path, monkeypatch):
-    assert small("paths.methods=own", ALLOWED, CHOSEN, "train.max_steps=1", "name=run").code == 0
+    assert small("paths.extensions=own", ALLOWED, CHOSEN, "train.max_steps=1", "name=run").code == 0
     monkeypatch.chdir("/")
     folder = tmp_path / "outputs/runs/run"
     accuracy = json.loads((folder / "summary.json").read_text())["metrics"]["accuracy"]
-    with pytest.raises(SettingError, match=r"add paths\.methods=.* to the command line"):
+    with pytest.raises(SettingError, match=r"add paths\.extensions=.* to the command line"):
         evaluate_run(folder, "best", "test", [])
-    words = [f"paths.methods={own}", ALLOWED]
+    words = [f"paths.extensions={own}", ALLOWED]
     assert f"accuracy {100 * accuracy:.2f} %" in evaluate_run(folder, "best", "test", words)
     with pytest.raises(SettingError, match=r"no option gradient_c\. Did you mean"):
         evaluate_run(folder, "best", "test", [*words, "regularization=gradient_c"])
@@ -138,7 +138,7 @@ def test_a_run_of_it_is_evaluated(own, small, tmp_path, monkeypatch):
 
 def test_a_sweep_over_it(own, small, tmp_path):
     outcome = small(
-        "train.max_steps=1", "paths.methods=own", ALLOWED, "-m", f"{CHOSEN},label_smoothing", "sweep.name=s"
+        "train.max_steps=1", "paths.extensions=own", ALLOWED, "-m", f"{CHOSEN},label_smoothing", "sweep.name=s"
     )
     assert outcome.code == 0, outcome.err
     names = {path.parent.name for path in (tmp_path / "outputs/sweeps/s").glob("*/summary.json")}
@@ -149,7 +149,7 @@ def test_a_sweep_over_it(own, small, tmp_path):
 def test_settings_have_the_type_of_their_defaults(tmp_path, small):
     module = example()[0] + "\n    def __init__(self, *, share=1.0):\n        self.share = share\n"
     folder = write(tmp_path / "own", module, NODE + "  share: 1.0\n", group="norm")
-    own = (f"paths.methods={folder}", ALLOWED, "norm=[batchnorm,gradient_centralization]", "train.max_steps=1")
+    own = (f"paths.extensions={folder}", ALLOWED, "norm=[batchnorm,gradient_centralization]", "train.max_steps=1")
     outcome = small(*own, "gradient_centralization.share=0.5")
     assert outcome.code == 0, outcome.err
     assert "gradient_centralization: 4 weights; share=0.5" in outcome.out
@@ -163,10 +163,10 @@ def test_settings_have_the_type_of_their_defaults(tmp_path, small):
 
 
 def test_cfg_job_and_help_with_it(own, runner):
-    outcome = runner("--cfg", "job", "paths.methods=own", CHOSEN)
+    outcome = runner("--cfg", "job", "paths.extensions=own", CHOSEN)
     assert outcome.code == 0, outcome.err
     assert "_target_: gradient_centralization.GradientCentralization" in outcome.out
-    assert runner("--help", "paths.methods=own").code == 0
+    assert runner("--help", "paths.extensions=own").code == 0
 
 
 def test_hydras_own_search_path_stays(own, small, tmp_path):
@@ -176,7 +176,7 @@ def test_hydras_own_search_path_stays(own, small, tmp_path):
     )
     (tmp_path / "second/regularization/gradient_centralization.yaml").unlink()
     (tmp_path / "second/regularization/smooth.yaml").write_text(option)
-    both = (f"hydra.searchpath=[file://{tmp_path / 'second'}]", "paths.methods=own", ALLOWED)
+    both = (f"hydra.searchpath=[file://{tmp_path / 'second'}]", "paths.extensions=own", ALLOWED)
     outcome = small(*both, "regularization=[gradient_centralization,smooth]", "train.max_steps=1")
     assert outcome.code == 0, outcome.err
     assert "smoothing=0.3" in outcome.out
@@ -217,7 +217,7 @@ def test_a_missing_module_is_named(small, tmp_path, own):
     assert_refused(small, tmp_path, f"{own / 'gradient_centralization.py'} is missing")
     outcome = small(f"hydra.searchpath=[file://{own}]", ALLOWED, CHOSEN)
     assert outcome.code == 2
-    assert "there is no gradient_centralization; say where it lies by paths.methods=FOLDER" in outcome.err
+    assert "there is no gradient_centralization; say where it lies by paths.extensions=FOLDER" in outcome.err
 
 
 @pytest.mark.parametrize("name", ["random", "torch", "runner"])
@@ -231,7 +231,7 @@ def test_a_module_of_a_known_name_is_refused(small, tmp_path, own, name):
     ("settings", "part"),
     [
         ("gradient_centralization:\n  _target_: x.Y\n", "the first line of an option's YAML file must be # @package"),
-        (NODE.replace("\ngradient_c", "\nc"), "there is no such setting"),
+        (NODE.replace("\ngradient_c", "\nc"), "it must hold a node gradient_centralization with _target_"),
         (
             "# @package _global_\ngradient_centralization:\n  a: 1\n",
             "a node gradient_centralization with _target_: ",
@@ -246,14 +246,14 @@ def test_a_faulty_yaml_file_is_refused(small, tmp_path, settings, part):
 
 def test_what_is_not_allowed_is_not_imported(small, tmp_path):
     write(tmp_path / "own", "raise SystemExit('imported')\n")
-    outcome = small("paths.methods=own", CHOSEN)
+    outcome = small("paths.extensions=own", CHOSEN)
     assert outcome.code == 2
     assert "add paths.allowed_packages=[gradient_centralization]" in outcome.err
 
 
 @pytest.mark.parametrize(
     ("folder", "part"),
-    [("nowhere", "paths.methods=nowhere: there is no such folder"), ("a,b", "it must be one folder")],
+    [("nowhere", "paths.extensions=nowhere: there is no such folder"), ("a,b", "it must be one folder")],
 )
 def test_a_wrong_folder_is_refused(small, tmp_path, folder, part):
     assert_refused(small, tmp_path, part, folder=folder)
@@ -263,11 +263,11 @@ def test_a_wrong_folder_is_refused(small, tmp_path, folder, part):
 def test_an_option_of_a_taken_name_is_refused(small, tmp_path, own, name):
     (own / "norm").mkdir()
     (own / f"norm/{name}.yaml").write_text(NODE)
-    assert_refused(small, tmp_path, f"paths.methods=own: norm/{name}.yaml has a name of the runner's own")
+    assert_refused(small, tmp_path, f"paths.extensions=own: norm/{name}.yaml has a name of the runner's own")
 
 
 def assert_refused(small, tmp_path, *parts, folder="own"):
-    outcome = small(f"paths.methods={folder}", ALLOWED, CHOSEN)
+    outcome = small(f"paths.extensions={folder}", ALLOWED, CHOSEN)
     assert outcome.code == 2, outcome.out + outcome.err
     assert outcome.err.startswith("Wrong setting. ")
     assert len(outcome.err.splitlines()) == 1, outcome.err
@@ -285,7 +285,7 @@ def test_two_folders_with_modules_of_one_name(small, tmp_path):
         write(tmp_path / name, module)
         (tmp_path / name / "inner.py").write_text(f"COUNTED = '{name} weights'\n")
     for name in ("first", "second", "first"):
-        outcome = small(f"paths.methods={name}", ALLOWED, CHOSEN, "train.max_steps=1")
+        outcome = small(f"paths.extensions={name}", ALLOWED, CHOSEN, "train.max_steps=1")
         assert outcome.code == 0, outcome.err
         assert f"{name} weights" in outcome.out
     assert [entry for entry in sys.path if entry.startswith(str(tmp_path))] == [str(tmp_path / "first")]
@@ -296,27 +296,27 @@ def test_the_arguments_with_the_search_path(tmp_path, monkeypatch):
     odd = tmp_path / "it's, a"
     odd.mkdir()
     quoted = "'" + str(odd).replace("'", r"\'") + "'"
-    arguments = ["norm=agc", r"paths.methods='it\'s, a'", "hydra.searchpath=[pkg://x]", "train.epochs=[1"]
+    arguments = ["norm=agc", r"paths.extensions='it\'s, a'", "hydra.searchpath=[pkg://x]", "train.epochs=[1"]
     found = add_search_path(arguments)
-    assert found[:3] == ["norm=agc", "train.epochs=[1", f"paths.methods={quoted}"]
+    assert found[:3] == ["norm=agc", "train.epochs=[1", f"paths.extensions={quoted}"]
     assert found[3] == f"hydra.searchpath=['pkg://x','file://{quoted[1:]}]"
     assert add_search_path(found)[:3] == found[:3]
     assert search_folders(found) == [CONF, odd]
-    assert add_search_path(["paths.methods=null", "a=1"]) == ["paths.methods=null", "a=1"]
+    assert add_search_path(["paths.extensions=null", "a=1"]) == ["paths.extensions=null", "a=1"]
     assert add_search_path(["-m", "norm=agc"]) == ["-m", "norm=agc"]
 
 
 def test_an_error_of_the_method_has_its_choice_in_front(tmp_path, small):
     module = example()[0] + "\n    def __init__(self):\n        raise ValueError('the moon is full; wait.')\n"
     own = write(tmp_path / "full_moon", module)
-    outcome = small(f"paths.methods={own}", ALLOWED, CHOSEN)
+    outcome = small(f"paths.extensions={own}", ALLOWED, CHOSEN)
     assert outcome.code == 2
     assert "regularization=gradient_centralization: the moon is full; wait." in outcome.err.replace("\n", " ")
 
 
 def test_a_mapping_among_the_settings_is_open(tmp_path, composed):
     own = write(tmp_path / "own", settings=f"{NODE}  shares: {{}}\n")
-    words = add_search_path([f"paths.methods={own}", ALLOWED, CHOSEN, "gradient_centralization.shares={a.b:word}"])
+    words = add_search_path([f"paths.extensions={own}", ALLOWED, CHOSEN, "gradient_centralization.shares={a.b:word}"])
     assert prepare_overrides(words) == [
         word.replace("gradient_centralization.s", "++gradient_centralization.s") for word in words
     ]

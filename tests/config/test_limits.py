@@ -68,7 +68,7 @@ def test_every_number_of_the_command_line_has_a_largest_value():
     settings = numeric_settings()
     assert len(settings) > 60
     for node, key in sorted(settings - NOT_NUMBERS):
-        limit = LIMITS.get(node, {}).get(key)
+        limit = {**LIMITS.get(node.partition(".")[0], {}), **LIMITS.get(node, {})}.get(key)
         assert limit is not None, f"{node}.{key} has no range"
         for value in (10**400, math.inf, math.nan, -math.inf, 10**30):
             value = [value] if isinstance(limit, (Each, Rising)) else value

@@ -182,8 +182,8 @@ GLOBAL = "# @package _global_\n"
         ("norm: {_target_: os.getcwd}\n", []),
         ("agc: {groups: {a: {_target_: os.getcwd}}}\n", ["agc.groups.a._target_=os.getcwd"]),
         ("agc: {_target_: evil.Agc}\npaths: {allowed_packages: [evil]}\n", ["paths.allowed_packages=[evil]"]),
-        ("paths: {methods: /tmp}\n", ["add paths.methods=/tmp to the command line"]),
-        ("paths: '${evil}'\nevil: {methods: /tmp, allowed_packages: [evil], outputs: x}\n", ["paths"]),
+        ("paths: {extensions: /tmp}\n", ["add paths.extensions=/tmp to the command line"]),
+        ("paths: '${evil}'\nevil: {extensions: /tmp, allowed_packages: [evil], outputs: x}\n", ["paths"]),
         ("sweep: {axes: {hydra.callbacks.x._target_: os.getcwd}}\n", ["hydra.callbacks.x._target_=os.getcwd"]),
         ("sweep: {axes: {--experimental-rerun: evil.pkl}}\n", ["--experimental-rerun=evil.pkl"]),
         ("sweep: {axes: {paths.allowed_packages: '[evil],[evil]'}}\n", ["add 'paths.allowed_packages"]),
@@ -316,20 +316,20 @@ def test_what_the_command_line_allows():
     words = [
         "-m",
         "++paths.allowed_packages=[a,'b.c']",
-        "paths.methods=x/../y",
+        "paths.extensions=x/../y",
         "seed=1,2",
         "paths.allowed_packages=[d],[e]",
     ]
     assert Allowed.typed(words) == Allowed(("a", "b.c", "d", "e"), Path("y").resolve())
-    assert Allowed.typed(["paths.allowed_packages=[]", "paths.methods=null"]) == Allowed()
+    assert Allowed.typed(["paths.allowed_packages=[]", "paths.extensions=null"]) == Allowed()
     Allowed(("a", "b")).check(None, ["b"])
     with pytest.raises(
-        SettingError, match=r"add 'paths\.allowed_packages=\[a,b\]' paths\.methods=/m to the command line"
+        SettingError, match=r"add 'paths\.allowed_packages=\[a,b\]' paths\.extensions=/m to the command line"
     ):
         Allowed(("a",)).check("/m", ["b"], source="here")
-    paths = OmegaConf.create({"methods": "/m", "allowed_packages": ["a"]})
-    assert words_again(paths) == ["paths.methods=/m", "paths.allowed_packages=[a]"]
-    assert words_again(OmegaConf.create({"methods": None, "allowed_packages": []})) == []
+    paths = OmegaConf.create({"extensions": "/m", "allowed_packages": ["a"]})
+    assert words_again(paths) == ["paths.extensions=/m", "paths.allowed_packages=[a]"]
+    assert words_again(OmegaConf.create({"extensions": None, "allowed_packages": []})) == []
 
 
 @pytest.mark.parametrize(
@@ -345,8 +345,8 @@ def test_what_the_command_line_allows():
         ("-cd=/evil", "-cd=/evil"),
         ("paths.allowed_packages=[os]", "add 'paths.allowed_packages=[os]'"),
         ("++paths.allowed_packages=[os]", "add 'paths.allowed_packages=[os]'"),
-        ("paths={methods: /evil, allowed_packages: [evil], outputs: outputs}", "paths="),
-        ("paths.methods='/evil'", "add paths.methods=/evil to"),
+        ("paths={extensions: /evil, allowed_packages: [evil], outputs: outputs}", "paths="),
+        ("paths.extensions='/evil'", "add paths.extensions=/evil to"),
     ],
 )
 def test_a_planted_run_folder_is_refused(tiny, tmp_path, word, part):
@@ -384,7 +384,7 @@ def test_a_planted_configuration_loads_no_code(small, tmp_path):
         ({"agc": {**config["agc"], "_target_": "os.system"}}, r"agc\._target_=os\.system"),
         ({"agc": {**config["agc"], "groups": {"_target_": "os.system"}}}, r"agc\.groups\._target_=os\.system"),
         ({"paths": {**config["paths"], "allowed_packages": ["evil"]}}, r"allowed_packages=\['evil'\]"),
-        ({"paths": {**config["paths"], "methods": str(run)}}, r"methods='/"),
+        ({"paths": {**config["paths"], "extensions": str(run)}}, r"extensions='/"),
     ):
         plant(run, {**config, **change})
         with pytest.raises(SettingError, match=message):

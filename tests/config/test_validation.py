@@ -105,7 +105,7 @@ def test_several_methods_each_with_its_own_node(composed):
         (["optimizer.lr=1e400"], "optimizer.lr=inf: it must lie in (0, 10^9]."),
         (["seed=" + "9" * 30], ": it must be a whole number in [-2147483648, 4294967295]."),
         (["model.pretrained=" + "x" * 300], ": it must be a path of at most 4095 bytes, 255 in each of its parts."),
-        (["paths.methods=" + "x" * 300], ": there is no such folder."),
+        (["paths.extensions=" + "x" * 300], ": there is no such folder."),
         (["schedule=poly", "schedule.power=0"], "schedule.power=0.0: it must lie in (0, 10^9]."),
         (["schedule=onecycle", "schedule.pct_start=1"], "schedule.pct_start=1.0: it must lie in (0, 1)."),
         (["schedule=onecycle", "schedule.div_factor=1"], "schedule.div_factor=1.0: it must lie in (1, 10^9]."),
@@ -131,7 +131,7 @@ def test_several_methods_each_with_its_own_node(composed):
         (["norm=agc", "agc._target_=a.b.C", "paths.allowed_packages=[a.c,b]"], "add paths.allowed_packages=[a]."),
         (["norm=agc", "agc._target_=AGC", "paths.allowed_packages=[AGC]"], "it must name a module and a class in it"),
         (["paths.allowed_packages=a"], "paths.allowed_packages=a: it must be a list, as in [a,b]."),
-        (["paths.methods=nowhere"], "paths.methods=nowhere: there is no such folder."),
+        (["paths.extensions=nowhere"], "paths.extensions=nowhere: there is no such folder."),
         (["model.name=resnet17"], "model.name=resnet17: choose an option of the group instead"),
     ],
 )
@@ -159,7 +159,7 @@ def test_entries_are_of_the_kind_of_the_defaults(composed, tmp_path, default, ri
     """In a method from outside: entries of several kinds are not checked, nor is what is null by default."""
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm/own.yaml").write_text(f"# @package _global_\nown:\n  _target_: own.Own\n  entries: {default}\n")
-    path = (f"hydra.searchpath=[file://{tmp_path}]", f"paths.methods={tmp_path}", "paths.allowed_packages=[own]")
+    path = (f"hydra.searchpath=[file://{tmp_path}]", f"paths.extensions={tmp_path}", "paths.allowed_packages=[own]")
     assert composed(*path, "norm=own", f"own.entries={right}")
     if wrong:
         with pytest.raises(SettingError, match=r"own\.entries="):

@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_told_on_all(tmp_path, on_diver
     (methods / "planter.py").write_text(PLANTER)
     node = "# @package _global_\nplanter:\n  _target_: planter.Planter\n  step: 6\n"
     (methods / "regularization/planter.yaml").write_text(node)
-    settings = (f"paths.methods={methods}", "paths.allowed_packages=[planter]", "regularization=planter")
+    settings = (f"paths.extensions={methods}", "paths.allowed_packages=[planter]", "regularization=planter")
     settings += ("schedule=constant", "schedule.warmup_epochs=0", "train.epochs=3", "train.num_devices=2", "name=run")
     out = run(tmp_path, *settings, f"train.on_divergence={on_divergence}")
     summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())

@@ -96,7 +96,7 @@ def test_runs_that_differ_in_speed_and_place_alone_are_identical(run):
     ("settings", "summary", "rows"),
     [
         ({"seed": 1}, {}, ROWS),
-        ({"paths.methods": "mine"}, {}, ROWS),
+        ({"paths.extensions": "mine"}, {}, ROWS),
         ({}, {"provenance.git.commit": "b" * 40}, ROWS),
         ({}, {"provenance.versions.torch": "2.11.0"}, ROWS),
         ({}, {"metrics.loss": 0.5 + 1e-15}, ROWS),

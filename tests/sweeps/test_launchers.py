@@ -78,7 +78,7 @@ def test_a_death_and_a_failure_are_their_jobs_alone(start, tmp_path):
     (tmp_path / "methods/doomed.py").write_text(DOOMED)
     option = "# @package _global_\ndoomed:\n  _target_: doomed.Doomed\n  how: live\n"
     (tmp_path / "methods/regularization/doomed.yaml").write_text(option)
-    words = ("paths.methods=methods", "paths.allowed_packages=[doomed]", "regularization=doomed", "train.epochs=2")
+    words = ("paths.extensions=methods", "paths.allowed_packages=[doomed]", "regularization=doomed", "train.epochs=2")
     process = start(*words, "doomed.how=die,fail,live")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1, out
@@ -134,7 +134,12 @@ def test_every_job_has_the_settings_that_were_checked(tmp_path, launcher):
     (tmp_path / "methods/editor.py").write_text(EDITOR)
     option = tmp_path / "methods/regularization/editor.yaml"
     option.write_text("# @package _global_\neditor:\n  _target_: editor.Editor\n  share: 0.25\n  number: 0\n")
-    words = ("paths.methods=methods", "paths.allowed_packages=[editor]", "regularization=editor", "train.max_steps=2")
+    words = (
+        "paths.extensions=methods",
+        "paths.allowed_packages=[editor]",
+        "regularization=editor",
+        "train.max_steps=2",
+    )
     alone = ("hydra.launcher.n_jobs=1",) if launcher == LAUNCHERS["joblib"] else launcher[1:]
     command = [sys.executable, "-m", "runner", *TINY, *launcher[:1], *alone, *words, "editor.number=1,2,3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -138,7 +138,7 @@ def test_axes_of_another_form_are_refused(tmp_path, axes, place):
     folder.mkdir()
     (folder / "odd.yaml").write_text(f"# @package _global_\nsweep:\n  axes: {axes}\n")
     with pytest.raises(SettingError) as refusal:
-        with_axes(add_search_path([f"paths.methods={tmp_path}", "experiment=odd"]))
+        with_axes(add_search_path([f"paths.extensions={tmp_path}", "experiment=odd"]))
     assert f"odd.yaml: {place}: write values as -m takes them" in str(refusal.value)
 
 

@@ -1,0 +1,331 @@
+"""Options of every group from a folder outside the repository, and recipes and studies beside them."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from runner import load_run
+from runner.commands.evaluate import evaluate_run
+from runner.commands.report import main as report
+from runner.config import extensions
+from runner.config.text import SettingError
+from runner.results.record import Record, read_record
+from runner.training.checkpoint import load_checkpoint, save_checkpoint
+
+OPTIONS = {
+    "mynet.py": """
+from collections import OrderedDict
+
+from torch import nn
+
+
+def mynet(*, num_classes, width=16):
+    stem = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+    rest = (nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+    return nn.Sequential(OrderedDict(stem=stem, rest=nn.Sequential(*rest)))
+""",
+    "model/mynet.yaml": "_target_: mynet.mynet\nname: mynet\nwidth: 128\n",
+    "stripes.py": """
+import torch
+
+from runner.data.splits import Split, make_data
+
+
+def stripes(*, num_images=64, image_size=8, validation=0.25):
+    rows = (torch.arange(image_size) // 2 % 2).float().repeat(image_size, 1)
+    targets = torch.arange(num_images) % 2
+    images = torch.stack([rows, rows.T])[targets].unsqueeze(1).expand(-1, 3, -1, -1)
+    every = Split(images, targets)
+    train, test = every.part(torch.arange(num_images)[16:]), every.part(torch.arange(16))
+    return make_data("stripes", train, test, num_classes=2, validation=validation)
+""",
+    "dataset/stripes.yaml": """_target_: stripes.stripes
+name: stripes
+num_images: 64
+image_size: 8
+validation: 0.25
+""",
+    "sign_sgd.py": """
+import torch
+
+from runner.config.ranges import Range
+
+
+class SignSGD(torch.optim.Optimizer):
+    ranges = {"shrink": Range(at_least=0, below=1)}
+
+    def __init__(self, groups, *, lr, shrink=0.0):
+        super().__init__(groups, {"lr": lr, "shrink": shrink})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad.sign())
+""",
+    "optimizer/sign_sgd.yaml": "_target_: sign_sgd.SignSGD\nname: sign_sgd\nlr: 0.01\nshrink: 0.0\n",
+    "halves.py": """
+def halves(total_steps, warmup_steps, *, factor=0.5):
+    return lambda step: factor ** step
+""",
+    "schedule/halves.yaml": "_target_: halves.halves\nname: halves\nfactor: 0.5\n",
+    "weight_norms.py": """
+import numpy as np
+import torch
+
+from runner.results.measurement import Measurement
+
+
+def weight_norms(model, batches, *, order=2.0):
+    norms = np.array([p.detach().norm(order).item() for p in model.parameters()])
+    return Measurement({"norms": norms}, {"mean": float(norms.mean())}, {})
+""",
+    "probe/weight_norms.yaml": "weight_norms:\n  _target_: weight_norms.weight_norms\n  num_batches: 1\n  order: 2.0\n",
+    "experiment/mine.yaml": """# @package _global_
+defaults:
+  - override /model: mynet
+  - override /norm: [agc]
+
+agc:
+  clip: 0.02
+
+train:
+  max_steps: 2
+""",
+    "experiment/widths.yaml": """# @package _global_
+defaults:
+  - override /model: resnet20
+
+train:
+  max_steps: 1
+sweep:
+  axes: {seed: "0,1"}
+""",
+}
+PACKAGES = ("mynet", "stripes", "sign_sgd", "halves", "weight_norms")
+ALLOWED = f"paths.allowed_packages=[{','.join(PACKAGES)}]"
+OUTSIDE = ("paths.extensions=own", ALLOWED)
+ALL = ("model=mynet", "dataset=stripes", "optimizer=sign_sgd", "schedule=halves", "probe=weight_norms")
+FEW = ("train.global_batch_size=8", "wandb.mode=disabled", "train.device=cpu")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The folder `own` with an option of each group."""
+    for name, text in OPTIONS.items():
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "own"
+
+
+@pytest.fixture(autouse=True)
+def _path_as_before(monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    extensions.use_folder(None)
+    assert not {*PACKAGES} & {*sys.modules}
+
+
+def test_a_model_trains_sweeps_resumes_and_is_evaluated_reported_and_loaded(own, tiny, runner, tmp_path):
+    outcome = tiny(*OUTSIDE, "model=mynet", "model.width=96", "train.epochs=1", "name=run")
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "outputs/runs/run"
+    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    assert recorded["model"] == {"_target_": "mynet.mynet", "name": "mynet", "width": 96}
+    refused = tiny(f"resume={run}", "train.epochs=2")
+    assert refused.code == 2
+    assert f"add paths.extensions={own} '{ALLOWED}' to the command line" in refused.err.replace("\n", " ")
+    assert runner(f"resume={run}", "train.epochs=2", *OUTSIDE).code == 0
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert "test, 8 images, best.pt: accuracy" in evaluate_run(run, "best", "test", list(OUTSIDE))
+    with pytest.raises(SettingError, match=r"load_run\(FOLDER, extensions='.*own', allowed_packages=\["):
+        load_run(run)
+    extensions.use_folder(None)
+    model, config = load_run(run, extensions=own, allowed_packages=PACKAGES)
+    assert model.stem.out_channels == config.model.width == 96
+    assert not model.training
+
+    outcome = tiny("-m", *OUTSIDE, "model=mynet", "model.width=8,16", "train.max_steps=1", "sweep.name=s")
+    assert outcome.code == 0, outcome.err
+    sweep = tmp_path / "outputs/sweeps/s"
+    widths = {read_record(path).settings["model"]["width"] for path in sweep.glob("*/record.json")}
+    assert widths == {8, 16}
+    report([str(sweep)])
+    assert "model.width" in (sweep / "report.md").read_text()
+
+
+def test_every_other_group_is_open_too(own, runner, tmp_path):
+    outcome = runner(*OUTSIDE, *ALL, *FEW, "train.epochs=1", "train.log_every_steps=1", "name=run")
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "outputs/runs/run"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if row["split"] == "step" and "lr" in row] or [
+        row["learning_rate"] for row in rows if "learning_rate" in row
+    ]
+    assert rates[1] == pytest.approx(0.5 * rates[0])
+    [measured] = [row["weight_norms/mean"] for row in rows if row["split"] == "probe"]
+    assert measured == pytest.approx(np.load(run / "probes/weight_norms.npz")["norms"].mean())
+    outcome = runner(f"resume={run}", "train.epochs=2", *OUTSIDE)
+    assert outcome.code == 0, outcome.err
+    assert load_run(run, extensions=own, allowed_packages=PACKAGES)[0](torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    outcome = runner(*OUTSIDE, *ALL, *FEW, "optimizer.shrink=1.0")
+    assert outcome.code == 2
+    assert "optimizer.shrink=1.0: it must lie in [0, 1)." in outcome.err
+    outcome = runner(*OUTSIDE, *ALL, *FEW, "dataset.num_images=many")
+    assert outcome.code == 2
+    assert "dataset.num_images=many: it must be a whole number." in outcome.err
+
+
+def test_an_optimizer_of_torchs_own_takes_a_yaml_file_alone(own, tiny, tmp_path):
+    (own / "optimizer/rmsprop.yaml").write_text("_target_: torch.optim.RMSprop\nname: rmsprop\nlr: 0.01\nalpha: 0.9\n")
+    words = ("paths.extensions=own", "paths.allowed_packages=[torch]", "optimizer=rmsprop", "model=resnet20")
+    outcome = tiny(*words, "train.max_steps=1", "name=run")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("way", ["paths.extensions", "--config-dir", "hydra.searchpath"])
+def test_recipes_and_studies_come_from_every_folder(own, tiny, tmp_path, way):
+    words = {
+        "paths.extensions": ["paths.extensions=own"],
+        "--config-dir": ["--config-dir", str(own)],
+        "hydra.searchpath": [f"hydra.searchpath=[file://{own}]"],
+    }[way]
+    outcome = tiny(*words, "experiment=widths", "sweep.name=s")
+    assert outcome.code == 0, outcome.err
+    assert len(list((tmp_path / "outputs/sweeps/s").glob("*/summary.json"))) == 2
+    if way == "paths.extensions":
+        outcome = tiny(*OUTSIDE, "experiment=mine", "agc.groups={stem:0.5}", "name=run", "agc.clip=0.03")
+        assert outcome.code == 0, outcome.err
+        recorded = yaml.safe_load((tmp_path / "outputs/runs/run/config.yaml").read_text())
+        assert (recorded["model"]["name"], recorded["agc"]["clip"]) == ("mynet", 0.03)
+
+
+X = "_target_: mynet.mynet\nname: x\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "parts"),
+    [
+        ("model/x.yaml", f"# @package _global_\n{X}", ["must not be a line # @package"]),
+        ("model/x.yaml", "name: x\n", ["it must hold _target_: MODULE.NAME"]),
+        ("model/x.yaml", "_target_: mynet.mynet\nname: y\n", ["it must hold name: x"]),
+        ("model/x.yaml", "_target_: mynet.mynet\nwidth: [\n", ["line 3", "this is not YAML"]),
+        ("model/x.yaml", "_target_: mynet.nothing\nname: x\n", ["mynet.py has no class or function nothing"]),
+        ("model/x.yaml", f"{X}depth: 1\n", ["model._target_=mynet.mynet", "does not take its settings", "depth"]),
+        ("model/x.yaml", "_target_: os.getcwd\nname: x\n", ["model._target_=os.getcwd", "a model must come from"]),
+        ("model/x.yaml", "_target_: runner.data.digits.digits\nname: x\n", ["must come from runner.models or"]),
+        ("model/x.yaml", "_target_: mynet.nn.Linear\nname: x\n", ["there is no mynet.nn"]),
+        ("model/resnet18.yaml", "_target_: mynet.mynet\nname: resnet18\n", ["model/resnet18.yaml has a name of"]),
+        ("dataset/x.yaml", "_target_: stripes.torch\nname: x\n", ["has no class or function torch"]),
+        ("optimizer/x.yaml", "_target_: sign_sgd.SignSGD\nname: x\n", ["it must hold lr, the learning rate"]),
+        ("schedule/x.yaml", "_target_: halves.halves\nname: x\nb: 1\n", ["does not take its settings"]),
+        ("probe/x.yaml", "y:\n  _target_: weight_norms.weight_norms\n", ["it must hold a node x with _target_"]),
+        ("probe/x.yaml", "x:\n  _target_: weight_norms.no\n  num_batches: 1\n", ["no class or function no"]),
+        ("norm/x.yaml", "x:\n  _target_: mynet.mynet\n", ["first line", "must be # @package _global_"]),
+    ],
+)
+def test_a_wrong_option_is_told_what_is_wrong_with_it(own, runner, tmp_path, file, text, parts):
+    (own / file).parent.mkdir(exist_ok=True)
+    (own / file).write_text(text)
+    outcome = runner(*OUTSIDE, file.removesuffix(".yaml").replace("/", "="), *FEW)
+    assert outcome.code == 2, outcome.out + outcome.err
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    for part in parts:
+        assert part in outcome.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_error_in_a_function_from_outside_is_told_with_its_place(own, tiny):
+    (own / "mynet.py").write_text("def mynet(*, num_classes, width=1):\n    return undefined\n")
+    outcome = tiny(*OUTSIDE, "model=mynet")
+    assert outcome.code == 2
+    assert f"{own / 'mynet.py'}, line 2: NameError: name 'undefined' is not defined." in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("paths:\n  outputs: /evil\n", "paths.outputs=/evil"),
+        ("paths: ${evil}\nevil: {outputs: x}\n", "paths=${evil}"),
+        ("wandb:\n  mode: online\n", "wandb.mode=online"),
+        ("wandb:\n  entity: other\n", "wandb.entity=other"),
+        ("wandb:\n  project: other\n", "wandb.project=other"),
+        ("train:\n  num_devices: 64\n", "train.num_devices=64"),
+        ("train:\n  device: cuda\n", "train.device=cuda"),
+        ("defaults:\n  - /part@paths: evil\n", "outputs=/evil"),
+    ],
+)
+@pytest.mark.parametrize("group", ["experiment", "case", "sweep"])
+def test_a_file_from_outside_does_not_choose_where_things_go(own, tiny, tmp_path, group, text, word):
+    for folder in (group, "part"):
+        (own / folder).mkdir(exist_ok=True)
+    (own / "part/evil.yaml").write_text("outputs: /evil\n")
+    (own / group / "evil.yaml").write_text(f"# @package _global_\n{text}")
+    outcome = tiny(*OUTSIDE, f"{group}=evil")
+    assert outcome.code == 2, outcome.out
+    assert f"add {word} to the command line" in outcome.err.replace("add paths.outputs=", "add outputs=", 1) or (
+        f"add {word} to the command line" in outcome.err
+    )
+    assert ".yaml: it sets " in outcome.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_axes_from_outside_do_not_choose_where_things_go(own, tiny, tmp_path):
+    (own / "experiment/evil.yaml").write_text("# @package _global_\nsweep: {axes: {paths.outputs: 'a,b'}}\n")
+    outcome = tiny(*OUTSIDE, "experiment=evil")
+    assert outcome.code == 2
+    assert "paths.outputs=a,b" in outcome.err
+    (own / "experiment/evil.yaml").write_text("# @package _global_\nsweep: {axes: {train.device: 'cpu,cuda'}}\n")
+    outcome = tiny(*(word for word in OUTSIDE), "experiment=evil")
+    assert outcome.code == 2 or not list(tmp_path.glob("outputs/sweeps/*/*"))
+
+
+def plant(run, settings, overrides=None):
+    """Other settings in all places of a run's folder, each with its checksum."""
+    record = Record.parse((run / "record.json").read_text(), "record.json")
+    record = replace(record, settings=settings, overrides=record.overrides if overrides is None else overrides)
+    (run / "record.json").write_text(record.text)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    for path in (run / "checkpoints").glob("*.pt"):
+        saved = load_checkpoint(path)
+        save_checkpoint(path, {**saved, "about": {**saved["about"], "record": record.text}})
+
+
+def test_the_former_name_of_the_folder_is_refused_and_read(own, tiny, runner, tmp_path):
+    outcome = tiny("paths.methods=own")
+    assert outcome.code == 2
+    assert "paths.methods=own: it is paths.extensions now" in outcome.err
+    assert tiny(*OUTSIDE, "model=mynet", "train.epochs=1", "name=run").code == 0
+    run = tmp_path / "outputs/runs/run"
+    record = read_record(run / "record.json")
+    paths = {"methods" if key == "extensions" else key: value for key, value in record.settings["paths"].items()}
+    words = tuple(word.replace("paths.extensions", "paths.methods") for word in record.overrides)
+    assert words != record.overrides
+    plant(run, {**record.settings, "paths": paths}, words)
+    assert load_run(run, extensions=own, allowed_packages=PACKAGES)[1].paths.extensions == str(own)
+    refused = tiny(f"resume={run}", "train.epochs=2")
+    assert f"add paths.extensions={own}" in refused.err.replace("\n", " ")
+    outcome = runner(f"resume={run}", "train.epochs=2", *OUTSIDE)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("target", [None, "runner.models.of_another_version.Net"])
+def test_a_record_with_other_targets_goes_on(tiny, runner, tmp_path, target):
+    """As a run from before options named what builds them, or that named it otherwise."""
+    assert tiny("model=resnet20", "probe=clipping", "train.epochs=1", "name=run").code == 0
+    run = tmp_path / "outputs/runs/run"
+    settings = read_record(run / "record.json").settings
+    nodes = [settings[key] for key in ("model", "dataset", "optimizer", "schedule")]
+    for node in (*nodes, *settings["probe"].values()):
+        node.pop("_target_") if target is None else node.update(_target_=target)
+    plant(run, settings)
+    assert load_run(run)[1].model["_target_"] == "runner.models.cifar_resnet.resnet20"
+    assert "accuracy" in evaluate_run(run, "best", "test", ["train.device=cpu"])
+    outcome = runner(f"resume={run}", "train.epochs=2")
+    assert outcome.code == 0, outcome.err
