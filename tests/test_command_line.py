@@ -104,7 +104,7 @@ def test_a_subcommand_has_a_help_of_its_own_without_torch(tmp_path, name):
     [
         (["repport", "a"], "repport: there is no such subcommand. Did you mean report?"),
         (["nothing"], "nothing: there is no such subcommand. Subcommands: plan, report, compare"),
-        (["--help", "paths.methods=gone"], "paths.methods=gone: there is no such folder."),
+        (["--help", "paths.extensions=gone"], "paths.extensions=gone: there is no such folder."),
     ],
 )
 def test_a_wrong_subcommand_is_refused(runner, arguments, message):

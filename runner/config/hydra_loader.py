@@ -170,7 +170,7 @@ def check_file(loaded: ConfigResult, option: str, package: str = "") -> None:
         plain = {key: value for key, value in settings.items() if key != "hydra"}
         refuse_resolvers(plain, file)
         group, _, name = option.removesuffix(".yaml").partition("/")
-        check_option(_below(plain, package), group, name, file, package)
+        check_option(plain, group, name, file, package)
         check_places(plain, file)
     for key, value in leaves(settings.get("hydra", {}) if isinstance(settings, dict) else {}):
         if not (_is_harmless(key, value) or own_settings().get(key, ...) == value):
@@ -178,13 +178,6 @@ def check_file(loaded: ConfigResult, option: str, package: str = "") -> None:
             raise SettingError(
                 f"{file}: it sets {setting}. A file from elsewhere may not; if you trust it, type it yourself."
             )
-
-
-def _below(settings: Any, package: str) -> Any:
-    """What the node `package` of plain data holds."""
-    for key in filter(None, package.split(".")):
-        settings = settings[key]
-    return settings
 
 
 def check_composed(composed: DictConfig, allowed: Allowed) -> None:

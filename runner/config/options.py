@@ -68,10 +68,10 @@ def _settings_in(settings: Any, group: str, name: str, file: Path) -> dict[str, 
     return {str(key): value for key, value in settings.items()}
 
 
-def check_option(settings: Any, group: str, name: str, file: Path, package: str) -> None:
+def check_option(settings: Mapping, group: str, name: str, file: Path, package: str) -> None:
     """Raise a SettingError that says what is wrong with a group's option from elsewhere.
 
-    `settings` is the content of `file`, which Hydra puts into the node `package`.
+    `settings` is the content of `file` in the node `package`, into which Hydra has put it.
     """
     expected = "" if group in METHOD_GROUPS else group
     if group not in (*SINGLE_GROUPS, *LIST_GROUPS):
@@ -79,7 +79,7 @@ def check_option(settings: Any, group: str, name: str, file: Path, package: str)
     if package != expected:
         header = "must be # @package _global_" if group in METHOD_GROUPS else "must not be a line # @package"
         raise SettingError(f"{file}: the first line of an option's YAML file {header}.")
-    settings = _settings_in(settings, group, name, file)
+    settings = _settings_in(settings[package] if package else settings, group, name, file)
     if group in SINGLE_GROUPS and settings.get("name") != name:
         raise SettingError(f"{file}: it must hold name: {name}, as the file is called.")
     if group == "optimizer" and "lr" not in settings:

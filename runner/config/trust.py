@@ -26,6 +26,7 @@ from runner.files.readers import read_yaml_mapping
 EXTENSIONS, PACKAGES = "paths.extensions", "paths.allowed_packages"
 FORMER = "paths.methods"  # what `paths.extensions` was called when it held methods alone
 PLACES = ("paths.outputs", "train.device", "train.num_devices", "wandb.mode", "wandb.project", "wandb.entity")
+MISSING = object()
 RESOLVER = re.compile(r"\$\{\s*([\w.]*\s*:|hydra\b|\$)")  # ${oc.env:HOME}, ${hydra.runtime.cwd}, one in another's name
 
 
@@ -125,13 +126,19 @@ def check_places(settings: Mapping, file: object) -> None:
     A copy of conf/config.yaml may say what this one says.
     """
     defaults = read_yaml_mapping(CONF / "config.yaml")
-    for key, value in leaves(settings):
-        for place in (*PLACES, EXTENSIONS, PACKAGES):
-            is_set = place == key or place.startswith(f"{key}.") or key.startswith(f"{place}.")
-            if is_set and not (place == key and value == _value(defaults, key)):
-                word = f"{key}={to_override(value)}"
-                remedy = f"if you trust it, add {word} to the command line"
-                raise SettingError(f"{file}: it sets {word}. A file from elsewhere may not; {remedy}.")
+    for place in (*PLACES, EXTENSIONS, PACKAGES):
+        key, value = place, settings
+        for number, part in enumerate(place.split(".")):
+            if not isinstance(value, Mapping):  # an interpolation of a whole node, say
+                key = ".".join(place.split(".")[:number])
+                break
+            value = value.get(part, MISSING)
+            if value is MISSING:
+                break
+        if value is not MISSING and (key != place or value != _value(defaults, place)):
+            word = f"{key}={to_override(value)}"
+            remedy = f"if you trust it, add {word} to the command line"
+            raise SettingError(f"{file}: it sets {word}. A file from elsewhere may not; {remedy}.")
 
 
 def leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:

@@ -51,7 +51,7 @@ def opening_rows(
         changed = [f"{counts[name]} {method.counted}"] if counts[name] else []
         rows.append((name, "; ".join([*changed, *([", ".join(settings)] if settings else [])])))
     train, optimizer, schedule = config.train, config.optimizer, config.schedule
-    lr_batch_size = optimizer.get("lr_batch_size")
+    lr_batch_size, decay = optimizer.get("lr_batch_size"), optimizer.get("weight_decay", 0.0)
     rate = scaled_lr(optimizer.lr, global_batch_size=train.global_batch_size, lr_batch_size=lr_batch_size)
     held_out = (
         "the test split stands in for validation"
@@ -68,7 +68,7 @@ def opening_rows(
             "training",
             f"{_epochs(train.epochs)}{f', at most {train.max_steps} steps' if train.max_steps else ''}, batch "
             f"{train.global_batch_size}{_parts(train.accumulation_steps)}; {optimizer.name}, lr "
-            f"{format_lr(rate)}, weight decay {format_lr(optimizer.get('weight_decay', 0.0))}; {schedule.name} schedule, "
+            f"{format_lr(rate)}, weight decay {format_lr(decay)}; {schedule.name} schedule, "
             f"{_epochs(schedule.get('warmup_epochs', 0))} of warm-up{_average(train.ema)}",
         ),
         ("device", _device(precision)),

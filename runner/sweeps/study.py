@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config.diagnose import EXPERIMENT, chosen_options
 from runner.config.extensions import search_folders
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
-from runner.config.text import SettingError, same_value, to_override
-from runner.config.trust import check_places, check_words
+from runner.config.text import SettingError, override_key, same_value, to_override
+from runner.config.trust import PLACES, check_words
 from runner.files.atomic import write_atomically
 from runner.files.readers import Unreadable, is_there, read_yaml_mapping
 
@@ -56,7 +56,9 @@ def with_axes(arguments: Sequence[str]) -> list[str]:
         axes |= found[0] if found else {}
     added = [f"{key}={values}" for key, values in axes.items() if key not in given]
     check_words(added, f"{SWEEP}.axes")
-    check_places({key: axes[key] for key in axes.keys() - given.keys()}, f"{SWEEP}.axes")
+    for word in added:
+        if override_key(word) in PLACES:
+            raise SettingError(f"{SWEEP}.axes: it holds {word}. A file may not; add {word} to the command line.")
     words = [word for word in arguments if word not in ("-m", "--multirun")]
     if axes and any(is_swept(word) for word in [*words, *added]):
         return ["-m", *words, *added]

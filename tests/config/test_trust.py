@@ -625,7 +625,7 @@ def test_a_setting_with_a_secret_is_refused(tiny, tmp_path, words, key):
 @pytest.mark.usefixtures("_key")
 def test_a_file_with_a_secret_is_refused(tiny, tmp_path, elsewhere):
     for text, part in (
-        (f"wandb: {{entity: {KEY}}}\n", "wandb.entity: it holds the value of the environment variable WANDB_API_KEY"),
+        (f"wandb: {{group: {KEY}}}\n", "wandb.group: it holds the value of the environment variable WANDB_API_KEY"),
         ("wandb: {entity: '${oc.env:WANDB_API_KEY}'}\n", "A file may not read the environment"),
         ("wandb: {entity: '${oc.decode:${oc.env:HOME}}'}\n", "A file may not read the environment"),
     ):
