@@ -73,7 +73,7 @@ def gradient(
 
 
 class _Bands:
-    """How the rows of x are dealt out to programs: a grid (splits, blocks of channels, ghost batches)."""
+    """The distribution of the rows of x over programs: a grid (splits, blocks of channels, ghost batches)."""
 
     def __init__(self, matrix: Tensor, x: Tensor, sizes: list[int]) -> None:
         self.channels = matrix.shape[1]
@@ -87,12 +87,8 @@ class _Bands:
         self.splits = min(wanted, MOST_SPLITS, triton.cdiv(longest, 4 * BLOCK_ROWS))
         self.grid = (self.splits, blocks, self.count)
         self.arguments = (rows, last_rows, self.channels)
-        self.constants = {
-            "BLOCK_ROWS": BLOCK_ROWS,
-            "BLOCK_CHANNELS": block_channels,
-            "SPLIT_BLOCK": SPLIT_BLOCK,
-            "num_warps": NUM_WARPS,
-        }
+        block_sizes = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_CHANNELS": block_channels, "SPLIT_BLOCK": SPLIT_BLOCK}
+        self.constants = {**block_sizes, "num_warps": NUM_WARPS}
 
 
 def _num_processors(device: torch.device) -> int:

@@ -47,14 +47,6 @@ class MixUp(Mixing):
     With `per_image` each image has its own, as in the code of NFNets (arXiv 2102.06171). `portion` is the part of the
     batch that is mixed, see `Mixing`. The training loss is the cross-entropy with the mixed labels, which equals the
     weighted mean of the two cross-entropies.
-
-    >>> import torch
-    >>> from runner.methods.mixup import MixUp
-    >>> method = MixUp(alpha=0.2, portion="first_half")
-    >>> images, targets = method.transform_batch(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), 4)
-    >>> targets.shape, targets.sum(1), targets[2:]
-    (torch.Size([4, 4]), tensor([1., 1., 1., 1.]), tensor([[0., 0., 1., 0.],
-            [0., 0., 0., 1.]]))
     """
 
     node = "mixup"
