@@ -119,6 +119,12 @@ def test_the_best_arms_keep_their_order(make_run, tmp_path):
     assert [arm.label for arm in best_arms(arms, "validation/score", 3)] == ["a", "c", "d"]
 
 
+def test_the_spread_of_values_that_lie_unevenly():
+    """Where the mean is not the median."""
+    found = spread([0.1, 0.2, 0.6])
+    assert (found.mean, found.deviation) == (pytest.approx(0.3), pytest.approx(math.sqrt(0.14 / 2)))
+
+
 def test_spread_of_what_is_not_finite():
     assert math.isinf(spread([1.0, math.inf]).mean)
     assert math.isnan(spread([1.0, math.inf]).deviation)
