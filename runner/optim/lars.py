@@ -51,12 +51,8 @@ class Lars(Optimizer):
         trust_coefficient: float = 0.001,
         nesterov: bool = False,
     ) -> None:
-        settings = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-        }
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        settings["trust_coefficient"] = trust_coefficient
         check("optimizer", **settings)
         super().__init__(params, {**settings, "nesterov": nesterov, "adapt": True})
 
