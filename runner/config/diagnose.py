@@ -6,10 +6,11 @@ which of several overrides is at fault. This module looks at the overrides one b
 
 from __future__ import annotations
 
-import os.path
+import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -137,7 +138,7 @@ def option_fault(group: str, override: Override, conf_folders: Sequence[Path], s
 
 def chosen_options(overrides: Sequence[str], conf_folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
     """For each group its chosen options: those of the overrides, else of the case, of the experiment, the defaults."""
-    chosen = _defaults(CONF / "config.yaml")
+    chosen = dict(_defaults(CONF / "config.yaml"))
     named = {override.key_or_group: [*map(str, options_of(override))] for override in all_parsed(overrides)}
     for group in (EXPERIMENT, CASE):
         for file in (folder / group / f"{record}.yaml" for record in named.get(group, ()) for folder in conf_folders):
@@ -147,6 +148,11 @@ def chosen_options(overrides: Sequence[str], conf_folders: Sequence[Path] = (CON
 
 def _defaults(file: Path) -> dict[str, list[str]]:
     """The options that a file's defaults list names, by group."""
+    return _read_defaults(file, os.stat(file).st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _read_defaults(file: Path, _modified: int) -> dict[str, list[str]]:
     chosen = {}
     for default in OmegaConf.load(file).get("defaults", ()):
         for group, option in default.items() if isinstance(default, DictConfig) else ():

@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 
 import hydra._internal.hydra as application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import get_args_parser
 from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -34,9 +34,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import import_class, use_folder
+from runner.config.grammar import parsed
 from runner.config.options import CONF, TARGET, check_option
 from runner.config.plugins import LAUNCHERS
-from runner.config.secrets import check_no_secret_words, check_no_secrets
+from runner.config.secrets import check_no_secret_words, check_no_secrets, secret_values
 from runner.config.targets import check_target, package_of
 from runner.config.text import SettingError, to_override
 from runner.config.trust import EXTENSIONS, PACKAGES, Allowed, check_places, leaves, refuse_resolvers
@@ -91,7 +92,7 @@ class CheckedLoader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self.allowed = allowed
         self.sweep = sweep
-        self.repository = FilesReadOnce(self.repository)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}  # the last one, by the options of a sweep's job
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any
@@ -116,11 +117,26 @@ class CheckedLoader(ConfigLoaderImpl):
 
         The job's own settings were validated when the sweep was planned, and stand in the plan.
         """
-        if self.sweep is None or not self.sweep.jobs:
-            return super().load_sweep_config(master_config, sweep_overrides)
-        config = master_config.copy()
+        is_planned = self.sweep is not None and bool(self.sweep.jobs)
+        config = deepcopy(master_config) if is_planned else self._job_config(master_config, sweep_overrides)
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.overrides.task = list(sweep_overrides)
+        return config
+
+    def _job_config(self, master_config: DictConfig, words: list[str]) -> DictConfig:
+        """A job as Hydra composes it: its options once for all jobs that share them, then its values."""
+        sources = master_config.hydra.runtime.config_sources
+        folders = [Path(source.path) for source in sources if source.schema == "file"]
+        values = [override for word in words if (override := parsed(word)) and _sets_a_value(override, folders)]
+        written = {override.input_line for override in values}
+        choices = tuple(word for word in words if word not in written)
+        if choices not in self._composed:
+            self._composed.clear()  # its options differ from those of the job before, as a rule from all others
+            self._composed[choices] = super().load_sweep_config(master_config, list(choices))
+        config = deepcopy(self._composed[choices])
+        self._apply_overrides_to_config(values, config)
+        OmegaConf.copy_cache(from_config=master_config, to_config=config)
+        check_composed(config, self.allowed)
         return config
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
@@ -135,25 +151,10 @@ class CheckedLoader(ConfigLoaderImpl):
         return loaded
 
 
-class FilesReadOnce(CachingConfigRepository):
-    """Hydra's files, each read once in the life of the loader; a launcher's processes get it with what was read.
-
-    So every job of a sweep runs with the files that were checked before the first began, whatever is written into them
-    in the days between.
-    """
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        """The file's content, a copy to be changed at will; None where there is no such file."""
-        key = "|".join([config_path, *(source.path for source in self.get_sources())])
-        if key not in self.cache:
-            self.cache[key] = self.delegate.load_config(config_path=config_path)
-        return deepcopy(self.cache[key])
-
-    def __deepcopy__(self, memo: dict) -> FilesReadOnce:
-        """What Hydra makes for each composition; what was read is shared."""
-        other = FilesReadOnce(self.delegate)
-        other.cache = self.cache
-        return other
+def _sets_a_value(override: Override, conf_folders: Sequence[Path]) -> bool:
+    """Whether an override sets a value, and neither chooses an option nor deletes anything."""
+    is_group = any((folder / override.key_or_group).is_dir() for folder in conf_folders)
+    return not (is_group or override.is_delete() or override.is_add() or override.package is not None)
 
 
 def check_file(loaded: ConfigResult, option: str, package: str = "") -> None:
@@ -182,6 +183,7 @@ def check_file(loaded: ConfigResult, option: str, package: str = "") -> None:
 
 def check_composed(composed: DictConfig, allowed: Allowed) -> None:
     """Raise a SettingError if what Hydra is about to use names code that is not allowed, or holds a secret."""
+    has_secrets = bool(secret_values())
     for place, key, value in _resolved(composed.hydra, "hydra"):
         _, node, *_ = place.split(".")
         if key == TARGET:
@@ -190,7 +192,7 @@ def check_composed(composed: DictConfig, allowed: Allowed) -> None:
             raise SettingError(f"{place}={value}: logging may name {', '.join(HANDLERS)} alone.")
         if node == "overrides":
             check_no_secret_words([str(value).lstrip("+")])
-        else:
+        elif has_secrets:
             check_no_secrets(value, place)
     methods, packages = (_selected(composed, key) for key in (EXTENSIONS, PACKAGES))
     allowed.check(methods, packages or ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import quote
 
 from runner.config.text import SettingError
@@ -19,7 +20,12 @@ SHORTEST = 8  # characters
 
 def secret_values() -> dict[str, str]:
     """The values of the environment that may be secret, by the names of their variables; the longest first."""
-    named = {name: value.strip() for name, value in os.environ.items() if any(word in name.upper() for word in WORDS)}
+    return _secrets_in(tuple(os.environ.items()))
+
+
+@lru_cache(maxsize=1)
+def _secrets_in(environment: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    named = {name: value.strip() for name, value in environment if any(word in name.upper() for word in WORDS)}
     found = {name: value for name, value in named.items() if len(value) >= SHORTEST and not os.path.exists(value)}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 

@@ -118,7 +118,7 @@ def build_changed_model(config: Settings, *, num_classes: int, example_input: Te
     return Built(model, methods, counts, loaded.notes if loaded else ())
 
 
-def build_meta(config: Settings, data: Data) -> tuple[Built, int, int]:
+def build_meta(config: Settings, *, num_classes: int, example_input: Tensor) -> tuple[Built, int, int]:
     """The model with its methods on torch's meta device: nothing is computed and no memory is taken.
 
     Returns it, the multiply-adds of one image and the numbers that a training step keeps of it. Raises SettingError
@@ -128,10 +128,9 @@ def build_meta(config: Settings, data: Data) -> tuple[Built, int, int]:
 
     try:
         with torch.device("meta"):
-            example_input = data.example_input()
             built = build_changed_model(
                 config,
-                num_classes=data.num_classes,
+                num_classes=num_classes,
                 example_input=example_input,
                 pretrained=config.resume is None,
             )
@@ -148,6 +147,6 @@ def build_meta(config: Settings, data: Data) -> tuple[Built, int, int]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingError(
-            f"model={config.model.name}: it does not take images of {data.image_size} pixels ({reason})."
+            f"model={config.model.name}: it does not take images of {example_input.shape[-1]} pixels ({reason})."
         ) from None
     return built, counter.get_total_flops() // (2 * len(example_input)), round(kept.numbers)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from runner.config.validation import method_nodes
 from runner.data.dataset import Data, check_batch_size
 from runner.experiment import builders
 from runner.experiment.memory import FLOAT, check_memory, of_parameters
+from runner.experiment.methods import build_methods
 from runner.probes.layers import pick
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
@@ -23,6 +26,7 @@ from runner.training.tasks import Task, task_of
 # bytes of a pixel, at the least, of the data sets that lie in memory and come in any size; 3 channels
 BYTES_OF_A_PIXEL = {"random": 3 * 4, "digits": 3 * 8}
 NUM_DIGITS = 1797
+BUILT_BY = ("num_devices", "global_batch_size", "accumulation_steps", "sync_batchnorm")  # settings of train.*
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def check(config: Settings) -> Checked:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the run applies the methods again, and shows them
-            built, multiply_adds, kept = builders.build_meta(config, data)
+            built, multiply_adds, kept = _build_meta(_BuildKey.of(config, data))
         check_batch_size(config.train.global_batch_size, data)
         builders.build_optimizer(config.optimizer, nn.Linear(1, 1), global_batch_size=config.train.global_batch_size)
         builders.build_schedule(config.schedule, total_steps=1, steps_per_epoch=1)(0)
@@ -73,6 +77,34 @@ def check(config: Settings) -> Checked:
     _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
     return Checked(config, data, task_of(data, config.train), precision, built, multiply_adds, chosen)
+
+
+@dataclass(frozen=True)
+class _BuildKey:
+    """What a build on the meta device depends on; the jobs of a sweep that share it share the build."""
+
+    written: str  # of the settings: 1 and true are equal, and two settings
+    makers: tuple[Any, ...]
+    shape: tuple[int, ...]
+    num_classes: int
+    settings: Settings = field(compare=False)
+
+    @classmethod
+    def of(cls, config: Settings, data: Data) -> _BuildKey:
+        train = {key: config.train[key] for key in BUILT_BY}
+        nodes = {key: config[key] for key in ("model", "paths", *method_nodes(config))}
+        settings = Settings({**nodes, "train": train, "seed": 0, "resume": config.resume and "a run"})
+        methods = map(type, build_methods(settings).values())
+        with torch.device("meta"):
+            shape = tuple(data.example_input().shape)
+        makers = (builders.builder_of("model", config.model), *methods)
+        return cls(repr(settings), makers, shape, data.num_classes, settings)
+
+
+@lru_cache(maxsize=16)
+def _build_meta(key: _BuildKey) -> tuple[builders.Built, int, int]:
+    example_input = torch.zeros(key.shape, device="meta")
+    return builders.build_meta(key.settings, num_classes=key.num_classes, example_input=example_input)
 
 
 def _check_num_devices(number: int, device: torch.device) -> None:
