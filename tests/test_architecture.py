@@ -18,12 +18,11 @@ READ_CONFIGURATIONS = {
     f"runner.{name}"
     for name in (
         "__main__",
-        *(f"config.{name}" for name in ("completion", "diagnose", "grammar", "hydra_loader")),
+        *(f"config.{name}" for name in ("completion", "composition", "diagnose", "grammar", "hydra_loader")),
         *(f"config.{name}" for name in ("options", "overrides", "recipes", "typed")),
         "config.validation",
         *(f"sweeps.{name}" for name in ("study", "sweep")),
         "experiment.load",
-        "commands.evaluate",
     )
 }
 LIGHT = ("__main__", "config.validation", "config.extensions", "config.diagnose", "sweeps.sweep")

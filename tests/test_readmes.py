@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runner.commands import SUBCOMMANDS
+from runner.commands.evaluate import evaluate_run
 from runner.config.arguments import hydra_words
 from runner.config.extensions import add_search_path
 from runner.config.grammar import parsed
@@ -182,6 +183,7 @@ def test_what_a_readme_adds_runs_as_it_is_shown(file, runner, tmp_path):
     write_examples(file.read_text(), folder)
     lines = [line for line in commands(file.read_text()) if "FOLDER " in line and line.startswith("python")]
     assert lines
+    runs = set()
     for line in lines:
         arguments = [word.replace("FOLDER", str(folder)) for word in program_words(shell_words(line))]
         short = ["train.max_steps=1", "train.global_batch_size=8", "train.device=cpu", "wandb.mode=disabled"]
@@ -191,6 +193,10 @@ def test_what_a_readme_adds_runs_as_it_is_shown(file, runner, tmp_path):
             short += ["seed=0", "dataset=random", "dataset.num_images=32", "dataset.image_size=8"]
         outcome = runner(*arguments, *short)
         assert outcome.code == 0, outcome.err + outcome.out
+        for run in {*(tmp_path / "outputs/runs").glob("*")} - runs:
+            runs.add(run)
+            paths = [word for word in arguments if word.startswith("paths.")]
+            assert "accuracy" in evaluate_run(run, "best", "test", [*paths, "train.device=cpu"])
     if "experiment=rates" in lines[0]:
         [report] = (tmp_path / "outputs/sweeps").glob("*/report.md")
         assert "At a large rate batch norm trains" in report.read_text()

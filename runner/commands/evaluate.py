@@ -13,18 +13,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-
-from runner.config.diagnose import diagnose
-from runner.config.extensions import add_search_path, search_folders
+from runner.config.composition import compose_run, validate_again
+from runner.config.extensions import add_search_path
 from runner.config.grammar import all_parsed
-from runner.config.hydra_loader import checked
-from runner.config.recipes import without_replaced
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import CONF, validate
 from runner.experiment.earlier_overrides import earlier_overrides
 from runner.results.run_folder import RunFolder
 
@@ -51,13 +44,8 @@ def main(arguments: Sequence[str]) -> None:
 def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]) -> str:
     """The line to print."""
     words = add_search_path(earlier_overrides([f"resume={folder}", *overrides]))
-    folders = search_folders(words)
     asked = {override.key_or_group for override in all_parsed(overrides)}
-    try:
-        with checked(words, typed=overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-            config = validate(without_replaced(compose("config", overrides=words), words, folders), folders)
-    except HydraException as error:
-        raise diagnose(words, error, folders) from None
+    config = compose_run(words, typed=overrides)
 
     import torch
 
@@ -76,7 +64,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
         model, settings = load_run(folder, checkpoint, **allowed)
     for note in caught:
         print(note.message, file=sys.stderr)
-    config = as_asked(config, settings, asked)
+    config = validate_again(as_asked(config, settings, asked), words)
     trained = load_checkpoint(RunFolder(folder).checkpoint(checkpoint))["about"]
     # the images are normalized as those were that the model was trained on
     data = replace(build_data(config.dataset), mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
@@ -102,5 +90,4 @@ def as_asked(composed: Settings, settings: Settings, asked: Collection[str]) -> 
     nodes = ("dataset", "train")
     keys = [key for key in asked if key.startswith(tuple(f"{node}." for node in nodes))]
     config = composed.changed({node: settings[node] for node in nodes if node not in asked})
-    config = config.changed({key: composed.select(key) for key in keys})
-    return validate(OmegaConf.create(config.plain()))
+    return config.changed({key: composed.select(key) for key in keys})
