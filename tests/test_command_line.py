@@ -226,10 +226,10 @@ def test_a_gpu_that_is_not_there_is_refused(runner, tmp_path):
     assert_refused(outcome.code, outcome.out, outcome.err, tmp_path, "train.device=cuda", "train.device=cpu")
 
 
-def test_a_ghost_batch_that_fills_a_micro_batch_runs(tiny):
+def test_a_ghost_batch_that_fills_a_micro_batch_runs(small):
     methods = ("norm=ghost_batchnorm", "ghost_batchnorm.ghost_batch_size=4", "train.accumulation_steps=2")
-    assert tiny(*methods, "train.max_steps=1").code == 0
-    outcome = tiny(*methods, "ghost_batchnorm.ghost_batch_size=5", "train.max_steps=1")
+    assert small(*methods, "train.max_steps=1").code == 0
+    outcome = small(*methods, "ghost_batchnorm.ghost_batch_size=5", "train.max_steps=1")
     assert outcome.code == 2
     assert "Choose at most 4" in outcome.err
 
@@ -249,23 +249,23 @@ def test_a_mapping_with_names_with_dots_runs_and_is_recorded_as_typed(small, tmp
     assert not any("++" in name for name in found)
 
 
-def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tiny, tmp_path):
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(small, tmp_path):
     (tmp_path / "file").write_text("")
-    outcome = tiny("paths.outputs=file")
+    outcome = small("paths.outputs=file")
     assert outcome.code == 2
     assert "paths.outputs=file" in outcome.err
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("place", ["runner.experiment.check.check", "runner.experiment.run.prepare"])
-def test_ctrl_c_before_training_ends_with_130(tiny, tmp_path, monkeypatch, place):
+def test_ctrl_c_before_training_ends_with_130(small, tmp_path, monkeypatch, place):
     """While settings are checked nothing is written; later the run is marked as interrupted."""
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(place.replace("runner.experiment.check.check", "runner.experiment.run.check"), interrupted)
-    outcome = tiny("name=run")
+    outcome = small("name=run")
     assert outcome.code == 130
     assert "Traceback" not in outcome.err + outcome.out
     summary = tmp_path / "outputs/runs/run/summary.json"
@@ -319,11 +319,11 @@ def test_a_wrong_setting_is_told_in_one_line_without_noise(tmp_path, runner, rec
     assert not recwarn.list
 
 
-def test_flags_between_overrides_and_values_without_quotes(tiny, tmp_path):
-    outcome = tiny("norm=agc", "--cfg", "job", "agc.clip=0.5")
+def test_flags_between_overrides_and_values_without_quotes(small, tmp_path):
+    outcome = small("norm=agc", "--cfg", "job", "agc.clip=0.5")
     assert outcome.code == 0, outcome.err
     assert "clip: 0.5" in outcome.out
-    outcome = tiny("train.max_steps=0", "wandb.project=größe", "name=run")
+    outcome = small("train.max_steps=0", "wandb.project=größe", "name=run")
     assert outcome.code == 0, outcome.err
     config = yaml.safe_load((tmp_path / "outputs/runs/run/config.yaml").read_text())
     assert config["wandb"]["project"] == "größe"

@@ -188,8 +188,8 @@ def test_plain_data_are_enough():
         ),
     ],
 )
-def test_what_the_model_lacks_is_said(tiny, tmp_path, overrides, parts):
-    outcome = tiny("ghost_batchnorm.ghost_batch_size=4", *overrides) if "ghost" in overrides[1] else tiny(*overrides)
+def test_what_the_model_lacks_is_said(small, tmp_path, overrides, parts):
+    outcome = small("ghost_batchnorm.ghost_batch_size=4", *overrides) if "ghost" in overrides[1] else small(*overrides)
     assert outcome.code == 2, outcome.err
     assert len(outcome.err.splitlines()) == 1
     for part in parts:

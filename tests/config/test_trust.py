@@ -147,9 +147,9 @@ def build(words):
     ],
 )
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1", "sweep.name=s")])
-def test_a_target_on_the_command_line_is_refused(tiny, tmp_path, monkeypatch, words, target, sweep):
+def test_a_target_on_the_command_line_is_refused(small, tmp_path, monkeypatch, words, target, sweep):
     monkeypatch.setattr(os, "getcwd", lambda: pytest.fail("it was instantiated") if in_hydra() else str(tmp_path))
-    assert_refused(tiny(*words, *sweep), tmp_path, target)
+    assert_refused(small(*words, *sweep), tmp_path, target)
 
 
 def in_hydra():
@@ -189,17 +189,17 @@ GLOBAL = "# @package _global_\n"
         ("sweep: {axes: {paths.allowed_packages: '[evil],[evil]'}}\n", ["add 'paths.allowed_packages"]),
     ],
 )
-def test_a_record_from_elsewhere_is_refused(tiny, tmp_path, elsewhere, text, parts):
+def test_a_record_from_elsewhere_is_refused(small, tmp_path, elsewhere, text, parts):
     callback = "x: {_target_: SYSTEM}\n".replace("SYSTEM", SYSTEM)
     text = text.replace("SYSTEM", SYSTEM)
     elsewhere("harmless/evil", callback.removeprefix("x: "))
     elsewhere("hydra/launcher/evil", f"defaults: [basic]\nsetup: [touch {MARK}]\n")
     folder = elsewhere("experiment/evil", GLOBAL + text)
-    assert_refused(tiny("norm=agc", "experiment=evil", f"hydra.searchpath=[file://{folder}]"), tmp_path, *parts)
+    assert_refused(small("norm=agc", "experiment=evil", f"hydra.searchpath=[file://{folder}]"), tmp_path, *parts)
 
 
 @pytest.mark.parametrize("way", ["--config-dir", "-cd", "a path", "--config-path", "pkg", "--cfg", "-m"])
-def test_every_way_to_a_file_is_watched(tiny, runner, tmp_path, elsewhere, monkeypatch, way):
+def test_every_way_to_a_file_is_watched(small, runner, tmp_path, elsewhere, monkeypatch, way):
     callbacks = "hydra:\n  callbacks:\n    x: {_target_: SYSTEM}\n".replace("SYSTEM", SYSTEM)
     folder = elsewhere("experiment/evil", GLOBAL + callbacks)
     elsewhere("primary", callbacks)
@@ -240,9 +240,9 @@ def test_a_pickled_job_is_not_run(runner, tmp_path, option):
         ["hydra.callbacks.sweep._target_=hydra.experimental.callback.Callback"],
     ],
 )
-def test_a_sweep_keeps_its_check(tiny, tmp_path, words):
+def test_a_sweep_keeps_its_check(small, tmp_path, words):
     """Without it Hydra would make the sweep's folder before any job's settings are checked."""
-    assert_refused(tiny("-m", "seed=0,1", "sweep.name=away", *words), tmp_path, "hydra.callbacks.sweep._target_=")
+    assert_refused(small("-m", "seed=0,1", "sweep.name=away", *words), tmp_path, "hydra.callbacks.sweep._target_=")
 
 
 @pytest.fixture
@@ -349,19 +349,19 @@ def test_what_the_command_line_allows():
         ("paths.extensions='/evil'", "add paths.extensions=/evil to"),
     ],
 )
-def test_a_planted_run_folder_is_refused(tiny, tmp_path, word, part):
+def test_a_planted_run_folder_is_refused(small, tmp_path, word, part):
     planted = tmp_path / "planted"
     planted.mkdir()
     (planted / "overrides.yaml").write_text(yaml.safe_dump(["seed=1", word]))
-    assert_refused(tiny(f"resume={planted}"), tmp_path, f"resume={planted}: overrides.yaml: ", part)
+    assert_refused(small(f"resume={planted}"), tmp_path, f"resume={planted}: overrides.yaml: ", part)
     with pytest.raises(SettingError):
         evaluate.evaluate_run(planted, "best", "test", [])
 
 
 @pytest.mark.parametrize("words", ["{a: b}", "[1]", "text", "[[a]]"])
-def test_overrides_of_another_kind_are_refused(tiny, tmp_path, words):
+def test_overrides_of_another_kind_are_refused(small, tmp_path, words):
     (tmp_path / "overrides.yaml").write_text(words)
-    assert_refused(tiny(f"resume={tmp_path}"), tmp_path, "it must be a list of overrides")
+    assert_refused(small(f"resume={tmp_path}"), tmp_path, "it must be a list of overrides")
 
 
 def plant(run, settings):
@@ -524,9 +524,9 @@ def plain():
 
 @pytest.mark.parametrize("name", ["../x", "..", "a/b"])
 @pytest.mark.parametrize("key", ["name", "sweep.name"])
-def test_a_name_leaves_nothing_elsewhere(tiny, tmp_path, key, name):
+def test_a_name_leaves_nothing_elsewhere(small, tmp_path, key, name):
     sweep = ["-m", "seed=0,1"] if key == "sweep.name" else []
-    outcome = tiny(f"{key}={name}", "train.max_steps=1", *sweep)
+    outcome = small(f"{key}={name}", "train.max_steps=1", *sweep)
     assert outcome.code == 2, outcome.out + outcome.err
     assert not list(tmp_path.iterdir())
 
@@ -575,14 +575,14 @@ def test_a_link_is_a_name_that_is_taken(tmp_path, target):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_the_name_of_a_method_is_none_of_a_path(tiny, tmp_path, elsewhere):
+def test_the_name_of_a_method_is_none_of_a_path(small, tmp_path, elsewhere):
     """A run's own name is made of its methods' names, and these are keys of a file."""
     node = '"../../../x": {_target_: runner.methods.label_smoothing.LabelSmoothing, smoothing: 0.1}\n'
     folder = elsewhere("experiment/evil", GLOBAL + node)
     elsewhere("norm/sub", GLOBAL + node)
     for parent in (tmp_path / "elsewhere", tmp_path, tmp_path.parent):
         (parent / "x.yaml").write_text(GLOBAL + node)
-    outcome = tiny(f"hydra.searchpath=[file://{folder}]", "experiment=evil", "train.max_steps=1")
+    outcome = small(f"hydra.searchpath=[file://{folder}]", "experiment=evil", "train.max_steps=1")
     assert_refused(outcome, tmp_path, "../../../x: a method's name has up to 64 letters")
 
 
@@ -616,21 +616,21 @@ def _key(monkeypatch):
         (["norm=" + KEY], "norm"),
     ],
 )
-def test_a_setting_with_a_secret_is_refused(tiny, tmp_path, words, key):
-    outcome = tiny(*words)
+def test_a_setting_with_a_secret_is_refused(small, tmp_path, words, key):
+    outcome = small(*words)
     assert_refused(outcome, tmp_path, f"{key}: it holds the value of the environment variable WANDB_API_KEY")
     assert KEY not in outcome.out + outcome.err
 
 
 @pytest.mark.usefixtures("_key")
-def test_a_file_with_a_secret_is_refused(tiny, tmp_path, elsewhere):
+def test_a_file_with_a_secret_is_refused(small, tmp_path, elsewhere):
     for text, part in (
         (f"wandb: {{group: {KEY}}}\n", "wandb.group: it holds the value of the environment variable WANDB_API_KEY"),
         ("wandb: {entity: '${oc.env:WANDB_API_KEY}'}\n", "A file may not read the environment"),
         ("wandb: {entity: '${oc.decode:${oc.env:HOME}}'}\n", "A file may not read the environment"),
     ):
         folder = elsewhere("experiment/mine", GLOBAL + text)
-        outcome = tiny(f"hydra.searchpath=[file://{folder}]", "experiment=mine")
+        outcome = small(f"hydra.searchpath=[file://{folder}]", "experiment=mine")
         assert_refused(outcome, tmp_path, part)
         assert KEY not in outcome.out + outcome.err
 

@@ -7,13 +7,6 @@ from runner.experiment import check as checked
 from runner.experiment import memory
 
 
-@pytest.fixture
-def resnet18(runner):
-    """`resnet18(...)` runs the command line on a few random images; of `small` the model is too small."""
-    data = ("dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8")
-    return lambda *arguments: runner(*data, "train.device=cpu", "wandb.mode=disabled", *arguments)
-
-
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -28,9 +21,9 @@ def resnet18(runner):
         ),
     ],
 )
-def test_what_the_memory_cannot_hold_is_refused_with_the_figures(resnet18, tmp_path, monkeypatch, arguments, parts):
+def test_what_the_memory_cannot_hold_is_refused_with_the_figures(tiny, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.setattr(memory, "memory_of", lambda device: 32 * memory.GIB)
-    outcome = resnet18(*arguments)
+    outcome = tiny(*arguments)
     assert outcome.code == 2, outcome.err
     for part in (*parts, "this machine's CPU has 32 GiB."):
         assert part in outcome.err
@@ -49,8 +42,8 @@ def test_what_the_memory_cannot_hold_is_refused_with_the_figures(resnet18, tmp_p
         ("gradient_terms.layers=[0.5,1000]", "probe.gradient_terms.layers: layer=1000: a ResNet has 17 convolutions"),
     ],
 )
-def test_a_layer_that_is_not_there_is_refused_before_the_run(resnet18, tmp_path, settings, message):
-    outcome = resnet18(f"probe={settings.partition('.')[0]}", f"probe.{settings}")
+def test_a_layer_that_is_not_there_is_refused_before_the_run(tiny, tmp_path, settings, message):
+    outcome = tiny(f"probe={settings.partition('.')[0]}", f"probe.{settings}")
     assert outcome.code == 2, outcome.out
     assert message in outcome.err
     assert list(tmp_path.iterdir()) == []

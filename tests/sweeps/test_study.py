@@ -120,8 +120,8 @@ def test_a_claim_of_another_form_is_refused(claim, message):
     ],
 )
 @pytest.mark.parametrize("seeds", [("seed=0",), ("-m", "seed=0,1")])
-def test_a_part_of_a_study_of_another_form_is_refused(tiny, tmp_path, word, message, seeds):
-    outcome = tiny("train.max_steps=1", *seeds, word)
+def test_a_part_of_a_study_of_another_form_is_refused(small, tmp_path, word, message, seeds):
+    outcome = small("train.max_steps=1", *seeds, word)
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
     assert not (tmp_path / "outputs").exists()
