@@ -14,8 +14,11 @@ from torch import nn
 
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.trust import places_again, without_places, words_again
+from runner.config.trust import places_again, resolved, without_places, words_again
+from runner.distributed.collectives import broadcast_object
+from runner.experiment.check import Checked
 from runner.experiment.resume import NothingLeft, latest_checkpoint, new_folder
+from runner.experiment.summary import is_noop
 from runner.files.atomic import CannotWrite, make_folder, remove_temporary
 from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.methods.method import Method
@@ -25,6 +28,7 @@ from runner.results.run_folder import RunFolder
 from runner.results.run_lock import Taken, hold, sign
 from runner.results.run_state import RESULTS
 from runner.tracking.metrics_log import MetricsLog
+from runner.tracking.wandb_run import new_run_id
 from runner.training.checkpoint import Latest
 
 
@@ -59,6 +63,13 @@ class Entry:
             before = None
         return Record(new_id, time, plain(settings, "the settings"), tuple(overrides), before)
 
+    def begin(self, settings: Settings, overrides: Sequence[str]) -> Record:
+        """Clear the folder and write the record of the run into it. Raises CannotWrite."""
+        record = self.record(settings.plain(), resolved(overrides, settings), new_run_id(self.folder.path.name))
+        self.clear()
+        self.folder.write_settings(record)
+        return record
+
     def passed_over(self, overrides: Sequence[str]) -> list[str]:
         """The overrides of the run so far on where things go that nobody typed again."""
         record = self.known.record
@@ -83,6 +94,29 @@ class Entry:
                 last.replace(last.with_suffix(".damaged"))
         except OSError as error:
             raise CannotWrite.from_os_error(folder.path, error) from None
+
+
+def take_folder(checked: Checked, overrides: list[str], job: Job | None) -> Entry:
+    """The run's folder, of which the other ranks are told. Raises SettingError, there too."""
+    settings, built = checked.settings, checked.built
+    acting = [name for name in checked.chosen if not is_noop(name, built.counts)]
+    name = settings.name or "-".join([settings.dataset.name, settings.model.name, *acting])
+    device = checked.precision.device
+    try:
+        entry = enter(settings.plain(), overrides, job, name, built.model, built.methods, device)
+    except SettingError as error:
+        broadcast_object((None, None, str(error)))
+        raise
+    broadcast_object((entry.folder.path, entry.finished_status, None))
+    return entry
+
+
+def follow_rank0() -> tuple[RunFolder, str | None]:
+    """The folder that rank 0 took, and its `finished_status`. Raises the SettingError of rank 0."""
+    path, finished_status, refusal = broadcast_object(None)
+    if refusal is not None:
+        raise SettingError(refusal)
+    return RunFolder(path), finished_status
 
 
 def enter(

@@ -18,8 +18,7 @@ from torch import nn
 from runner.config.text import SettingError
 from runner.config.validation import CONF, method_nodes
 from runner.data import cluttered_digits, digit_scenes, image_folder, mask_folder
-from runner.experiment import builders
-from runner.experiment import run as experiment
+from runner.experiment import builders, testing
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.models import nfnet
 from runner.training import state, top_k
@@ -154,7 +153,7 @@ def light(monkeypatch):
     in_memory = {}
     for module in (state, top_k):
         monkeypatch.setattr(module, "save_checkpoint", lambda path, content, **_: in_memory.update({path: content}))
-    monkeypatch.setattr(experiment, "load_checkpoint", lambda path, device="cpu": in_memory[path])
+    monkeypatch.setattr(testing, "load_checkpoint", lambda path, device="cpu": in_memory[path])
 
 
 def test_every_part_of_the_house_has_records():

@@ -14,7 +14,7 @@ from runner.data.dataset import DataFault
 from runner.data.file_loader import make_loader
 from runner.data.loader_faults import batches_of, loader_fault
 from runner.distributed.signals import GracefulStop, StopRequested
-from runner.experiment import run as experiment
+from runner.experiment import outcome
 from runner.files.atomic import CannotWrite
 
 FULL = "unable to write to file </torch_1_2_3>: No space left on device (28)"
@@ -109,13 +109,13 @@ def test_a_signal_while_it_waits():
 def test_a_full_disk_is_not_taken_for_full_shared_memory():
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     text = "last.pt cannot be written (No space left on device)."
-    assert experiment._told(CannotWrite.from_os_error("last.pt", error)) == text
-    assert experiment._told(error) is None
-    assert "shared memory is full" in experiment._told(RuntimeError(FULL))
+    assert outcome.user_message(CannotWrite.from_os_error("last.pt", error)) == text
+    assert outcome.user_message(error) is None
+    assert "shared memory is full" in outcome.user_message(RuntimeError(FULL))
 
 
 def test_the_death_of_another_rank_is_told_in_a_line(monkeypatch):
     error = RuntimeError("[pair.cc:545] Read error [127.0.0.1]:18562: Connection reset by peer.")
-    assert experiment._told(error) is None  # a process alone has no peer
-    monkeypatch.setattr(experiment, "is_distributed", lambda: True)
-    assert experiment._told(error) == "Another rank has died, or cannot be reached any more."
+    assert outcome.user_message(error) is None  # a process alone has no peer
+    monkeypatch.setattr(outcome, "is_distributed", lambda: True)
+    assert outcome.user_message(error) == "Another rank has died, or cannot be reached any more."

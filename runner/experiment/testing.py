@@ -1,0 +1,41 @@
+"""Training to its end, and the test of the weights that it chose."""
+
+from __future__ import annotations
+
+from runner.data.sampling import Shard
+from runner.distributed.collectives import barrier, rank, world_size
+from runner.experiment.check import Checked
+from runner.tracking.tracker import Tracker
+from runner.training.checkpoint import load_checkpoint, restore_model
+from runner.training.evaluation import evaluate
+from runner.training.loop import Trainer
+from runner.training.tasks import Segmentation
+
+
+def train_and_test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
+    """What the summary says of a run that came to its end."""
+    trainer.train()
+    summary = {"status": "completed"}
+    if reason := trainer.why_ended():
+        summary["ended_early"] = reason
+        tracker.message(f"{reason}: training has ended after {trainer.progress.step} steps")
+    return {**summary, **(_test(trainer, checked, tracker) if trainer.schedule.total_steps > 0 else {})}
+
+
+def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
+    """Evaluate best.pt, chosen on the validation split, on the test split; and the last weights beside it."""
+    task, precision, progress = trainer.task, checked.precision, trainer.progress
+    batches = checked.data.evaluation_batches(
+        "test",
+        batch_size=checked.data.evaluation_batch_size,
+        device=precision.device,
+        channels_last=trainer.validation_batches.channels_last,
+        shard=Shard(rank(), world_size()),
+    )
+    last = evaluate(trainer.evaluated_model, batches, precision, task)
+    barrier()  # the first rank writes best.pt
+    restore_model(load_checkpoint(trainer.plan.best, precision.device), trainer.model, trainer.methods)
+    best = evaluate(trainer.model, batches, precision, task)
+    tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **best.metrics})
+    by_class = {"iou_by_class": task.by_class(best.counts)} if isinstance(task, Segmentation) else {}
+    return {"metrics": best.metrics, "last": last.metrics, **by_class}
