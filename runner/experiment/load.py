@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import use_folder
 from runner.config.settings import Settings
-from runner.config.text import SettingError, to_override
-from runner.config.trust import PLACES, Allowed, refuse_resolvers
-from runner.config.validation import CONF, validate, with_defaults
+from runner.config.stored import validate_stored
+from runner.config.trust import Allowed
 from runner.experiment import builders
 from runner.experiment.resume import check_fit, check_settings, check_state, older_settings
 from runner.files.readers import is_there
@@ -48,7 +44,7 @@ def load_run(
         warnings.warn(note, stacklevel=2)
     settings = known.record.settings if known.record else older_settings(folder)
     allowed = Allowed(tuple(allowed_packages), Path(extensions).resolve() if extensions else None)
-    config = from_file(settings, folder.path, allowed)
+    config = validate_stored(settings, folder.path, allowed)
     use_folder(allowed.extensions)
     if own := record_in(saved, path):
         check_settings(own.settings, settings, saved["methods"])
@@ -60,28 +56,6 @@ def load_run(
     averaged = {"model": saved["ema"]["model"]} if "ema" in saved else {}  # what an evaluation of last.pt looks at
     restore_model({**saved, **averaged}, built.model, built.methods)
     return built.model.eval(), config
-
-
-def from_file(settings: Mapping, folder: Path, allowed: Allowed) -> Settings:
-    """Settings that a run's folder or checkpoint tells, validated. Raises SettingError.
-
-    What chooses where things go is as by default: that is for the command line to say.
-    """
-    refuse_resolvers(settings, folder)
-    settings = json.loads(json.dumps(settings))
-    for key, default in OmegaConf.load(CONF / "config.yaml").items():
-        if isinstance(default, DictConfig) and not isinstance(settings.get(key, {}), Mapping):
-            raise SettingError(f"{folder}: {key}={to_override(settings[key])}: it must be a group of settings.")
-    for node, _, name in (key.partition(".") for key in PLACES):
-        settings.get(node, {}).pop(name, None)
-    if "methods" in settings.get("paths", {}):  # of a run before the folder held more than methods
-        settings["paths"]["extensions"] = settings["paths"].pop("methods")
-    try:
-        folders = [CONF, allowed.extensions] if allowed.extensions else [CONF]
-        config = with_defaults(OmegaConf.create(settings), folders)
-    except (OmegaConfBaseException, TypeError) as error:  # a list in the place of a mapping, say
-        raise SettingError(f"{folder}: its settings cannot be used ({str(error).splitlines()[0]}).") from None
-    return validate(allowed.put_in(config, folder))
 
 
 def _build(config: Settings, about: Mapping) -> builders.Built:
