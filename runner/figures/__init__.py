@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from runner.figures.drawing import Measured
 
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "arms"))
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "drawing"))
 
 __all__ = ["NAMES", "draw"]
 
