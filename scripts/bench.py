@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runner import models as library
-from runner.config.compatibility import SEGMENTATION_MODELS
+from runner.config.options import options_of_kind
 from runner.experiment.setup import set_backends
 from runner.tracking.provenance import provenance
 from runner.training.precision import Precision, choose_device
@@ -189,7 +189,9 @@ def _arguments() -> argparse.Namespace:
     train.add_argument("--set", nargs="*", metavar="KEY=VALUE", default=[], help="of the run, as train.ema=0.999")
     arguments = parser.parse_args()
     arguments.json = arguments.json or Path(f"outputs/bench/{arguments.what}.json")
-    models = [name for name in library.__all__ if name.islower() and name not in SEGMENTATION_MODELS]
+    models = [
+        name for name in library.__all__ if name.islower() and name not in options_of_kind("model", "segmentation")
+    ]
     if arguments.model is not None and arguments.model not in models:
         parser.error(f"--model {arguments.model}: choose one of {', '.join(models)}")
     for name in ("threads", "blocks", "batch_size", "image_size", "steps"):

@@ -20,23 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runner.config.options import KIND, options_of_kind
+
 Settings = Mapping[str, object]
 
-# a model has one of these
-NORMALIZATIONS = (
-    "batchnorm",
-    "none",
-    "ghost_batchnorm",
-    "groupnorm",
-    "layernorm",
-    "instancenorm",
-    "batch_channel_norm",
-)
-CLIPS = ("agc", "clip_by_norm", "clip_by_value")
-WITHOUT_BATCH_STATISTICS = ("none", "groupnorm", "layernorm", "instancenorm")
 HALVES = ("first_half", "second_half")
-SEGMENTATION_DATASETS = ("digit_scenes", "ade20k", "mask_folder")
-SEGMENTATION_MODELS = ("deeplabv3plus_resnet18", "deeplabv3plus_resnet50", "deeplabv3plus_resnet101")
 
 
 def check_combinations(methods: Mapping[str, Settings], *, model: Settings, train: Settings, dataset: Settings) -> None:
@@ -60,23 +48,31 @@ def check_combinations(methods: Mapping[str, Settings], *, model: Settings, trai
     _halves_to_mix(methods, train)
 
 
+def _is(kind: str, node: Settings) -> bool:
+    return kind in node.get(KIND, ())
+
+
+def _of_kind(kind: str, methods: Mapping[str, Settings]) -> list[str]:
+    return [name for name, node in methods.items() if _is(kind, node)]
+
+
 def _model_of_the_task(model: Settings, dataset: Settings) -> None:
-    segmentation = dataset["name"] in SEGMENTATION_DATASETS
-    if segmentation and model["name"] not in SEGMENTATION_MODELS:
+    segments, has_masks = _is("segmentation", model), _is("segmentation", dataset)
+    if has_masks and not segments:
         raise ValueError(
             f"model={model['name']}: it gives one class for an image, and dataset={dataset['name']} has one for each "
-            f"pixel. Choose a model that segments: {', '.join(SEGMENTATION_MODELS)}."
+            f"pixel. Choose a model that segments: {', '.join(options_of_kind('model', 'segmentation'))}."
         )
-    if model["name"] in SEGMENTATION_MODELS and not segmentation:
+    if segments and not has_masks:
         raise ValueError(
             f"model={model['name']}: it gives a class for each pixel, and dataset={dataset['name']} has one for an "
-            f"image. Choose a data set with masks: {', '.join(SEGMENTATION_DATASETS)}."
+            f"image. Choose a data set with masks: {', '.join(options_of_kind('dataset', 'segmentation'))}."
         )
 
 
 def _loss_of_the_task(train: Settings, dataset: Settings) -> None:
     weights = {key: train[key] for key in ("cross_entropy_weight", "dice_weight")}
-    if dataset["name"] in SEGMENTATION_DATASETS:
+    if _is("segmentation", dataset):
         if not any(weights.values()):
             raise ValueError(
                 "train.cross_entropy_weight=0.0 with train.dice_weight=0.0: no loss is left; set one of them."
@@ -90,8 +86,8 @@ def _loss_of_the_task(train: Settings, dataset: Settings) -> None:
 
 
 def _labels_to_mix(methods: Mapping[str, Settings], dataset: Settings) -> None:
-    for name in ("mixup", "cutmix"):
-        if name in methods and dataset["name"] in SEGMENTATION_DATASETS:
+    for name in _of_kind("mixes_labels", methods):
+        if _is("segmentation", dataset):
             raise ValueError(
                 f"regularization={name}: it mixes the classes of whole images, and dataset={dataset['name']} has "
                 f"masks. Leave {name} out."
@@ -121,13 +117,13 @@ def choose_portions(methods: Mapping[str, Settings]) -> dict[str, str]:
 
 
 def _one_normalization(methods: Mapping[str, Settings]) -> None:
-    norms = [name for name in NORMALIZATIONS if name in methods]
+    norms = _of_kind("normalization", methods)
     if len(norms) > 1:
         raise ValueError(f"norm=[{','.join(norms)}]: a model has one of these; choose one and drop the other.")
 
 
 def _one_clip(methods: Mapping[str, Settings]) -> None:
-    clips = [name for name in CLIPS if name in methods]
+    clips = _of_kind("clip", methods)
     if len(clips) > 1:
         raise ValueError(
             f"norm=[{','.join(clips)}]: gradients are clipped once, else the first clip decides what the second sees; "
@@ -146,7 +142,7 @@ def _ghost_batches_fill_a_batch(methods: Mapping[str, Settings], train: Settings
 
 
 def _sync_batchnorm_needs_batch_norm(methods: Mapping[str, Settings], train: Settings) -> None:
-    others = [name for name in NORMALIZATIONS if name in methods and name != "batchnorm"]
+    others = [name for name in _of_kind("normalization", methods) if name != "batchnorm"]
     if train.get("sync_batchnorm") and others:
         raise ValueError(
             f"train.sync_batchnorm=true: it takes the statistics of plain batch norm over all devices, and "
@@ -158,11 +154,10 @@ def _precise_batchnorm_needs_batch_statistics(methods: Mapping[str, Settings]) -
     if "precise_batchnorm" not in methods:
         return
     need = "precise_batchnorm measures the running statistics of batch norm again"
-    for name in WITHOUT_BATCH_STATISTICS:
-        if name in methods:
-            raise ValueError(
-                f"norm=[{name},precise_batchnorm]: {need}, and norm={name} leaves none. Leave precise_batchnorm out."
-            )
+    for name in _of_kind("no_batch_statistics", methods):
+        raise ValueError(
+            f"norm=[{name},precise_batchnorm]: {need}, and norm={name} leaves none. Leave precise_batchnorm out."
+        )
     if methods.get("batch_channel_norm", {}).get("estimate"):
         raise ValueError(
             f"batch_channel_norm.estimate=true with norm=precise_batchnorm: {need}, which training normalizes with "

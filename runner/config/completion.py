@@ -50,7 +50,7 @@ def _keys(typed: str, config: DictConfig) -> list[str]:
     node = OmegaConf.select(config, above) if above else config
     if not isinstance(node, DictConfig):
         return []
-    names = {str(key): isinstance(node._get_node(key), DictConfig) for key in node if key != "_target_"}
+    names = {str(key): isinstance(node._get_node(key), DictConfig) for key in node if not str(key).startswith("_")}
     return [f"{above}{above and '.'}{name}{'.' if is_node else '='}" for name, is_node in names.items()]
 
 

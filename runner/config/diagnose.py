@@ -21,7 +21,7 @@ from yaml import MarkedYAMLError
 
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
 from runner.config.limits import did_you_mean
-from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS, TARGET
+from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.config.plugins import plugin_fault
 from runner.config.secrets import redact
 from runner.config.text import SettingError, one_line
@@ -97,7 +97,7 @@ def _fault(
     if key not in known:
         siblings = [name for name in known if name.startswith(f"{node}.")]
         if rest and siblings:
-            names = [name.removeprefix(f"{node}.") for name in siblings if not name.endswith(TARGET)]
+            names = [name.removeprefix(f"{node}.") for name in siblings if "._" not in name]
             listed = f"Settings of {node}: {', '.join(names)}."
             return f"there is no such setting. {did_you_mean(rest, names) or listed}"
         top = sorted({name.partition(".")[0] for name in known} | groups)

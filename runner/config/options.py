@@ -1,6 +1,7 @@
 """The options of the configuration groups: each is one YAML file, which holds its settings with their defaults.
 
-Its `_target_`, Hydra's own convention, names the class or function that makes it of its settings.
+Its `_target_`, Hydra's own convention, names the class or function that makes it of its settings. `_kind_`, if it has
+one, lists what it is, for the rules of runner.config.compatibility: neither is a setting.
 A setting has the type of its range in runner.config.limits, if it has one, else that of its default. So a new option
 needs no line but in its own file. Null is allowed where it is the default. Where it is so without a range, our own
 options take text, and those from outside anything.
@@ -31,7 +32,7 @@ LIST_GROUPS = (*METHOD_GROUPS, "probe")  # of these several options may be chose
 OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chosen
 
 
-TARGET = "_target_"
+TARGET, KIND = "_target_", "_kind_"
 OPTION_NAME = r"\w[\w-]{0,63}"  # it becomes a part of file names
 
 
@@ -56,7 +57,23 @@ def _read_settings(group: str, name: str, file: Path, _modified: int) -> dict[st
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         line = f", line {error.problem_mark.line + 1}" if isinstance(error, MarkedYAMLError) else ""
         raise SettingError(f"{file}{line}: this is not YAML ({getattr(error, 'problem', error)}).") from None
-    return _settings_in(settings, group, name, file)
+    return {key: value for key, value in _settings_in(settings, group, name, file).items() if key != KIND}
+
+
+def option_kinds(group: str, name: str, file: Path) -> tuple[str, ...]:
+    """What an option is, of `segmentation`, `normalization`, `no_batch_statistics`, `clip` and `mixes_labels`."""
+    return _kinds(group, name, file, file.stat().st_mtime_ns)
+
+
+def options_of_kind(group: str, kind: str, conf_folders: Iterable[Path] = (CONF,)) -> list[str]:
+    """The options of a group that are of a kind."""
+    files = [file for folder in conf_folders for file in sorted((folder / group).glob("*.yaml"))]
+    return [file.stem for file in files if kind in option_kinds(group, file.stem, file)]
+
+
+@lru_cache(maxsize=1000)
+def _kinds(group: str, name: str, file: Path, _modified: int) -> tuple[str, ...]:
+    return tuple(_settings_in(OmegaConf.to_container(OmegaConf.load(file)), group, name, file).get(KIND, ()))
 
 
 def _settings_in(settings: Any, group: str, name: str, file: Path) -> dict[str, Any]:

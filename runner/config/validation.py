@@ -21,6 +21,7 @@ from runner.config.extensions import extensions_folder
 from runner.config.limits import did_you_mean
 from runner.config.options import (
     CONF,
+    KIND,
     METHOD_GROUPS,
     OPEN_GROUPS,
     OPTION_NAME,
@@ -28,6 +29,7 @@ from runner.config.options import (
     TARGET,
     is_own,
     option_file,
+    option_kinds,
     option_settings,
     settings_type,
 )
@@ -102,7 +104,7 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
         name: _typed_probe(name, node, conf_folders, packages) for name, node in settings["probe"].items()
     }
     _check_limits("", {key: typed[key] for key in limits.LIMITS[""]})
-    return _check_rules(Settings({key: typed[key] for key in (*TOP_LEVEL, *method_nodes(settings))}))
+    return _check_rules(Settings({key: typed[key] for key in (*TOP_LEVEL, *method_nodes(settings))}), conf_folders)
 
 
 def with_defaults(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> DictConfig:
@@ -155,7 +157,12 @@ def _typed_by_file(
 ) -> Settings:
     prefix = {"probe": f"probe.{name}"}.get(group, name if group in METHOD_GROUPS else group)
     defaults = option_settings(group, name, file)
-    typed = typed_node(prefix, settings_type(group, name, defaults), written.node)
+    node, kinds = written.node, option_kinds(group, name, file)
+    if isinstance(node, dict):
+        if tuple(node.get(KIND, kinds)) != kinds:
+            raise SettingError(f"{prefix}.{KIND}={to_override(node[KIND])}: this is no setting; leave it out.")
+        node = {key: value for key, value in node.items() if key != KIND}
+    typed = typed_node(prefix, settings_type(group, name, defaults), node)
     if typed[TARGET] != defaults[TARGET] and package_of(typed[TARGET], packages) is None:
         raise SettingError(f"{prefix}.{TARGET}={typed[TARGET]}: {name} is built by {defaults[TARGET]}; leave it out.")
     plain, ranges = typed.plain(), limits.ranges_of(group, name, own=is_own(defaults))
@@ -200,7 +207,7 @@ def _check_limits(node: str, settings: Mapping, ranges: Mapping[str, Limit] | No
         raise SettingError(str(error)) from None
 
 
-def _check_rules(config: Settings) -> Settings:
+def _check_rules(config: Settings, conf_folders: Sequence[Path]) -> Settings:
     """The rules between fields; returns the settings with what `portion: auto` of a method means here."""
     train = config.train
     if train.global_batch_size % train.accumulation_steps:
@@ -215,7 +222,7 @@ def _check_rules(config: Settings) -> Settings:
         )
     if train.auto_resume and config.name is None and config.resume is None and config.sweep.name is None:
         raise SettingError("train.auto_resume=true: the run needs a name to be found again by; add name=NAME.")
-    config = _check_methods(config)
+    config = _check_methods(config, conf_folders)
     if config.optimizer.get("nesterov") and config.optimizer.momentum == 0:
         raise SettingError("optimizer.momentum=0.0: Nesterov momentum needs more; set optimizer.nesterov=false.")
     if config.schedule.name == "plateau" and not config.schedule.milestones:
@@ -225,11 +232,17 @@ def _check_rules(config: Settings) -> Settings:
     return config
 
 
-def _check_methods(config: Settings) -> Settings:
+def _check_methods(config: Settings, conf_folders: Sequence[Path]) -> Settings:
     """The rules between methods; `portion: auto` gives way to what it means here."""
-    methods = {name: node.plain() for name, node in method_nodes(config).items()}
+
+    def with_kinds(name: str, node: Settings, *groups: str) -> dict[str, Any]:
+        group, file = next((group, file) for group in groups if (file := option_file(group, name, conf_folders)))
+        return {**node.plain(), KIND: option_kinds(group, name, file)}
+
+    methods = {name: with_kinds(name, node, *METHOD_GROUPS) for name, node in method_nodes(config).items()}
+    nodes = {group: with_kinds(config[group].name, config[group], group) for group in ("model", "dataset")}
     try:
-        check_combinations(methods, **{node: config[node].plain() for node in ("model", "train", "dataset")})
+        check_combinations(methods, train=config.train.plain(), **nodes)
     except ValueError as error:
         raise SettingError(str(error)) from None
     return config.changed({f"{name}.portion": portion for name, portion in choose_portions(methods).items()})

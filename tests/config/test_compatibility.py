@@ -5,10 +5,12 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from runner.config.compatibility import NORMALIZATIONS, check_combinations, choose_portions
+from runner.config.compatibility import check_combinations, choose_portions
+from runner.config.options import options_of_kind
 from runner.config.text import SettingError
-from runner.config.validation import CONF, validate
+from runner.config.validation import validate
 
+NORMALIZATIONS = options_of_kind("norm", "normalization")
 GBN = ("norm=[ghost_batchnorm,weight_standardization,agc]", "regularization=stochastic_depth")
 SCENES = ("dataset=digit_scenes", "model=deeplabv3plus_resnet18")
 
@@ -19,9 +21,9 @@ SCENES = ("dataset=digit_scenes", "model=deeplabv3plus_resnet18")
         (["norm=[none,groupnorm]"], ["norm=[none,groupnorm]", "a model has one of these; choose one"]),
         (["norm=[batchnorm,ghost_batchnorm]"], ["norm=[batchnorm,ghost_batchnorm]", "a model has one"]),
         (["norm=[layernorm,instancenorm]"], ["norm=[layernorm,instancenorm]", "a model has one"]),
-        (["norm=[batch_channel_norm,groupnorm]"], ["norm=[groupnorm,batch_channel_norm]", "a model has one"]),
+        (["norm=[batch_channel_norm,groupnorm]"], ["norm=[batch_channel_norm,groupnorm]", "a model has one"]),
         (["norm=[agc,clip_by_norm]"], ["norm=[agc,clip_by_norm]", "clipped once", "choose one"]),
-        (["norm=[clip_by_value,clip_by_norm]"], ["norm=[clip_by_norm,clip_by_value]", "clipped once"]),
+        (["norm=[clip_by_value,clip_by_norm]"], ["norm=[clip_by_value,clip_by_norm]", "clipped once"]),
         *(
             (
                 [f"norm=[{name},precise_batchnorm]"],
@@ -162,8 +164,17 @@ def test_the_part_of_a_batch_that_each_mixes(composed, asked, chosen):
     assert validate(OmegaConf.create(config.plain())) == config  # as load_run reads config.yaml
 
 
-def test_every_normalization_has_its_option():
-    assert [name for name in NORMALIZATIONS if not (CONF / "norm" / f"{name}.yaml").is_file()] == []
+def test_the_kinds_are_those_of_the_papers():
+    norms = "batch_channel_norm batchnorm ghost_batchnorm groupnorm instancenorm layernorm none"
+    assert norms.split() == NORMALIZATIONS
+    assert options_of_kind("norm", "clip") == ["agc", "clip_by_norm", "clip_by_value"]
+    assert options_of_kind("dataset", "segmentation") == ["ade20k", "digit_scenes", "mask_folder"]
+
+
+def test_a_kind_is_no_setting(composed):
+    with pytest.raises(SettingError, match=r"dataset\._kind_=\[a\]: this is no setting; leave it out"):
+        composed("+dataset._kind_=[a]")
+    assert "_kind_" not in composed("norm=agc").agc
 
 
 def test_plain_data_are_enough():

@@ -117,6 +117,8 @@ FUNCTIONS = {
 }
 OPTIONS = {path.stem: path for group in METHOD_GROUPS for path in sorted((CONF / group).glob("*.yaml"))}
 SETTINGS = {name: yaml.safe_load(path.read_text())[name] for name, path in OPTIONS.items()}
+for settings in SETTINGS.values():
+    settings.pop("_kind_", None)  # which is no setting
 
 
 def defaults(function):

@@ -5,8 +5,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from runner.config import validation as config_module
-from runner.config.compatibility import SEGMENTATION_DATASETS, SEGMENTATION_MODELS
-from runner.config.options import SINGLE_GROUPS
+from runner.config.options import SINGLE_GROUPS, options_of_kind
 from runner.config.text import SettingError
 from runner.config.validation import CONF, method_nodes
 
@@ -19,7 +18,7 @@ def options(group):
 def test_every_option_composes_and_validates(composed, group):
     for option in options(group):
         other = {"model": "dataset=digit_scenes", "dataset": "model=deeplabv3plus_resnet18"}.get(group, "seed=0")
-        segments = option in (*SEGMENTATION_MODELS, *SEGMENTATION_DATASETS)
+        segments = option in options_of_kind(group, "segmentation")
         config = composed(f"{group}={option}", *([other] if segments else []))
         if group in SINGLE_GROUPS:
             assert config[group].name == option

@@ -20,7 +20,7 @@ from torch import nn
 
 from runner import load_run
 from runner.__main__ import main
-from runner.config.compatibility import NORMALIZATIONS
+from runner.config.options import options_of_kind
 from runner.config.validation import CONF
 from runner.methods.agc import AdaptiveGradientClipping
 from runner.training import evaluation
@@ -181,7 +181,7 @@ OPTIONS = [(group, file.stem) for group in ("norm", "regularization") for file i
 NF_RESNET = ["model=nf_resnet26", "model.width=0.25"]
 ON_NF_RESNET = {"agc": NF_RESNET, "stochastic_depth": [*NF_RESNET, "norm=[]"]}
 # the small model's convolutions and batch norms; of nf_resnet26 2 bottlenecks in each of 4 stages
-COUNTS = dict.fromkeys((*NORMALIZATIONS, "precise_batchnorm", "weight_standardization"), 3)
+COUNTS = dict.fromkeys((*options_of_kind("norm", "normalization"), "precise_batchnorm", "weight_standardization"), 3)
 COUNTS |= {"stochastic_depth": 8, "dropout": 1}
 CHANGE_NOTHING = ("label_smoothing", "mixup", "cutmix")
 
