@@ -79,7 +79,7 @@ def texts(figure):
 
 def test_every_probe_has_a_figure():
     assert set(NAMES) == {file.stem for file in (CONF / "probe").glob("*.yaml")}
-    with pytest.raises(ValueError, match=r"figure=sharpnes: .*Choose from learning_curves"):
+    with pytest.raises(ValueError, match=r"figure=sharpnes: .*Choose from activation_statistics, class_gradients"):
         draw("sharpnes", measurement("sharpness"))
 
 
