@@ -106,6 +106,7 @@ class AdaptiveGradientClipping(Method):
         groups: Mapping[str, float] | None = None,
     ) -> None:
         check("agc", clip=clip, eps=eps, granularity=granularity)
+        self.clip = clip
         self.eps = eps
         self.granularity = granularity
         self._selection = (tuple(exclude), clip, groups)

@@ -46,7 +46,9 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
             except UnicodeDecodeError:
                 raise Unreadable(where, "not text in UTF-8") from None
             row = parse_json(text, where)
-            if not isinstance(row, dict) or not _is_row(row):
+            if not isinstance(row, dict):
+                raise Unreadable(where, "not a JSON object")
+            if not _is_row(row):
                 raise Unreadable(where, 'no row of metrics: "step", "epoch" and "split" are wrong')
             yield text, row
 
