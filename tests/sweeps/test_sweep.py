@@ -361,7 +361,10 @@ def test_the_hash_is_that_of_the_settings_but_for_where_a_run_lies_and_how_it_is
     for key in ("wandb", "sweep", "name", "resume"):
         del settings[key]
     del settings["paths"]["outputs"]
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    canonical = (
+        re.sub(r'"_target_":"[\w.]+",?', "", text).replace(",}", "}").encode()
+    )  # no setting: where the code lies
     assert digits() == hashlib.sha256(canonical).hexdigest()[:8]
     same = ("paths.outputs=/elsewhere", "wandb.mode=disabled", "wandb.tags=[a]", "sweep.name=s", "name=n")
     assert digits(*same, "sweep.retry_failed=false", "seed=0", "norm=[batchnorm]") == digits()
