@@ -302,7 +302,8 @@ def test_the_command_line_wins_over_a_record_and_a_record_over_its_groups(compos
 def test_values_of_a_replaced_option_give_way(composed):
     """They were meant for the record's own option; what the command line sets beside it stays."""
     config = composed("experiment=cifar10/resnet56", "schedule=constant", "optimizer=adamw", "optimizer.beta2=0.95")
-    assert dict(config.schedule) == {"name": "constant", "warmup_epochs": 1.0}
+    target = "runner.optim.schedules.constant"
+    assert dict(config.schedule) == {"_target_": target, "name": "constant", "warmup_epochs": 1.0}
     plain = composed("optimizer=adamw", "optimizer.beta2=0.95")
     assert config.optimizer == plain.optimizer
     assert config.train.epochs == composed("experiment=cifar10/resnet56").train.epochs
