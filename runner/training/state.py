@@ -58,11 +58,6 @@ class State:
         """Write last.pt; the file that was there becomes previous.pt. Call it on all ranks."""
         checkpoint = {
             **self.of_model(self.model),
-            **(
-                {}
-                if self.ema is None
-                else {"ema": {**self.ema.state_dict(), "model": _mean_state_dict(self.ema.model)}}
-            ),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "sums": self.metrics.state_dict(),
