@@ -66,8 +66,11 @@ class Entry:
     def begin(self, settings: Settings, overrides: Sequence[str]) -> Record:
         """Clear the folder and write the record of the run into it. Raises CannotWrite."""
         record = self.record(settings.plain(), resolved(overrides, settings), new_run_id(self.folder.path.name))
-        self.clear()
-        self.folder.write_settings(record)
+        try:
+            self.clear()
+            self.folder.write_settings(record)
+        except OSError as error:
+            raise CannotWrite.from_os_error(error.filename or self.folder.path, error) from None
         return record
 
     def passed_over(self, overrides: Sequence[str]) -> list[str]:
@@ -80,20 +83,17 @@ class Entry:
         return [word for word in record.overrides if word not in kept and word.partition("=")[0] not in typed]
 
     def clear(self) -> None:
-        """Take away what an attempt that died has left: halves of files, and how it ended. Raises CannotWrite."""
+        """Take away what an attempt that died has left: halves of files, and how it ended. Raises OSError."""
         folder = self.folder
         sign(folder.path)
         make_folder(folder.checkpoints)
-        try:
-            for path in (folder.path, folder.checkpoints, folder.probes):
-                remove_temporary(path)
-            folder.error.unlink(missing_ok=True)
-            folder.summary.unlink(missing_ok=True)
-            if self.latest and self.latest.damaged:  # else it would become the generation before the next one
-                last = folder.checkpoint("last")
-                last.replace(last.with_suffix(".damaged"))
-        except OSError as error:
-            raise CannotWrite.from_os_error(folder.path, error) from None
+        for path in (folder.path, folder.checkpoints, folder.probes):
+            remove_temporary(path)
+        folder.error.unlink(missing_ok=True)
+        folder.summary.unlink(missing_ok=True)
+        if self.latest and self.latest.damaged:  # else it would become the generation before the next one
+            last = folder.checkpoint("last")
+            last.replace(last.with_suffix(".damaged"))
 
 
 def take_folder(checked: Checked, overrides: list[str], job: Job | None) -> Entry:

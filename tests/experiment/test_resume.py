@@ -1,5 +1,6 @@
 """What may be resumed: a run that would change what its weights compute is refused before anything is written."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -236,3 +237,14 @@ def test_a_finished_run_without_its_last_checkpoint_is_not_begun_anew(small, fin
     outcome = small(RESUME, "train.epochs=2")
     assert (outcome.code, files(tmp_path)) == (2, before)
     assert "last.pt is missing, without which a finished run cannot go on" in outcome.err
+
+
+def test_a_folder_whose_settings_cannot_be_written_is_told_in_a_line(small, tmp_path, monkeypatch):
+    def full(path, missing_ok=False):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "unlink", full)
+    outcome = small("name=run", "train.max_steps=1")
+    assert outcome.code == 1
+    assert "cannot be written (Input/output error)" in outcome.out + outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
