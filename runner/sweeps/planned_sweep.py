@@ -57,7 +57,8 @@ class PlannedSweep:
 
         In a launcher's process it gets a process of its own.
         """
-        job = next(job for job in self.jobs if (job.overrides, job.number) == (tuple(overrides), number))
+        alike = [job for job in self.jobs if job.overrides == tuple(overrides)]
+        job = next((job for job in alike if job.number == number), alike[0])  # shuffle(0,1) is shuffled anew
         if self.is_elsewhere:
             return run_job_apart(self.settings[job.name], job, retry_failed=self.retry_failed, stop=self.stop)
         return run_job(self.settings[job.name], job, retry_failed=self.retry_failed)

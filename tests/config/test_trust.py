@@ -639,13 +639,14 @@ def test_a_file_with_a_secret_is_refused(small, tmp_path, elsewhere):
 def test_no_file_of_a_run_holds_a_secret(small, tmp_path, monkeypatch):
     """Also of one that fails with it in its message. W&B finds the key in the environment."""
     monkeypatch.setenv("SOME_TOKEN", 'it\'s a "token" of ours')
-    runs = [small("wandb.mode=offline", "train.max_steps=2", "name=run")]
+    words = ("wandb.mode=offline", f"paths.outputs={tmp_path / 'outputs'}")  # W&B's process may have another folder
+    runs = [small(*words, "train.max_steps=2", "name=run")]
 
     def fail(*_, **__):
         raise RuntimeError(f"no entry for {KEY}, {os.environ['SOME_TOKEN']!r}")
 
     monkeypatch.setattr("runner.training.loop.Trainer.train", fail)
-    runs.append(small("name=failed", "wandb.mode=offline"))
+    runs.append(small(*words, "name=failed"))
     assert [run.code for run in runs] == [0, 1], runs[-1].err
     assert "no entry for <WANDB_API_KEY>, '<SOME_TOKEN>'" in (tmp_path / "outputs/runs/failed/error.txt").read_text()
     assert "<WANDB_API_KEY>" in runs[-1].out + runs[-1].err
