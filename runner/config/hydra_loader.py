@@ -52,7 +52,7 @@ OWN_FOLDERS = ("job.chdir", "output_subdir", "run.dir", "sweep.dir", "sweep.subd
 FOLDERS = tuple(dict.fromkeys(key.partition(".")[0] for key in OWN_FOLDERS))
 LOGGING = ("hydra_logging", "job_logging")
 USED = ("callbacks", "launcher", "sweeper", *LOGGING)  # by Hydra, to instantiate what they name
-HANDLERS = tuple(f"logging.{name}" for name in ("StreamHandler", "NullHandler", "Formatter"))
+HANDLERS = tuple(f"logging.{name}" for name in ("StreamHandler", "FileHandler", "NullHandler", "Formatter"))
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 TRUSTED_SOURCES = ("pkg://hydra.conf", "structured://")  # Hydra's own files, and what installed plugins register
 REQUEST_WORDS = ("account", "constraint", "exclude", "gres", "mem_per_cpu", "mem_per_gpu", "partition", "qos")
@@ -199,8 +199,11 @@ def check_composed(composed: DictConfig, allowed: Allowed) -> None:
 
 
 def check_folders(hydra: DictConfig) -> None:
-    """Raise a SettingError if Hydra is to make folders of its own: runs make theirs, once they are checked."""
+    """Raise a SettingError if Hydra is to make folders or logs of its own: runs make theirs, once they are checked."""
     settings = OmegaConf.to_container(hydra, resolve=False)
+    for node in LOGGING:
+        if "logging.FileHandler" in dict(leaves(settings[node] or {})).values():
+            raise SettingError(f"hydra.{node}: leave out the handler that logs into a file; write hydra/{node}=none.")
     for key, value in leaves({key: settings[key] for key in FOLDERS}):
         if key in OWN_FOLDERS and value != own_settings()[key]:
             raise SettingError(
