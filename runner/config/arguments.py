@@ -61,9 +61,8 @@ def with_quotes(word: str) -> str:
 
 
 def _element_by_element(value: str, needs_quotes: Callable[[str], object] = NEEDS_QUOTES.search) -> str:
-    parts, depth = STRUCTURE.split(value), 0
+    parts = STRUCTURE.split(value)
     for number, part in enumerate(parts):
-        depth += {"{": 1, "}": -1}.get(part, 0)
         text = part.strip()
         if number % 2 == 0 and needs_quotes(text) and "${" not in text:
             parts[number] = part.replace(text, quoted(text))

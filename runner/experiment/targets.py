@@ -48,7 +48,7 @@ def _checked(build: Builder, prefix: str, target: str) -> Builder:
             return build(*arguments, **settings)
         except (ValueError, OSError):
             raise
-        except Exception as error:
+        except Exception as error:  # what a class from outside raises is told as a wrong option
             if target.startswith(f"{OWN_PACKAGE}."):
                 raise
             raise SettingError(f"{prefix}.{TARGET}={target}: {describe_error(error)}.") from error

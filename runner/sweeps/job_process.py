@@ -22,7 +22,7 @@ from typing import IO
 
 from runner.config.settings import Settings
 from runner.distributed.signals import handle_stop_signals, raise_on_signal
-from runner.files.atomic import CannotWrite, open_unlinked
+from runner.files.atomic import CannotWrite, make_folder, open_unlinked
 from runner.results.job import Job
 from runner.results.run_lock import Taken, hold
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
@@ -55,8 +55,8 @@ def run_job_apart(settings: Settings, job: Job, *, retry_failed: bool, stop: Pat
         "retry_failed": retry_failed,
     }
     try:
-        job.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        make_folder(job.path)
+    except CannotWrite as error:
         return cannot_begin(job, error)
     with _output(job.path / OUTPUT) as output:
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.config.secrets import redact
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.files.atomic import CannotWrite, is_disk_fault
+from runner.files.atomic import CannotWrite, is_disk_fault, make_folder
 from runner.results.job import Job
 from runner.results.run_folder import RunFolder
 from runner.results.run_lock import Taken, hold
@@ -25,7 +25,7 @@ def run_job(settings: Settings, job: Job, *, retry_failed: bool) -> str:
     Raises KeyboardInterrupt.
     """
     try:
-        job.path.mkdir(parents=True, exist_ok=True)
+        make_folder(job.path)
         with hold(job.path):
             state = read_state(job.path, taken=False)
             if state.is_left_alone(retry_failed=retry_failed):

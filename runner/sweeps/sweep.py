@@ -117,7 +117,7 @@ class SweepCallback(Callback):
         sweep = loader.sweep
         try:
             plan(sweep, config, loader)
-        except Exception as error:
+        except Exception as error:  # Hydra would turn it into a warning and go on
             raise CallbackFailed(error) from error
         if config.hydra.launcher._target_ != IN_THIS_PROCESS:
             sweep.watch = LauncherWatch(sweep.jobs, sweep.stop)
