@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 from torch import nn
 
+from runner.layers.norm_act import keep_activation, norm_class
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Matches: TypeAlias = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool]
 
@@ -27,8 +29,9 @@ def replace_modules(model: nn.Module, matches: Matches, make: Callable[[nn.Modul
     """Replace every module that `matches` by `make(module)`; return how many modules were replaced.
 
     `matches` is a predicate, or one or several types; a subclass of these does not match, since it may compute
-    something else. A module with several names is replaced once, stays shared and counts once. `make` decides about
-    modules inside a matching one.
+    something else, but for timm's BatchNormAct2d, which matches as `nn.BatchNorm2d` and keeps its activation. A module
+    with several names is replaced once, stays shared and counts once. `make` decides about modules inside a matching
+    one.
 
     `carry_over` hands the old module's parameters, buffers and hooks to the new one, so an optimizer made before goes
     on training them. `make` may therefore build on the meta device if the old module has every parameter and buffer of
@@ -65,6 +68,7 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
         new._buffers[name] = old._buffers[name]
     for hooks in _HOOKS:
         setattr(new, hooks, getattr(old, hooks))
+    keep_activation(old, new)
     new.train(old.training)
 
 
@@ -84,9 +88,9 @@ def nothing_to_change(model: nn.Module, sought: str) -> ValueError:
 def predicate(matches: Matches) -> Callable[[nn.Module], bool]:
     """`matches` as a function of a module."""
     if isinstance(matches, type):
-        return lambda module: type(module) is matches
+        return lambda module: norm_class(module) is matches
     if isinstance(matches, tuple):
-        return lambda module: type(module) in matches
+        return lambda module: norm_class(module) in matches
     return matches
 
 

@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
 from runner.layers.ghost_normalize import ghost_normalize
+from runner.layers.norm_act import norm_class
 from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.method import Method
@@ -185,7 +186,7 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
     known = (*GHOST_BATCH_NORMS, *GHOST_BATCH_NORMS.values())
     refuse_modules(
         model,
-        lambda module: isinstance(module, _BatchNorm) and type(module) not in known,
+        lambda module: isinstance(module, _BatchNorm) and norm_class(module) not in known,
         "only nn.BatchNorm1d, 2d and 3d themselves become ghost batch norms: a lazy layer needs a first forward pass, "
         "another subclass may compute more than batch norm",
     )
@@ -197,7 +198,7 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
             changed += 1
 
     def make(plain: _BatchNorm) -> _GhostBatchNorm:
-        return GHOST_BATCH_NORMS[type(plain)](
+        return GHOST_BATCH_NORMS[norm_class(plain)](
             plain.num_features,
             plain.eps,
             plain.momentum,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from runner.layers.norm_act import norm_class
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
@@ -96,7 +97,7 @@ def apply_instance_norm(model: nn.Module) -> int:
     """
 
     def make(norm: _BatchNorm) -> _BatchedInstanceNorm:
-        return _INSTANCE_NORMS[type(norm)](norm.num_features, norm.eps, norm.affine, device="meta")
+        return _INSTANCE_NORMS[norm_class(norm)](norm.num_features, norm.eps, norm.affine, device="meta")
 
     return replace_batch_norms(
         model,

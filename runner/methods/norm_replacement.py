@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner.layers.norm_act import norm_class
 from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
@@ -31,7 +32,7 @@ def batch_norms(
     """
     refuse_modules(
         model,
-        lambda module: isinstance(module, _BatchNorm) and type(module) not in kinds,
+        lambda module: isinstance(module, _BatchNorm) and norm_class(module) not in kinds,
         f"only {', '.join(kind.__name__ for kind in kinds)} {outcome}: a lazy layer needs a first forward pass, "
         "another subclass may compute more than batch norm",
     )

@@ -1,0 +1,34 @@
+"""timm's `BatchNormAct2d`: batch norm, drop layer and activation in one module (EfficientNet, ResNetV2, ...)."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import Tensor, nn
+
+
+def is_norm_act(module: nn.Module) -> bool:
+    """Whether `module` is a `timm.layers.BatchNormAct2d`, which computes act(drop(batch_norm(x)))."""
+    layers = sys.modules.get("timm.layers")  # without timm no module can be one
+    return layers is not None and type(module) is layers.BatchNormAct2d
+
+
+def norm_class(module: nn.Module) -> type[nn.Module]:
+    """The class of `module`; `nn.BatchNorm2d` for timm's batch norm with an activation."""
+    return nn.BatchNorm2d if is_norm_act(module) else type(module)
+
+
+def keep_activation(old: nn.Module, new: nn.Module) -> None:
+    """Let `new`, which replaces a norm with an activation, compute `act(drop(new(x)))`. Other modules do not change.
+
+    A forward hook does so: names in the state dict stay, and `new` is of no class of its own.
+    """
+    if is_norm_act(old):
+        new.register_forward_hook(activate, prepend=True)  # a user's hook has the activation in its output, as before
+    if activate in old._forward_hooks.values():
+        new.drop, new.act = old.drop, old.act
+
+
+def activate(norm: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """The hook."""
+    return norm.act(norm.drop(out))
