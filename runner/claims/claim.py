@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from runner.config.limits import did_you_mean
-from runner.config.text import SettingError, canonical, same_value, to_override
+from runner.config.text import SettingError, canonical, did_you_mean, same_value, to_override
 from runner.results.measures import check_measure
 
 TRANSFORMS = ("log10", "log2")

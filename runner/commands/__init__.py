@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from runner.config.limits import did_you_mean
-from runner.config.text import SettingError
+from runner.config.text import SettingError, did_you_mean
 
 SUBCOMMANDS = {
     "report": "a report of a sweep or of any runs: HTML, Markdown, CSV, figures",

@@ -30,9 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best: chosen on validation")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as for the runner: dataset=..., train.device=cpu"
-    )
+    about = "as for the runner: dataset=..., train.device=cpu"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=about)
     options = parser.parse_intermixed_args(arguments)
     try:
         print(evaluate_run(options.folder, options.checkpoint, options.split, options.overrides))

@@ -7,12 +7,17 @@ some signs without quotes. So flags go to the front, and a value with other char
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from runner.config.grammar import parsed, quoted
-from runner.config.limits import did_you_mean
-from runner.config.text import SettingError
+from runner.config.limits import LIMITS
+from runner.config.options import SINGLE_GROUPS
+from runner.config.schema import Root
+from runner.config.text import SettingError, did_you_mean
 
 TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 TAKE_A_VALUE += ("--experimental-rerun",)
@@ -20,9 +25,18 @@ MAY_TAKE_A_VALUE = ("--info", "-i")
 STRUCTURE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[\[\]{},():])""")  # quoted texts, brackets, commas
 NEEDS_QUOTES = re.compile(r"[^A-Za-z0-9_/\-\\+.$%*@?|:\s]")
 LAST = "last.pt"
-# settings that are texts, which the grammar would read as numbers: paths.outputs=2024_01_31 as 20240131
-TEXTS = ("name", "dataset.root", "model.pretrained", "sweep.name", "train.max_time")
-TEXTS += ("paths.outputs", "paths.extensions", "wandb.project", "wandb.entity", "wandb.group", "wandb.tags")
+
+
+def _declared_kinds() -> Iterator[tuple[str, Any]]:
+    """Each setting whose type does not depend on an option, as in `train.max_time`, and its type."""
+    for node, kind in get_type_hints(Root).items():
+        settings = get_type_hints(kind) if is_dataclass(kind) else {}
+        settings |= {key: limit.kind for key, limit in LIMITS.get(node, {}).items() if node in SINGLE_GROUPS}
+        yield from ((f"{node}.{key}", each) for key, each in settings.items())
+        yield node, kind
+
+
+TEXTS = {key for key, kind in _declared_kinds() if ({*get_args(kind)} - {NoneType} or {kind}) == {str}}
 
 
 def hydra_words(arguments: Sequence[str]) -> list[str]:
@@ -47,7 +61,7 @@ def hydra_words(arguments: Sequence[str]) -> list[str]:
 def with_quotes(word: str) -> str:
     """An override with quotes around those of its values that the grammar would not take; `~/` is the home folder."""
     key, equals, value = word.partition("=")
-    if equals and key in TEXTS:
+    if equals and key in TEXTS:  # the grammar would read paths.outputs=2024_01_31 as 20240131
         value = _element_by_element(value, _is_number_spelt_otherwise)
         word = f"{key}={value}"
     if not equals or parsed(word) is not None:

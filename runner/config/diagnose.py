@@ -20,11 +20,10 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 from yaml import MarkedYAMLError
 
 from runner.config.grammar import all_parsed, is_swept, options_of, parsed
-from runner.config.limits import did_you_mean
 from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.config.plugins import plugin_fault
 from runner.config.secrets import redact
-from runner.config.text import SettingError, one_line
+from runner.config.text import SettingError, did_you_mean, one_line
 from runner.config.typed import A_LIST, A_MAPPING, no_value
 from runner.distributed.environment import is_first
 

@@ -26,7 +26,7 @@ from runner.config.ranges import (
     Text,
     TrueOrFalse,
 )
-from runner.config.text import nearest, to_override
+from runner.config.text import did_you_mean, to_override
 
 POSITIVE = Range(above=0, at_most=LARGEST)
 NOT_NEGATIVE = Range(at_least=0, at_most=LARGEST)
@@ -217,9 +217,3 @@ def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: o
             hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
             spoken = to_override(value) if isinstance(value, Sequence) else value
             raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={spoken}: {limit}.{hint}".rstrip())
-
-
-def did_you_mean(word: str, choices: object) -> str:
-    """`Did you mean x?` for the nearest of `choices`, or an empty string."""
-    near = nearest(word, choices, 1)
-    return f"Did you mean {near[0]}?" if near else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from runner.config.limits import did_you_mean
+from runner.config.text import did_you_mean
 
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 LAUNCHERS = {

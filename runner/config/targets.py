@@ -43,7 +43,9 @@ def check_targets(settings: Mapping, packages: Sequence[str]) -> None:
         node = place.partition(".")[0]
         if node not in METHOD_GROUPS:  # these names are refused, with another remedy, as no settings
             own = OWN_PACKAGES.get(node, METHOD_PACKAGE)
-            check_target(place, target, (own, *packages), what=f"a {node}" if node in OWN_PACKAGES else "a method")
+            noun = node if node in OWN_PACKAGES else "method"
+            article = "an" if noun == "optimizer" else "a"
+            check_target(place, target, (own, *packages), what=f"{article} {noun}")
 
 
 def check_target(place: str, target: str, packages: Sequence[str], *, what: str) -> None:

@@ -50,6 +50,12 @@ def nearest(word: str, choices: Iterable[object], most: int) -> list[str]:
     return get_close_matches(word, [str(choice) for choice in choices], n=most)
 
 
+def did_you_mean(word: str, choices: Iterable[object]) -> str:
+    """`Did you mean x?` for the nearest of `choices`, or an empty string."""
+    near = nearest(word, choices, 1)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
 def override_key(word: str) -> str:
     """The key that an override of the command line sets.
 

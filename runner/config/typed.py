@@ -10,9 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from runner.config.limits import did_you_mean
 from runner.config.settings import Settings
-from runner.config.text import SettingError, to_override
+from runner.config.text import SettingError, did_you_mean, to_override
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"

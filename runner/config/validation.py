@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config import limits
 from runner.config.compatibility import check_combinations, choose_portions
 from runner.config.extensions import extensions_folder
-from runner.config.limits import did_you_mean
 from runner.config.options import (
     CONF,
     KIND,
@@ -38,7 +37,7 @@ from runner.config.schema import TOP_LEVEL, Root, Study, Sweep, Values
 from runner.config.secrets import check_no_secrets
 from runner.config.settings import Settings
 from runner.config.targets import OWN_PACKAGE, check_targets, package_of
-from runner.config.text import SettingError, to_override
+from runner.config.text import SettingError, did_you_mean, to_override
 from runner.config.typed import check_entries, check_study, resolved, typed_node
 
 

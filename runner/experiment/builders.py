@@ -64,7 +64,7 @@ def build_optimizer(node: Settings, model: nn.Module, *, global_batch_size: int)
 
 
 def build_schedule(node: Settings, *, total_steps: int, steps_per_epoch: int) -> LRLambda:
-    """The learning rate's share of `optimizer.lr` by step."""
+    """The factor of `optimizer.lr` by step."""
     warmup_steps = math.ceil(node.get("warmup_epochs", 0) * steps_per_epoch)
     return builder_of("schedule", node)(total_steps, warmup_steps, **without(node, "name", "warmup_epochs"))
 

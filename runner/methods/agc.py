@@ -10,7 +10,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from runner.config.limits import LIMITS, check, did_you_mean
+from runner.config.limits import LIMITS, check
+from runner.config.text import did_you_mean
 from runner.layers.classifier import find_classifier
 from runner.layers.surgery import nothing_to_change
 from runner.layers.unitwise_norm import is_one_unit, norm_dtype

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from runner.config.limits import check, did_you_mean
+from runner.config.limits import check
+from runner.config.text import did_you_mean
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.methods.gated_blocks import gated_class, is_torchvision_block
 from runner.methods.method import Method

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.config.limits import check, did_you_mean
+from runner.config.limits import check
+from runner.config.text import did_you_mean
 from runner.layers.execution_order import execution_order
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d

@@ -61,7 +61,7 @@ def onecycle(
 def multistep(
     total_steps: int, warmup_steps: int = 0, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
 ) -> LRLambda:
-    """gamma^n after n milestones, each a share of `total_steps`."""
+    """gamma^n after n milestones, each a fraction of `total_steps`."""
     steps = [round(milestone * total_steps) for milestone in milestones]
     return _warmed_up(lambda step: gamma ** sum(step >= milestone for milestone in steps), warmup_steps)
 
@@ -75,7 +75,7 @@ class PlateauRule:
     hundredfold would rise again. It doubles unless the last `patience` epochs brought no new best.
     """
 
-    first_milestone: float  # a share of the epochs
+    first_milestone: float  # a fraction of the epochs
     patience: int  # epochs
     max_doublings: int
 
@@ -124,7 +124,7 @@ def constant(total_steps: int, warmup_steps: int = 0) -> LRLambda:
 
 
 def _decay(curve: Callable[[float], float], total_steps: int, warmup_steps: int, final: float) -> LRLambda:
-    """From 1 to `final` along `curve`, a function of the completed share of the steps after the warm-up."""
+    """From 1 to `final` along `curve`, a function of the completed fraction of the steps after the warm-up."""
 
     def factor(step: int) -> float:
         return final + (1 - final) * curve(min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0))

@@ -6,8 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from runner.config.limits import did_you_mean
-from runner.config.text import canonical
+from runner.config.text import canonical, did_you_mean
 from runner.files.readers import Unreadable, read_arrays
 from runner.results.metrics import SCORES, SECTIONS, read_rows
 from runner.results.run_folder import probe_files

@@ -43,6 +43,13 @@ def test_another_data_set_and_wrong_settings(finished, tmp_path, evaluate, capsy
         assert message in capsys.readouterr().err
 
 
+def test_the_folder_alone_is_required(evaluate, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate()
+    assert end.value.code == 2
+    assert "the following arguments are required: FOLDER\n" in capsys.readouterr().err
+
+
 def test_a_split_of_which_nothing_is_measured(finished, evaluate, monkeypatch):
     folder = finished("train.max_steps=1")
     monkeypatch.setattr("runner.data.batches.TensorEvaluationBatches.__iter__", lambda batches: iter(()))

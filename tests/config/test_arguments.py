@@ -93,6 +93,11 @@ def test_resume_that_names_no_run_is_refused_with_a_remedy(tmp_path, monkeypatch
 
 
 def test_a_text_that_looks_like_a_number_stays_as_it_was_typed():
+    texts = ("name", "dataset.root", "model.pretrained", "sweep.name", "train.max_time", "paths.outputs")
+    texts += ("paths.extensions", "wandb.project", "wandb.entity", "wandb.group", "wandb.tags")
+    assert hydra_words([f"{key}=1_000" for key in texts]) == [f"{key}='1_000'" for key in texts]
+    others = ["dataset.validation=1e-01", "train.ema=.9", "a.b=1_000", "probe_at=[1_0]", "model.width=1_0", "x.y.z=1_0"]
+    assert hydra_words(others) == others
     words = ["name=1_000", "paths.outputs=2024_01_31", "dataset.root=1.50,2_0", "wandb.tags=[1e3,a]", "sweep.name=12"]
     values = ["1_000", "2024_01_31", ["1.50", "2_0"], ["1e3", "a"], 12]  # 12 is written in one way alone
     for word, value in zip(hydra_words(words), values, strict=True):

@@ -10,9 +10,10 @@ import yaml
 
 from runner import methods
 from runner.config import limits
-from runner.config.limits import LIMITS, check, did_you_mean
+from runner.config.limits import LIMITS, check
 from runner.config.options import CONF, METHOD_GROUPS
 from runner.config.ranges import Each, OneOf, Range, Rising
+from runner.config.text import did_you_mean
 
 
 @pytest.mark.parametrize(

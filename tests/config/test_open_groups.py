@@ -217,6 +217,7 @@ X = "_target_: mynet.mynet\nname: x\n"
         ("model/x.yaml", "_target_: mynet.nothing\nname: x\n", ["mynet.py has no class or function nothing"]),
         ("model/x.yaml", f"{X}depth: 1\n", ["model._target_=mynet.mynet", "does not take its settings", "depth"]),
         ("model/x.yaml", "_target_: os.getcwd\nname: x\n", ["model._target_=os.getcwd", "a model must come from"]),
+        ("optimizer/x.yaml", "_target_: os.getcwd\nname: x\nlr: 1.0\n", ["an optimizer must come from runner.optim"]),
         ("model/x.yaml", "_target_: runner.data.digits.digits\nname: x\n", ["must come from runner.models or"]),
         ("model/x.yaml", "_target_: mynet.nn.Linear\nname: x\n", ["there is no mynet.nn"]),
         ("model/resnet18.yaml", "_target_: mynet.mynet\nname: resnet18\n", ["model/resnet18.yaml has a name of"]),
