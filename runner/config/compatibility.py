@@ -83,6 +83,8 @@ def _loss_of_the_task(train: Settings, dataset: Settings) -> None:
             f"train.{key}={weights[key]}: it weighs a loss of segmentation, and dataset={dataset['name']} has no "
             "masks. Leave it out."
         )
+    if not (weights["dice_weight"] or train.get("dice_squared", True)):
+        raise ValueError("train.dice_squared=false: there is no Dice loss; set train.dice_weight, or leave it out.")
 
 
 def _labels_to_mix(methods: Mapping[str, Settings], dataset: Settings) -> None:

@@ -25,6 +25,7 @@ class Train:
     sync_batchnorm: bool
     cross_entropy_weight: float
     dice_weight: float
+    dice_squared: bool
     ema: Optional[float]
     ema_warmup: bool
     max_time: Optional[str]

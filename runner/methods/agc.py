@@ -28,6 +28,7 @@ def adaptive_clip_grad_(
     exclude: Iterable[str | Tensor] = (),
     granularity: str = "unit",
     groups: Mapping[str, float] | None = None,
+    clip_classifier: bool = False,
 ) -> dict[str, Tensor]:
     """Clip gradients in place, unit by unit, relative to the weights (Brock et al. 2021, arXiv 2102.06171).
 
@@ -39,9 +40,10 @@ def adaptive_clip_grad_(
     of parameters or modules to a clip of their own; the longest matching name counts.
 
     `parameters` is a model, a tensor, or an iterable of tensors or of (name, tensor) pairs. In a model the classifier's
-    weight (see `find_classifier`) is not clipped; its bias is. `exclude` leaves out more: parameters, or names of
-    parameters or modules; it must name a classifier that `find_classifier` does not find. Parameters without a gradient
-    are skipped, and shared ones clipped once. The units of a transposed convolution's weight are its input channels.
+    weight (see `find_classifier`) is not clipped, unless `clip_classifier`; its bias is. `exclude` leaves out more:
+    parameters, or names of parameters or modules; it must name a classifier that `find_classifier` does not find.
+    Parameters without a gradient are skipped, and shared ones clipped once. The units of a transposed convolution's
+    weight are its input channels.
 
     A unit with a NaN stays as it is, and an infinity becomes a NaN: neither turns finite, nor changes other units.
 
@@ -65,7 +67,8 @@ def adaptive_clip_grad_(
     (0.5, 0.2)
     """
     check("agc", clip=clip, eps=eps, granularity=granularity)
-    return _clip_gradients(_clipped_parameters(parameters, exclude, clip, groups), eps, granularity)
+    entries = _clipped_parameters(parameters, exclude, clip, groups, clip_classifier)
+    return _clip_gradients(entries, eps, granularity)
 
 
 def _clip_gradients(entries: Iterable[tuple[str, Tensor, float]], eps: float, granularity: str) -> dict[str, Tensor]:
@@ -93,7 +96,9 @@ def _clip_gradients(entries: Iterable[tuple[str, Tensor, float]], eps: float, gr
 
 
 class AdaptiveGradientClipping(Method):
-    """Adaptive gradient clipping of all parameters but the classifier's weight and those in `exclude`."""
+    """Adaptive gradient clipping of all parameters but those in `exclude` and, unless `clip_classifier`, the
+    classifier's weight.
+    """
 
     counted = "parameter tensors to clip"
 
@@ -105,12 +110,13 @@ class AdaptiveGradientClipping(Method):
         granularity: str = "unit",
         exclude: Sequence[str] = (),
         groups: Mapping[str, float] | None = None,
+        clip_classifier: bool = False,
     ) -> None:
         check("agc", clip=clip, eps=eps, granularity=granularity)
         self.clip = clip
         self.eps = eps
         self.granularity = granularity
-        self._selection = (tuple(exclude), clip, groups)
+        self._selection = (tuple(exclude), clip, groups, clip_classifier)
         self._model: nn.Module | None = None  # whose parameters, after all surgery, are `_entries`
         self._entries: list[tuple[str, Tensor, float]] = []
 
@@ -187,6 +193,7 @@ def _clipped_parameters(
     exclude: Iterable[str | Tensor],
     clip: float,
     groups: Mapping[str, float] | None,
+    clip_classifier: bool,
 ) -> list[tuple[str, Tensor, float]]:
     """(name, parameter, clip) of each parameter to clip, once; the name is "" if unknown."""
     exclude = (exclude,) if isinstance(exclude, (str, Tensor)) else tuple(exclude)
@@ -195,7 +202,8 @@ def _clipped_parameters(
     left_out = {id(entry) for entry in exclude if isinstance(entry, Tensor)}
     if isinstance(parameters, nn.Module):
         named = list(_unwrapped(parameters).named_parameters(remove_duplicate=False))
-        left_out |= _classifier_weight(parameters, required=not exclude)
+        if not clip_classifier:
+            left_out |= _classifier_weight(parameters, required=not exclude)
     else:
         entries = [parameters] if isinstance(parameters, Tensor) else parameters
         named = [("", entry) if isinstance(entry, Tensor) else entry for entry in entries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ class ClipByValue(_Clipping):
         clipped = torch._foreach_clamp_min(gradients, -self.max_value)
         torch._foreach_clamp_max_(clipped, self.max_value)
         torch._foreach_sub_(gradients, clipped)  # what is cut off; inf or NaN where a gradient was that
-        numbers = torch.stack(torch._foreach_norm(gradients, 0, dtype=torch.float32))
+        dtype = reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
+        numbers = torch.stack(torch._foreach_norm(gradients, 0, dtype=dtype))
         torch._foreach_mul_(gradients, 0.0)  # 0; NaN where a gradient was not finite
         torch._foreach_add_(gradients, clipped)
         return numbers

@@ -155,8 +155,8 @@ def apply_weight_standardization(
         raise nothing_to_change(model, "convolutions whose filters have more than one weight")
     if single:
         warnings.warn(
-            f"weight_standardization: {', '.join(single)}: left as they are, since their filters have a single weight, "
-            "which would become 0.",
+            f"weight_standardization: {len(single)} convolutions are left as they are, since their filters have a "
+            f"single weight, which would become 0: {', '.join(single)}",
             stacklevel=2,
         )
     to_change = {module for module in chosen.values() if type(module) in _STANDARDIZED}

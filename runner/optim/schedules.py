@@ -39,10 +39,11 @@ def onecycle(
 
     From 1 / div_factor up to 1 over `pct_start` of the steps, then down to 1 / (div_factor * final_div_factor) at the
     last step, total_steps - 1; each along half a cosine or, with anneal="linear", along a line. A warm-up precedes the
-    cycle and ends at its first value, 1 / div_factor.
+    cycle and ends at its first value, 1 / div_factor. With pct_start=1 the last step has the full rate.
     """
     steps = max(total_steps - warmup_steps, 1)
     top = pct_start * steps - 1
+    steps_down = steps - 1 - top
     first, last = 1 / div_factor, 1 / (div_factor * final_div_factor)
 
     def factor(step: int) -> float:
@@ -50,7 +51,8 @@ def onecycle(
         if step < top:
             start, end, progress = first, 1.0, step / top
         else:
-            start, end, progress = 1.0, last, min((step - top) / (steps - 1 - top), 1.0)
+            start, end = 1.0, last
+            progress = min((step - top) / steps_down, 1.0) if steps_down else float(step > top)
         if anneal == "cos":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return start + (end - start) * progress

@@ -26,12 +26,13 @@ def cross_entropy(
     return total / (targets != ignore_index).sum().clamp(min=1)
 
 
-def dice_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def dice_loss(logits: Tensor, targets: Tensor, *, squared: bool = True, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """One minus the soft Dice coefficient (Milletari et al. 2016, arXiv 1606.04797), a mean over classes.
 
     With p the softmax of the logits (B, C, H, W) and y the one-hot masks (B, H, W), for each class
 
-        D = 2 sum(p y) / (sum(p^2) + sum(y^2)),
+        D = 2 sum(p y) / (sum(p^2) + sum(y^2)),     squared=True, the paper's
+        D = 2 sum(p y) / (sum(p) + sum(y)),         squared=False, Composer's
 
     where the sums go over all pixels of the batch but those of `ignore_index`. The mean is over the classes that
     occur in the masks, so no denominator is 0; where no pixel is labelled, the loss and its gradients are 0.
@@ -46,7 +47,8 @@ def dice_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_IND
     zeros, place = share.new_zeros(share.shape[1], dtype=torch.float64), classes.flatten()
     overlap = zeros.scatter_add(0, place, share.gather(1, classes.unsqueeze(1)).flatten().double())
     pixels = zeros.scatter_add(0, place, labelled.flatten().double())
-    dice = 2 * overlap / (share.square().sum((0, 2, 3)) + pixels).clamp(min=1)  # below 1 only without a pixel
+    predicted = (share.square() if squared else share).sum((0, 2, 3))
+    dice = 2 * overlap / (predicted + pixels).clamp(min=1)  # below 1 only without a pixel
     occurs = pixels > 0
     return (((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)).to(share.dtype)
 
@@ -57,6 +59,7 @@ def segmentation_loss(
     *,
     cross_entropy_weight: float = 1.0,
     dice_weight: float = 0.0,
+    dice_squared: bool = True,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """`cross_entropy_weight` * cross-entropy + `dice_weight` * Dice loss of logits (B, C, H, W) and masks (B, H, W).
@@ -69,5 +72,5 @@ def segmentation_loss(
     if cross_entropy_weight:
         parts.append(cross_entropy_weight * cross_entropy(logits, targets, label_smoothing=label_smoothing))
     if dice_weight:
-        parts.append(dice_weight * dice_loss(logits, targets))
+        parts.append(dice_weight * dice_loss(logits, targets, squared=dice_squared))
     return torch.stack(parts).sum()

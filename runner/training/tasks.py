@@ -93,10 +93,17 @@ class Segmentation:
     class_names: tuple[str, ...] = ()
     cross_entropy_weight: float = 1.0
     dice_weight: float = 0.0
+    dice_squared: bool = True
 
     def loss(self, logits: Tensor, targets: Tensor, **options: float) -> Tensor:
-        weights = {"cross_entropy_weight": self.cross_entropy_weight, "dice_weight": self.dice_weight}
-        return segmentation_loss(logits, targets, **weights, **options)
+        return segmentation_loss(
+            logits,
+            targets,
+            cross_entropy_weight=self.cross_entropy_weight,
+            dice_weight=self.dice_weight,
+            dice_squared=self.dice_squared,
+            **options,
+        )
 
     def loss_weight(self, part: Tensor, whole: Tensor) -> Tensor:
         """The share of labelled pixels: micro-batches then do not change the cross-entropy of a batch."""
@@ -128,7 +135,7 @@ class Segmentation:
 
 
 def task_of(data: Data, train: Mapping[str, object]) -> Task:
-    """The task of a data set; `train` holds cross_entropy_weight and dice_weight."""
+    """The task of a data set; `train` holds cross_entropy_weight, dice_weight and dice_squared."""
     if data.task == CLASSIFICATION:
         return Classification()
     assert data.task == SEGMENTATION
@@ -137,4 +144,5 @@ def task_of(data: Data, train: Mapping[str, object]) -> Task:
         data.class_names,
         cross_entropy_weight=train["cross_entropy_weight"],
         dice_weight=train["dice_weight"],
+        dice_squared=train["dice_squared"],
     )

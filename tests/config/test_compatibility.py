@@ -104,6 +104,8 @@ SCENES = ("dataset=digit_scenes", "model=deeplabv3plus_resnet18")
         (["model=deeplabv3plus_resnet18"], ["dataset=digits", "an image", "Choose a data set with masks"]),
         (["train.dice_weight=1"], ["train.dice_weight=1.0", "dataset=digits has no masks"]),
         ([*SCENES, "train.cross_entropy_weight=0"], ["no loss is left"]),
+        ([*SCENES, "train.dice_squared=false"], ["train.dice_squared=false", "set train.dice_weight"]),
+        (["train.dice_squared=false"], ["train.dice_squared=false"]),
         ([*SCENES, "regularization=mixup"], ["regularization=mixup", "digit_scenes has masks", "Leave mixup out"]),
     ],
 )

@@ -161,6 +161,21 @@ def test_the_classifiers_weight_is_left_out_and_its_bias_is_not():
     assert untouched(model) == {"fc.weight"}
 
 
+def test_the_classifiers_weight_is_clipped_on_demand_as_any_other():
+    model, method = with_large_gradients(HeadFirst()), AdaptiveGradientClipping(clip_classifier=True)
+    assert method.apply(model, torch.zeros(1, 4)) == 4
+    weight, _ = clipped(model.fc.weight.detach(), model.fc.weight.grad, clip=0.01, eps=1e-3)
+    method.transform_gradients(model)
+    torch.testing.assert_close(model.fc.weight.grad.double(), weight)
+    assert untouched(model) == set()
+
+    unclear = with_large_gradients(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}))
+    with pytest.raises(ValueError, match="which layer"):
+        adaptive_clip_grad_(unclear)
+    adaptive_clip_grad_(unclear, clip_classifier=True)  # which it is does not matter
+    assert untouched(unclear) == set()
+
+
 def test_a_parametrized_classifier_weight_is_left_out():
     model = HeadFirst()
     nn.utils.parametrizations.weight_norm(model.fc)

@@ -56,6 +56,23 @@ def test_each_element_is_clipped(max_value):
     assert (expected == 0) == (max_value == 100)
 
 
+@pytest.mark.parametrize("clip", [ClipByNorm(max_norm=0.5), ClipByValue(max_value=0.5)])
+@pytest.mark.parametrize("num_double", [1, 2, 4])
+def test_float64_gradients_are_clipped_alone_and_beside_others(clip, num_double):
+    model = with_gradients()
+    for module in [model[3], model[0], model[1]][:num_double]:
+        module.double()
+        for parameter in module.parameters():
+            parameter.grad = parameter.grad.double()
+    before = gradients(model)
+    metrics = clip.transform_gradients(model)
+    if isinstance(clip, ClipByValue):
+        assert torch.equal(gradients(model), before.clamp(-0.5, 0.5))
+        assert metrics["clipped_share"].item() == pytest.approx((before.abs() > 0.5).double().mean().item())
+    else:
+        torch.testing.assert_close(gradients(model), before * 0.5 / before.norm(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_norm_that_is_not_finite_makes_no_gradient_finite(value):
     model = with_gradients()

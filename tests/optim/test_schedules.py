@@ -72,6 +72,16 @@ def test_onecycle_is_torchs(total_steps, pct_start, anneal):
     assert found[-2:] == pytest.approx([1 / 1000] * 2)
 
 
+@pytest.mark.parametrize("total_steps", [1, 2, 10])
+def test_a_cycle_that_only_rises_has_the_full_rate_at_the_last_step(total_steps):
+    def torchs(optimizer):
+        return OneCycleLR(optimizer, max_lr=1.0, total_steps=total_steps, pct_start=1.0, cycle_momentum=False)
+
+    found = rates(onecycle(total_steps, pct_start=1.0), total_steps)
+    assert found[-1] == 1
+    assert found[:-1] == pytest.approx(reference(torchs, total_steps - 1) if total_steps > 1 else [])
+
+
 def test_a_cycle_begins_where_its_warm_up_ends():
     warmed_up, plain = onecycle(50, 10, div_factor=4.0), onecycle(40, div_factor=4.0)
     assert rates(warmed_up, 10) == pytest.approx([(step + 1) / 40 for step in range(10)])

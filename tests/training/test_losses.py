@@ -1,6 +1,7 @@
 """The losses against their formulas written out in loops, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from runner.training.losses import cross_entropy, dice_loss, segmentation_loss
 LOSSES = {
     "cross_entropy": cross_entropy,
     "dice": dice_loss,
+    "dice_of_sums": partial(dice_loss, squared=False),
     "both": lambda logits, targets: segmentation_loss(logits, targets, dice_weight=0.5, label_smoothing=0.1),
 }
 
@@ -34,13 +36,13 @@ def labelled_pixels(logits, targets):
                     yield [power / sum(powers) for power in powers], int(mask[row, column])
 
 
-def dice_in_loops(logits, targets):
+def dice_in_loops(logits, targets, power=2):
     pixels = list(labelled_pixels(logits, targets))
     losses = []
     for c in sorted({label for _, label in pixels}):
         overlap = sum(p[c] for p, label in pixels if label == c)
-        squares = sum(p[c] ** 2 for p, _ in pixels) + sum(label == c for _, label in pixels)
-        losses.append(1 - 2 * overlap / squares)
+        both = sum(p[c] ** power for p, _ in pixels) + sum(label == c for _, label in pixels)
+        losses.append(1 - 2 * overlap / both)
     return sum(losses) / len(losses)
 
 
@@ -70,6 +72,12 @@ def test_the_cross_entropy_of_masks_is_the_mean_over_labelled_pixels(batch, smoo
 
 def test_the_dice_loss_is_milletaris_over_the_classes_that_occur(batch):
     assert dice_loss(*batch).item() == pytest.approx(dice_in_loops(*batch), rel=1e-12)
+
+
+def test_without_squares_the_dice_loss_is_composers(batch):
+    found = segmentation_loss(*batch, cross_entropy_weight=0.0, dice_weight=2.0, dice_squared=False).item()
+    assert found == pytest.approx(2 * dice_in_loops(*batch, power=1), rel=1e-12)
+    assert found != pytest.approx(2 * dice_in_loops(*batch), rel=1e-2)
 
 
 @pytest.mark.parametrize(("cross_entropy_weight", "dice_weight"), [(1.0, 0.0), (0.0, 2.0), (0.375, 1.125)])
