@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runner.data.dataset import IGNORE_INDEX, Data, EvaluationBatches, Label, TrainBatches
+from runner.data.random_erasing import draw_rectangles, erase
 from runner.data.sampling import WHOLE, Shard, mixed_seed
 
 
@@ -62,11 +63,22 @@ class _TensorBatches(SplitBatches):
 class TensorTrainBatches(_TensorBatches, TrainBatches):
     """Training batches, augmented a whole batch at once."""
 
-    def __init__(self, data: Data, split: str, *, seed: int, crop_padding: int, flip: bool, **placing: Any) -> None:
+    def __init__(
+        self,
+        data: Data,
+        split: str,
+        *,
+        seed: int,
+        crop_padding: int,
+        flip: bool,
+        random_erasing: float = 0.0,
+        **placing: Any,
+    ) -> None:
         super().__init__(data, split, **placing)
         self.seed = seed
         self.crop_padding = crop_padding
         self.flip = flip
+        self.random_erasing = random_erasing
 
     def __len__(self) -> int:
         return len(self.targets) // self.batch_size
@@ -78,6 +90,10 @@ class TensorTrainBatches(_TensorBatches, TrainBatches):
         order = torch.randperm(size, generator=generator).to(device)
         offsets = torch.randint(2 * self.crop_padding + 1, (2, size), generator=generator).to(device)
         flips = (torch.rand(size, generator=generator) < 0.5).to(device) & self.flip
+        rectangles = None
+        if self.random_erasing:
+            sides = self.images.shape[2:]
+            rectangles = draw_rectangles(size, *sides, self.random_erasing, generator).to(device)
         positions = torch.arange(size, device=device)
         for batch in range(start, len(self)):
             own = self.shard.of_batch(positions[batch * self.batch_size :][: self.batch_size])
@@ -88,6 +104,8 @@ class TensorTrainBatches(_TensorBatches, TrainBatches):
                 images = crop_and_flip(images, *crop).contiguous(memory_format=self.normalized.memory_format)
                 if targets.ndim > 1:
                     targets = crop_and_flip(targets.unsqueeze(1), *crop, fill=IGNORE_INDEX).squeeze(1)
+            if rectangles is not None:
+                images = erase(images, rectangles[:, own])
             yield images, targets.long()
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 
+from runner.data.download import open_dataset
 from runner.data.splits import Split, TensorData, make_data
-
-CONNECT_SECONDS = 20.0
 
 
 def cifar(
@@ -51,31 +46,11 @@ def cifar100(**settings) -> TensorData:
 
 
 def _split(kind: type, root: Path, training: bool, download: bool) -> Split:
-    is_new = not root.exists()
-    try:
-        with _bounded_wait(), contextlib.redirect_stdout(io.StringIO()):
-            source = kind(root, train=training, download=download)
-    except (RuntimeError, OSError) as error:
-        if is_new and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()  # torchvision makes it before the download
-        raise FileNotFoundError(
-            f"dataset.root={root}: {kind.__name__} is not there, or not complete, and "
-            f"{'could not be downloaded' if download else 'dataset.download is false'} ({_first_line(error)}). "
-            f"Put the folder {kind.base_folder} with the files of {kind.filename} into {root.resolve()}."
-        ) from None
+    source = open_dataset(
+        lambda: kind(root, train=training, download=download),
+        root=root,
+        name=kind.__name__,
+        download=download,
+        remedy=f"Put the folder {kind.base_folder} with the files of {kind.filename} into {root.resolve()}.",
+    )
     return Split(torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(source.targets))
-
-
-@contextlib.contextmanager
-def _bounded_wait() -> Iterator[None]:
-    """Time out if a host does not answer."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

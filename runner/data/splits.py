@@ -35,18 +35,19 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorData(Data):
-    """A data set in memory. Training images are padded, cropped at random, and mirrored."""
+    """A data set in memory. Training images are padded, cropped at random, mirrored, and erased in a rectangle."""
 
     train: Split
     validation: Split
     test: Split
     crop_padding: int = 0
     flip: bool = False
+    random_erasing: float = 0.0
 
     def train_batches(self, *, batch_size: int, seed: int, **placing: Any) -> TensorTrainBatches:
         check_batch_size(batch_size, self)
-        crop = {"crop_padding": self.crop_padding, "flip": self.flip}
-        return TensorTrainBatches(self, "train", seed=seed, batch_size=batch_size, **crop, **placing)
+        augmentation = {key: getattr(self, key) for key in ("crop_padding", "flip", "random_erasing")}
+        return TensorTrainBatches(self, "train", seed=seed, batch_size=batch_size, **augmentation, **placing)
 
     def evaluation_batches(self, split: str, *, batch_size: int, **placing: Any) -> TensorEvaluationBatches:
         return TensorEvaluationBatches(self, split, batch_size=batch_size, **placing)
@@ -59,8 +60,6 @@ def make_data(
     *,
     num_classes: int,
     validation: float | str = 0.1,
-    crop_padding: int = 0,
-    flip: bool = False,
     check_duplicates: bool | None = None,
     **about: object,
 ) -> TensorData:
@@ -68,7 +67,7 @@ def make_data(
 
     `validation` is the share of the training set that becomes the validation split, always the same samples,
     stratified by class (masks are not); or "test": the test split stands in for it. See `duplicate_images` for
-    `check_duplicates`; `about` are further fields of `Data`.
+    `check_duplicates`; `about` are further fields of `TensorData`.
     """
     if validation == "test":
         held_out, source = test, "test"
@@ -77,7 +76,7 @@ def make_data(
         left, chosen = set_apart(classes, float(validation))
         held_out, train, source = train.part(chosen), train.part(left), "train"
     splits = own_splits(train.images, held_out.images, test.images, source)
-    pixels = train.images.double() / (255 if train.images.dtype == torch.uint8 else 1)
+    mean, std = channel_statistics(train.images)
     return TensorData(
         name=name,
         num_classes=num_classes,
@@ -85,11 +84,22 @@ def make_data(
         train=train,
         validation=held_out,
         test=test,
-        mean=pixels.mean((0, 2, 3)).float(),
-        std=pixels.std((0, 2, 3), correction=0).float(),
+        mean=mean,
+        std=std,
         validation_source=source,
-        crop_padding=crop_padding,
-        flip=flip,
         findings=duplicate_images(splits, check_duplicates),
         **about,
     )
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of the channels of images (N, C, H, W), scaled to [0, 1] if they are bytes."""
+    if images.dtype != torch.uint8:
+        pixels = images.double()
+        return pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3), correction=0).float()
+    # from counts of the 256 values: in float64 the pixels would take eight times the memory
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
+    shares, values = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
+    mean = (shares * values).sum(1)
+    std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    return mean.float(), std.float()

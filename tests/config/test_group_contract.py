@@ -14,6 +14,7 @@ from runner.config.settings import Settings
 from runner.config.targets import METHOD_PACKAGE, OWN_PACKAGES
 from runner.config.text import SettingError
 from runner.config.validation import _typed_settings as typed_settings
+from runner.data import fashion_mnist
 from runner.experiment import builders
 from runner.experiment.targets import builder_of
 from tests.config.test_open_groups import OPTIONS as OUTSIDE
@@ -30,7 +31,7 @@ GIVEN = {  # what the runner itself acts on
     "dataset": {"name"},
     "probe": {"num_batches"},
 }
-IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", "cifar10", "cifar100")
+IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", "cifar10", "cifar100", "fashion_mnist")
 SMALL = ("resnet18", "resnet20", "nf_resnet26", "deeplabv3plus_resnet18", "mynet")
 
 each_option = pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -155,9 +156,10 @@ def test_a_model_is_built(folders, name):
         for name in of("dataset")
     ],
 )
-def test_a_data_set_is_built_or_says_what_is_missing(folders, name):
+def test_a_data_set_is_built_or_says_what_is_missing(folders, name, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "PACKAGE_FOLDER", Path("nowhere"))
     root = {"root": str(folders[1] / "nowhere")} if name in IN_FILES else {}
-    root |= {"download": False} if name.startswith("cifar") else {}
+    root |= {"download": False} if name.startswith(("cifar", "fashion")) else {}
     settings = settings_of(folders, "dataset", name, **root)
     if name in IN_FILES:
         with pytest.raises(SettingError, match=r"dataset\.root=|nowhere"):

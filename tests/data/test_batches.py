@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from runner.data import random as random_module
 from runner.data.batches import crop_and_flip
 from runner.data.random import random
-from runner.data.splits import Split, make_data
+from runner.data.splits import Split, channel_statistics, make_data
 
 CPU = torch.device("cpu")
 
@@ -121,3 +121,13 @@ def test_random_numbers_of_a_gpu_are_made_there_and_are_the_same_each_time(data)
     assert torch.equal(first.targets, second.targets)
     assert first.images.std().item() == pytest.approx(1, abs=0.05)
     assert first.targets.unique().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_mean_and_deviation_are_those_of_numpy(dtype):
+    images = (torch.rand(30, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 256).to(torch.uint8)
+    scaled = images.numpy().astype("float64") / 255
+    images = images if dtype == torch.uint8 else torch.from_numpy(scaled).float()
+    mean, std = channel_statistics(images)
+    torch.testing.assert_close(mean.numpy(), scaled.mean((0, 2, 3)).astype("float32"), rtol=1e-6, atol=0)
+    torch.testing.assert_close(std.numpy(), scaled.std((0, 2, 3)).astype("float32"), rtol=1e-6, atol=0)

@@ -1,0 +1,113 @@
+"""Fashion-MNIST: small files in the published layout, in each of the places that are looked into, and damaged ones."""
+
+import gzip
+import struct
+
+import pytest
+import torch
+from torchvision.datasets import FashionMNIST
+
+from runner.data import fashion_mnist as module
+from runner.data.fashion_mnist import fashion_mnist
+
+SIZES = {"train": 40, "t10k": 20}
+
+
+@pytest.fixture(autouse=True)
+def package_folder(tmp_path, monkeypatch):
+    """An empty folder in the place of that of Debian's package, which this machine may have."""
+    monkeypatch.setattr(module, "PACKAGE_FOLDER", tmp_path / "package")
+    return tmp_path / "package"
+
+
+def write_files(folder, *, compressed=False):
+    """The four files with random images, and classes 0 to 9 in turn."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for prefix, number in SIZES.items():
+        images = torch.randint(256, (number, 28, 28), generator=generator, dtype=torch.uint8)
+        header = struct.pack(">4I", 0x803, number, 28, 28)
+        labels = struct.pack(">2I", 0x801, number) + bytes(index % 10 for index in range(number))
+        for name, content in (("images-idx3", header + images.numpy().tobytes()), ("labels-idx1", labels)):
+            file = folder / f"{prefix}-{name}-ubyte"
+            if compressed:
+                file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(content))
+            else:
+                file.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["root", "below", "package"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_files_are_read_wherever_they_may_lie_as_torchvision_reads_them(place, compressed, tmp_path):
+    root = tmp_path / "data"
+    folder = {"root": root, "below": root / "FashionMNIST/raw", "package": tmp_path / "package"}[place]
+    write_files(folder, compressed=compressed)
+    data = fashion_mnist(root=str(root), download=False, validation=0.5)
+    write_files(tmp_path / "reference/FashionMNIST/raw")
+    expected = FashionMNIST(str(tmp_path / "reference"), train=False)
+    assert torch.equal(data.test.images, expected.data.unsqueeze(1).expand(-1, 3, -1, -1))
+    assert torch.equal(data.test.targets, expected.targets)
+    assert (data.num_classes, data.image_size, data.class_names[9]) == (10, 28, "ankle boot")
+
+
+def test_the_root_comes_before_the_package(tmp_path, package_folder):
+    write_files(tmp_path / "data")
+    package_folder.mkdir()
+    for file in (tmp_path / "data").iterdir():
+        (package_folder / file.name).write_bytes(b"")
+    assert len(fashion_mnist(root=str(tmp_path / "data"), validation="test").test) == 20
+
+
+def test_without_files_and_network_the_three_ways_are_named(runner, tmp_path, monkeypatch, package_folder):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    outcome = runner("dataset=fashion_mnist", "model=resnet20", "wandb.mode=disabled", "train.device=cpu")
+    assert outcome.code == 2
+    assert "dataset.root=data: FashionMNIST is not there, or not complete, and could not be downloaded" in outcome.err
+    for way in ("train-images-idx3-ubyte", str(tmp_path / "data"), str(package_folder), "dataset.download=true"):
+        assert way in outcome.err
+    assert "dataset-fashion-mnist" in outcome.err
+    assert not any(tmp_path.iterdir())
+
+
+def damage(file, change):
+    file.write_bytes(change(file.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("t10k-images-idx3-ubyte.gz", lambda content: content[:-50], "cannot be read"),
+        ("train-labels-idx1-ubyte.gz", lambda content: b"text", "cannot be read"),
+        ("train-images-idx3-ubyte", lambda content: content[:-1], "is damaged"),
+        ("train-images-idx3-ubyte", lambda content: content[:10], "is damaged"),
+        ("train-images-idx3-ubyte", lambda content: b"", "is damaged"),
+        ("t10k-labels-idx1-ubyte", lambda content: content[:3] + b"\x03" + content[4:], "is damaged"),
+        ("t10k-labels-idx1-ubyte", lambda content: content[:-1] + b"\x0a", "labels up to 10"),
+        ("t10k-labels-idx1-ubyte", lambda content: struct.pack(">2I", 0x801, 19) + content[9:], "20 images and 19 lab"),
+    ],
+)
+def test_a_damaged_file_is_named(name, change, message, tmp_path):
+    folder = write_files(tmp_path / "data", compressed=name.endswith(".gz"))
+    damage(folder / name, change)
+    with pytest.raises(ValueError, match=message) as error:
+        fashion_mnist(root=str(folder))
+    assert str(folder) in str(error.value)
+
+
+def test_another_image_size_is_refused():
+    with pytest.raises(ValueError, match=r"dataset\.image_size=32: the images of fashion_mnist are 28 pixels wide"):
+        fashion_mnist(image_size=32)
+
+
+def test_it_trains_from_the_command_line(runner, tmp_path):
+    write_files(tmp_path / "data")
+    outcome = runner(
+        "dataset=fashion_mnist", "model=resnet20", "dataset.validation=0.5", "dataset.random_erasing=0.5",
+        "train.global_batch_size=8", "train.max_steps=2", "train.device=cpu", "wandb.mode=disabled",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "fashion_mnist: 20 training, 20 validation, 20 test images of 28x28, 10 classes" in outcome.out
