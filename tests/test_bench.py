@@ -218,15 +218,15 @@ def test_the_bare_loop_trains_as_the_runner_does(benchmarks, composed, tmp_path)
     seen = {}
 
     def take(trainer):
-        seen["trainer"], seen["start"] = trainer, copy.deepcopy(trainer.model)
+        seen["trainer"], seen["start"] = trainer, copy.deepcopy(trainer.state.model)
 
     benchmarks.watched_run.run(config, take)
     trainer, model = seen["trainer"], seen["start"]
     optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=4)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    benchmarks.training.train_bare(model, optimizer, trainer.train_batches, trainer.precision, 0)
+    benchmarks.training.train_bare(model, optimizer, trainer.train_batches, trainer.state.precision, 0)
     moved = 0
-    for own, other, start in zip(model.parameters(), trainer.model.parameters(), before, strict=True):
+    for own, other, start in zip(model.parameters(), trainer.state.model.parameters(), before, strict=True):
         change = (other - start).detach()
         torch.testing.assert_close(own - start, change, rtol=1e-3, atol=1e-3 * change.abs().max().item())
         moved += bool(change.any())

@@ -476,16 +476,15 @@ def test_timm_train_nothing_is_read_from_a_gpu_within_a_step(small, monkeypatch)
         return read(sums)
 
     def on_another_device(trainer):
-        own = trainer.precision
-        trainer.precision = SimpleNamespace(
+        own = trainer.state.precision
+        trainer.state.precision = SimpleNamespace(
             device=SimpleNamespace(type="cuda"), autocast=own.autocast, scaler=own.scaler
         )
-        trainer.take_step.precision = trainer.precision
         monkeypatch.setattr(MetricAccumulator, "read", counted)
         with calls:
             train_epoch(trainer)
         monkeypatch.setattr(MetricAccumulator, "read", read)
-        trainer.precision = trainer.take_step.precision = own
+        trainer.state.precision = own
 
     monkeypatch.setattr(loop.Trainer, "_train_epoch", on_another_device)
     methods = ("norm=[ghost_batchnorm,clip_by_norm]", "ghost_batchnorm.ghost_batch_size=4", "regularization=mixup")

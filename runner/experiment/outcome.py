@@ -101,7 +101,7 @@ class Outcome:
             "first_step_seconds": progress.first_step_seconds,
             "seconds": time.perf_counter() - self._started,
         }
-        device = trainer.precision.device
+        device = trainer.state.precision.device
         if device.type == "cuda":
             self.summary["throughput"]["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields
 
 import torch
 
@@ -17,9 +18,7 @@ from runner.training.ema import Ema
 from runner.training.loop import Trainer
 from runner.training.plan import TrainingPlan
 from runner.training.probing import Prober
-
-PLANNED = ("max_time", "early_stopping_epochs", "evaluate_every_epochs", "checkpoint_every_epochs")
-PLANNED += ("checkpoint_every_minutes", "keep_best", "on_divergence", "max_divergences", "divergence_lr_factor")
+from runner.training.state import State
 
 
 def prepare(
@@ -35,8 +34,6 @@ def prepare(
     torch.manual_seed(config.seed)
     set_backends(train.deterministic)
     precision.set_backends()
-    device = precision.device
-    channels_last = precision.channels_last(train.channels_last)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -50,29 +47,19 @@ def prepare(
         tracker.message(text)
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         tracker.message(text, "warning")
-    model, methods = built.model, built.methods
-    model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
-    optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
-    ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
-    unused = any(method.leaves_unused for method in methods.values())
-    forward_model = wrap_ddp(model, device, find_unused_parameters=unused)
+    state = build_state(checked, built)
     if train.compile:
         # the gates of stochastic depth part a model into its blocks, which share their code: a graph a shape and draw
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        forward_model.compile()
+        state.forward_model.compile()
     if rank() > 0:  # else all ranks would drop the same units
         torch.manual_seed(mixed_seed(config.seed, rank()))
 
     shard = Shard(rank(), world_size(), train.accumulation_steps)
-    placing = {"device": device, "channels_last": channels_last}
+    placing = {"device": precision.device, "channels_last": precision.channels_last(train.channels_last)}
     batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, shard=shard, **placing)
     steps_per_epoch = len(batches)
     plan = TrainingPlan(
-        epochs=train.epochs,
-        max_steps=train.max_steps,
-        accumulation_steps=train.accumulation_steps,
-        log_every_steps=train.log_every_steps,
-        checkpoint_every_steps=train.checkpoint_every_steps,
         last=folder.checkpoint("last"),
         best=folder.checkpoint("best"),
         about={
@@ -88,7 +75,7 @@ def prepare(
             config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         ),
         plateau=builders.build_plateau_rule(config.schedule),
-        **{key: train[key] for key in PLANNED},
+        **{field.name: train[field.name] for field in fields(TrainingPlan) if field.name in train},
     )
     prober = None
     if config.probe:
@@ -103,20 +90,27 @@ def prepare(
             tracker=tracker,
         )
     return Trainer(
-        model,
-        optimizer,
-        methods,
+        state,
         batches,
         data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, shard=shard, **placing),
-        task=checked.task,
         plan=plan,
-        precision=precision,
         tracker=tracker,
-        forward_model=forward_model,
-        ema=ema,
         prober=prober,
         checkpoint=checkpoint,
     )
+
+
+def build_state(checked: Checked, built: builders.Built) -> State:
+    """The model on its device and in its memory format; then its optimizer, its average and the ranks' wrapper."""
+    config, precision = checked.settings, checked.precision
+    train, model = config.train, built.model
+    channels_last = precision.channels_last(train.channels_last)
+    model.to(device=precision.device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
+    ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
+    unused = any(method.leaves_unused for method in built.methods.values())
+    forward_model = wrap_ddp(model, precision.device, find_unused_parameters=unused)
+    return State(model, optimizer, built.methods, checked.task, precision, ema, forward_model)
 
 
 def set_backends(deterministic: bool) -> None:

@@ -24,7 +24,7 @@ def train_and_test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict
 
 def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
     """Evaluate best.pt, chosen on the validation split, on the test split; and the last weights beside it."""
-    task, precision, progress = trainer.task, checked.precision, trainer.progress
+    state, task, precision, progress = trainer.state, checked.task, checked.precision, trainer.progress
     batches = checked.data.evaluation_batches(
         "test",
         batch_size=checked.data.evaluation_batch_size,
@@ -32,10 +32,10 @@ def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
         channels_last=trainer.validation_batches.channels_last,
         shard=Shard(rank(), world_size()),
     )
-    last = evaluate(trainer.evaluated_model, batches, precision, task)
+    last = evaluate(state.evaluated_model, batches, precision, task)
     barrier()  # the first rank writes best.pt
-    restore_model(load_checkpoint(trainer.plan.best, precision.device), trainer.model, trainer.methods)
-    best = evaluate(trainer.model, batches, precision, task)
+    restore_model(load_checkpoint(trainer.plan.best, precision.device), state.model, state.methods)
+    best = evaluate(state.model, batches, precision, task)
     tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **best.metrics})
     by_class = {"iou_by_class": task.by_class(best.counts)} if isinstance(task, Segmentation) else {}
     return {"metrics": best.metrics, "last": last.metrics, **by_class}

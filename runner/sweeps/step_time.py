@@ -14,9 +14,8 @@ from torch import Tensor
 from runner.data.dataset import SEGMENTATION
 from runner.experiment import builders
 from runner.experiment.check import Checked
+from runner.experiment.setup import build_state
 from runner.training.divergence import FirstNonFinite
-from runner.training.ema import Ema
-from runner.training.metrics import MetricAccumulator
 from runner.training.step import OptimizerStep
 
 ENOUGH_SECONDS = 2.0  # of timed steps
@@ -46,24 +45,11 @@ def measure_step(checked: Checked) -> StepTime:
         built = builders.build_changed_model(
             config, num_classes=data.num_classes, example_input=data.example_input(), pretrained=False
         )
-    channels_last = checked.precision.channels_last(train.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
-    model = built.model.to(device=device, memory_format=memory_format)
-    step = OptimizerStep(
-        model,
-        model,
-        builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size),
-        built.methods,
-        task=checked.task,
-        precision=checked.precision,
-        metrics=MetricAccumulator(checked.task, device),
-        non_finite=FirstNonFinite(device),
-        num_classes=data.num_classes,
-        ema=None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup),
-    )
+    model = built.model
+    step = OptimizerStep(build_state(checked, built), non_finite=FirstNonFinite(device), num_classes=data.num_classes)
 
     def seconds(images: int, enough_seconds: float) -> float:
-        batch = _batch(checked, images, memory_format)
+        batch = _batch(checked, images)
         return _typical(lambda: step(*batch, number=1, progress=0.5), device, enough_seconds)
 
     model.train()
@@ -73,14 +59,16 @@ def measure_step(checked: Checked) -> StepTime:
     images = min(whole, max(few, there_is_time_for))
     training = seconds(images, ENOUGH_SECONDS)
     model.eval()
-    batch, _ = _batch(checked, images, memory_format)
+    batch, _ = _batch(checked, images)
     with torch.no_grad(), checked.precision.autocast():
         evaluation = _typical(lambda: model(batch), device, ENOUGH_SECONDS / 4)
     return StepTime(training / images, evaluation / images, images)
 
 
-def _batch(checked: Checked, images: int, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
+def _batch(checked: Checked, images: int) -> tuple[Tensor, Tensor]:
     data, device = checked.data, checked.precision.device
+    channels_last = checked.precision.channels_last(checked.settings.train.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
     shape = data.example_input(images).shape
     places = (images, *shape[2:]) if data.task == SEGMENTATION else (images,)
     batch = torch.randn(shape).to(device=device, memory_format=memory_format)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,8 @@ from runner.data.dataset import DataFault, EvaluationBatches, TrainBatches
 from runner.distributed.collectives import all_reduce_buffers, all_reduce_sum, any_rank
 from runner.distributed.signals import GracefulStop, StopRequested
 from runner.layers.standardized_conv import cached_standardized_weights
-from runner.methods.method import Method
-from runner.training.ema import Ema
 from runner.training.precision import Precision
+from runner.training.state import State
 from runner.training.tasks import Task
 
 
@@ -65,28 +64,23 @@ class Validation:
     Raises StopRequested, on all ranks together, if a rank gets a signal; training can then resume before it.
     """
 
-    model: nn.Module
-    ema: Ema | None
-    methods: Mapping[str, Method]
+    state: State
     train_batches: TrainBatches
     batches: EvaluationBatches
     accumulation_steps: int
-    precision: Precision
-    task: Task
     stop: GracefulStop
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """The loss and the scores. A method may look at the training images of `epoch` before."""
-        average = None if self.ema is None else self.ema.model
-        evaluated = self.model if average is None else average
+        state, evaluated = self.state, self.state.evaluated_model
         self.check()
-        with self.precision.autocast():
-            for method in self.methods.values():
+        with state.precision.autocast():
+            for method in state.methods.values():
                 method.before_evaluation(evaluated, lambda: self._train_images(epoch))
-        all_reduce_buffers(self.model)
-        if average is not None:
-            all_reduce_buffers(average)
-        metrics = evaluate(evaluated, self._batches_until_stop(), self.precision, self.task).metrics
+        all_reduce_buffers(state.model)
+        if evaluated is not state.model:
+            all_reduce_buffers(evaluated)
+        metrics = evaluate(evaluated, self._batches_until_stop(), state.precision, state.task).metrics
         self.check()
         return metrics
 

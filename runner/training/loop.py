@@ -4,100 +4,68 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.distributed.collectives import AsyncAnyRank, is_distributed
 from runner.distributed.signals import GracefulStop, StopRequested
-from runner.methods.method import Method
 from runner.tracking.tracker import Tracker
+from runner.training.checkpoint import load_latest
 from runner.training.divergence import Diverged, FirstNonFinite
-from runner.training.ema import Ema
 from runner.training.evaluation import Validation
-from runner.training.metrics import MetricAccumulator
 from runner.training.plan import Clock, Interrupted, LRSchedule, Progress, StepTimer, TrainingPlan
-from runner.training.precision import Precision
 from runner.training.probing import Prober
 from runner.training.state import State
 from runner.training.step import OptimizerStep
-from runner.training.tasks import Task
 from runner.training.top_k import TopKCheckpoints
 
 
 class Trainer:
     """Trains a model to the end of its plan, from `checkpoint` if there is one.
 
-    Each rank has its own, over its shard of the batches. `forward_model` is the model in DistributedDataParallel.
+    Each rank has its own, over its shard of the batches.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        methods: Mapping[str, Method],
+        state: State,
         train_batches: TrainBatches,
         validation_batches: EvaluationBatches,
         *,
-        task: Task,
         plan: TrainingPlan,
-        precision: Precision,
         tracker: Tracker,
-        forward_model: nn.Module | None = None,
-        ema: Ema | None = None,
         prober: Prober | None = None,
         checkpoint: dict | None = None,
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.ema = ema
+        self.state = state
         self.prober = prober
-        self.task = task
-        self.methods = methods
         self.train_batches = train_batches
         self.validation_batches = validation_batches
         self.plan = plan
-        self.precision = precision
         self.tracker = tracker
-        self.metrics = MetricAccumulator(task, precision.device)
+        self.metrics, device = state.metrics, state.precision.device
         may_skip = plan.on_divergence == "skip"  # then each overflow is counted by the loop
-        self.non_finite = FirstNonFinite(precision.device, max_overflows=0 if may_skip else plan.max_divergences)
+        self.non_finite = FirstNonFinite(device, max_overflows=0 if may_skip else plan.max_divergences)
         self.take_step = OptimizerStep(
-            model,
-            forward_model or model,
-            optimizer,
-            methods,
-            task=task,
-            precision=precision,
-            metrics=self.metrics,
+            state,
             non_finite=self.non_finite,
             num_classes=train_batches.num_classes,
             accumulation_steps=plan.accumulation_steps,
-            ema=ema,
             may_skip=may_skip,
         )
-        self.top_k = TopKCheckpoints(plan, task.score)
+        self.top_k = TopKCheckpoints(plan, state.task.score)
         self.logged = self.metrics.read()  # the sums at the last logged row
         self.progress = Progress(probes_left=list(prober.probes) if prober is not None and prober.is_due(0) else [])
-        self.state = State(model, optimizer, methods, precision, self.metrics, ema, plan)
         if checkpoint is not None:
-            self.progress, self.logged = self.state.restore(checkpoint)
+            self.progress, self.logged = state.restore(checkpoint)
             self.top_k.check(self.progress, tracker)
         self.clock = Clock(plan, self.progress)
         self.timer = StepTimer()
-        self.schedule = LRSchedule(optimizer, plan, len(train_batches))
+        self.schedule = LRSchedule(state.optimizer, plan, len(train_batches))
         self.schedule.restart(self.progress)
         self.stop = GracefulStop(single_process=not is_distributed())
-        self.validate = Validation(
-            model, ema, methods, train_batches, validation_batches, plan.accumulation_steps, precision, task, self.stop
-        )
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The model that is evaluated and saved in best.pt: the average of the weights, if there is one."""
-        return self.model if self.ema is None else self.ema.model
+        self.validate = Validation(state, train_batches, validation_batches, plan.accumulation_steps, self.stop)
 
     def train(self) -> None:
         """Train. Write last.pt as the plan says, and best.pt after an epoch with the best validation score.
@@ -127,7 +95,11 @@ class Trainer:
 
     def why_ended(self) -> str | None:
         """Why training ended before the epochs or steps of its plan. None if it did not."""
-        return None if self._is_done() else self.plan.why_ended(self.progress, self.task.score, self.clock.time_is_up)
+        return (
+            None
+            if self._is_done()
+            else self.plan.why_ended(self.progress, self.state.task.score, self.clock.time_is_up)
+        )
 
     def _is_done(self) -> bool:
         return self.progress.epoch >= self.schedule.epochs or self.progress.step >= self.schedule.total_steps
@@ -137,9 +109,9 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         progress, plan, stop, flags = self.progress, self.plan, self.stop, AsyncAnyRank()
-        self.model.train()
+        self.state.model.train()
         # reading metrics is free on a CPU; it would wait for a GPU, or for other ranks
-        is_sync_free = self.precision.device.type == "cpu" and not is_distributed()
+        is_sync_free = self.state.precision.device.type == "cpu" and not is_distributed()
         read_every = 1 if is_sync_free else plan.log_every_steps
         if progress.batch == 0:
             self.logged = self.metrics.read()
@@ -209,8 +181,8 @@ class Trainer:
             place = {"step": progress.step, "epoch": progress.epoch + 1}
             ends = {"total_steps": schedule.total_steps, "epochs": schedule.epochs}
             ends["steps_per_epoch"] = len(self.train_batches)
-            score = (self.task.score, means[self.task.score])
-            self.tracker.progress(**place, **ends, loss=means["loss"], score=score, **self._pace())
+            score = self.state.task.score
+            self.tracker.progress(**place, **ends, loss=means["loss"], score=(score, means[score]), **self._pace())
             if is_logged:
                 self.tracker.log({**place, "split": "steps", **means, **self._pace()})
         if is_logged:
@@ -236,7 +208,7 @@ class Trainer:
         is_best = False
         if validation:
             self.tracker.log({**place, "split": "validation", **validation, "seconds": seconds})
-            weights = self.state.of_model(self.evaluated_model)
+            weights = self.state.of_model(self.state.evaluated_model, plan.about)
             is_best = self.top_k.update({**weights, **place, "metrics": validation}, progress)
             self._extend()
         if self.prober is not None and progress.batch == 0 and self.prober.ends_epoch(progress.epoch):
@@ -256,7 +228,7 @@ class Trainer:
         if self.prober is not None:
             place = {"step": self.progress.step, "epoch": self.progress.epoch}
             left = self.progress.probes_left = list(self.prober.probes) if all_of_them else self.progress.probes_left
-            self.prober.measure(self.model, **place, left=left, check=self.validate.check)
+            self.prober.measure(self.state.model, **place, left=left, check=self.validate.check)
 
     def _extend(self) -> None:
         """Double the number of epochs if the plan says so."""
@@ -276,7 +248,9 @@ class Trainer:
             raise reason
         if restores == plan.max_divergences:
             raise Diverged(f"{reason}; training had gone back {restores} times") from None
-        self.progress, self.logged = self.state.load_last()
+        latest = load_latest(plan.last, self.state.precision.device)
+        assert latest is not None  # written before the first step
+        self.progress, self.logged = self.state.restore(latest.checkpoint)
         self.progress.restores = restores + 1
         self.clock.start(self.progress)
         self.non_finite.clear()
@@ -289,5 +263,5 @@ class Trainer:
         self.stop.extend_deadline(math.inf)  # the disk may be slow
         self.clock.note_checkpoint(self.progress)
         self.progress.rows = self.tracker.rows
-        self.state.save(self.progress, self.logged)
+        self.state.save(self.plan, self.progress, self.logged)
         self.stop.extend_deadline()

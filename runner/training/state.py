@@ -1,9 +1,9 @@
-"""The state of a training run: saved in last.pt, and restored bit for bit."""
+"""The state of a training run: what an optimizer step changes, saved in last.pt and restored bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from runner.distributed.collectives import (
 from runner.methods.method import Method
 from runner.training.checkpoint import (
     PREVIOUS,
-    load_latest,
     random_state,
     restore_model,
     restore_random_state,
@@ -32,32 +31,50 @@ from runner.training.ema import Ema
 from runner.training.metrics import MetricAccumulator, Snapshot
 from runner.training.plan import Progress, TrainingPlan
 from runner.training.precision import Precision
+from runner.training.tasks import Task
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
-    """The parts of last.pt. Rank 0 writes it, including the generators and running statistics of each rank."""
+    """A model in training, with its optimizer, its methods and all else that an optimizer step changes.
+
+    `forward_model` is the model, or its DistributedDataParallel wrapper. `ema` averages the weights; `metrics` sums
+    what the steps of an epoch measure.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     methods: Mapping[str, Method]
+    task: Task
     precision: Precision
-    metrics: MetricAccumulator
-    ema: Ema | None
-    plan: TrainingPlan
+    ema: Ema | None = None
+    forward_model: nn.Module | None = None
+    metrics: MetricAccumulator = field(init=False)
 
-    def of_model(self, model: nn.Module) -> dict:
+    def __post_init__(self) -> None:
+        self.forward_model = self.forward_model or self.model
+        self.metrics = MetricAccumulator(self.task, self.precision.device)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is evaluated and saved in best.pt: the average of the weights, if there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    def of_model(self, model: nn.Module, about: dict) -> dict:
         """What an evaluation of `model` needs, including the methods' state (such as warmed-up drop rates)."""
         return {
             "model": _mean_state_dict(model),
             "methods": {name: method.state_dict() for name, method in self.methods.items()},
-            "about": self.plan.about,
+            "about": about,
         }
 
-    def save(self, progress: Progress, logged: Snapshot) -> None:
-        """Write last.pt; the file that was there becomes previous.pt. Call it on all ranks."""
+    def save(self, plan: TrainingPlan, progress: Progress, logged: Snapshot) -> None:
+        """Write last.pt; the file that was there becomes previous.pt. Call it on all ranks.
+
+        Rank 0 writes it, including the generators and running statistics of each rank.
+        """
         checkpoint = {
-            **self.of_model(self.model),
+            **self.of_model(self.model, plan.about),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "sums": self.metrics.state_dict(),
@@ -70,14 +87,8 @@ class State:
         if is_distributed():
             checkpoint["ranks"] = all_gather_object(self._rank_state())
         if rank() == 0:
-            save_checkpoint(self.plan.last, checkpoint, previous=self.plan.last.with_name(PREVIOUS))
+            save_checkpoint(plan.last, checkpoint, previous=plan.last.with_name(PREVIOUS))
         barrier()
-
-    def load_last(self) -> tuple[Progress, Snapshot]:
-        """Restore last.pt, which must exist."""
-        latest = load_latest(self.plan.last, self.precision.device)
-        assert latest is not None
-        return self.restore(latest.checkpoint)
 
     def restore(self, checkpoint: Mapping) -> tuple[Progress, Snapshot]:
         """Restore a last.pt, except the optimizer's settings: learning rate, momentum and others are this run's."""

@@ -50,7 +50,7 @@ def main() -> None:
 
     def take(trainer: Trainer) -> None:
         batches = WatchedBatches(
-            trainer.train_batches, trainer.precision.device, lambda epoch: reached.update(clocks.seconds)
+            trainer.train_batches, trainer.state.precision.device, lambda epoch: reached.update(clocks.seconds)
         )
         trainer.train_batches = batches
         watched.append(batches)

@@ -43,19 +43,19 @@ LARGEST_MODEL_OF_START = 50_000_000  # parameters
 
 # of a step, by the function in which it is spent
 PARTS_OF_A_STEP = (
-    ("metrics.add", "sums of loss and counts"),
-    ("metrics.add_step", "sums of what was measured in the step"),
-    ("metrics.read", "reading the sums"),
-    ("metrics.means", "means, rows and display"),
+    ("state.metrics.add", "sums of loss and counts"),
+    ("state.metrics.add_step", "sums of what was measured in the step"),
+    ("state.metrics.read", "reading the sums"),
+    ("state.metrics.means", "means, rows and display"),
     ("tracker.progress", "means, rows and display"),
     ("tracker.log", "means, rows and display"),
     ("non_finite.update", "look at whether all is finite"),
     ("non_finite.read", "look at whether all is finite"),
-    ("ema.update", "average of the weights"),
+    ("state.ema.update", "average of the weights"),
     ("schedule.step", "schedule"),
-    ("precision.scaler.scale", "loss scale"),
-    ("precision.scaler.unscale_", "loss scale"),
-    ("precision.scaler.update", "loss scale"),
+    ("state.precision.scaler.scale", "loss scale"),
+    ("state.precision.scaler.unscale_", "loss scale"),
+    ("state.precision.scaler.update", "loss scale"),
 )
 PARTS_OF_THE_STEP_MODULE = (("gradient_norm", "norm of the gradient"),)
 PLACES_OF_A_METHOD = ("on_step", "transform_batch", "transform_gradients")
@@ -120,7 +120,7 @@ class _Comparison:
 
     def take(self, trainer: Trainer) -> None:
         """Take over a trainer that has not started."""
-        self.trainer = trainer
+        self.trainer, self.state = trainer, trainer.state
         self.bare_batches = trainer.train_batches
         self.batches = WatchedBatches(trainer.train_batches, self.scale.device, self.before_epoch)
         trainer.train_batches = self.batches
@@ -140,17 +140,17 @@ class _Comparison:
                 self.spans[arm].append(self._block(arm, epoch))
         elif epoch == WARM_UP_BLOCKS + self.scale.blocks:
             self._install_clocks()
-        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def _make_plain_optimizer(self) -> None:
         if not hasattr(self, "plain"):
-            self.plain = plain_optimizer(self.trainer.optimizer)
+            self.plain = plain_optimizer(self.state.optimizer)
             self._block(PLAIN, 0)
 
     def _block(self, arm: str, epoch: int) -> Span:
-        optimizer = self.plain if arm == PLAIN else self.trainer.optimizer
+        optimizer = self.plain if arm == PLAIN else self.state.optimizer
         watch = Stopwatch(self.scale.device)
-        train_bare(self.trainer.model, optimizer, self.bare_batches, self.trainer.precision, epoch)
+        train_bare(self.state.model, optimizer, self.bare_batches, self.state.precision, epoch)
         return watch.read()
 
     def _install_clocks(self) -> None:
@@ -158,7 +158,7 @@ class _Comparison:
         self._stack.enter_context(self.clocks.on_all(trainer, PARTS_OF_A_STEP + PARTS_BETWEEN_EPOCHS))
         self._stack.enter_context(self.clocks.on_all(step_module, PARTS_OF_THE_STEP_MODULE))
         self._stack.enter_context(self.clocks.on(Validation, "__call__", EVALUATION))
-        for name, method in trainer.methods.items():
+        for name, method in trainer.state.methods.items():
             parts = [(place, f"method {name}") for place in PLACES_OF_A_METHOD]
             self._stack.enter_context(self.clocks.on_all(method, parts))
 
@@ -171,9 +171,9 @@ class _Comparison:
         images = self.scale.batch_size * len(self.batches)
         memory = {**self.memory, RUNNER: self.batches.peak_memory[1]} if self.memory else {}
         return {
-            "num_params": sum(parameter.numel() for parameter in self.trainer.model.parameters()),
-            "precision": self.trainer.precision.name,
-            "optimizer": {name: _step_form(o) for name, o in ((BARE, self.trainer.optimizer), (PLAIN, self.plain))},
+            "num_params": sum(parameter.numel() for parameter in self.state.model.parameters()),
+            "precision": self.state.precision.name,
+            "optimizer": {name: _step_form(o) for name, o in ((BARE, self.state.optimizer), (PLAIN, self.plain))},
             "arms": {name: _arm(of_arm, images) for name, of_arm in spans.items()},
             "ratios": {name: ratios(spans[RUNNER], spans[name]) for name in (BARE, PLAIN)},
             "peak_memory_bytes": memory,

@@ -59,7 +59,7 @@ def spoil(monkeypatch, clip, deed):
 
     def spoilt(trainer, *args):
         step(trainer, *args)
-        if trainer.methods["agc"].clip == clip:
+        if trainer.state.methods["agc"].clip == clip:
             deed()
 
     monkeypatch.setattr(Trainer, "_step", spoilt)

@@ -33,8 +33,8 @@ def spoil(monkeypatch, clip, deed, *, step=1):
 
     def spoilt(trainer, *args):
         original(trainer, *args)
-        taken.append(trainer.methods["agc"].clip)
-        if trainer.methods["agc"].clip == clip and trainer.progress.step + 1 == step:
+        taken.append(trainer.state.methods["agc"].clip)
+        if trainer.state.methods["agc"].clip == clip and trainer.progress.step + 1 == step:
             deed()
 
     monkeypatch.setattr(Trainer, "_step", spoilt)

@@ -14,7 +14,6 @@ from runner.training.checkpoint import load_checkpoint
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.evaluation import Evaluation
 from runner.training.loop import Trainer
-from runner.training.metrics import MetricAccumulator
 from runner.training.plan import Clock
 from runner.training.precision import Precision
 from runner.training.state import State
@@ -126,7 +125,7 @@ def test_a_gradient_that_overflows_at_the_smallest_scale_diverges(small, tmp_pat
 
     def overflowing(take_step, images, targets):
         found = backward(take_step, images, targets)
-        next(take_step.model.parameters()).grad.fill_(math.inf)
+        next(take_step.state.model.parameters()).grad.fill_(math.inf)
         return found
 
     monkeypatch.setattr(OptimizerStep, "_backward", overflowing)
@@ -181,19 +180,9 @@ def test_a_step_skipped_under_loss_scaling():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     precision = Precision("fp32", torch.device("cpu"))
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    non_finite, sums = FirstNonFinite(precision.device), MetricAccumulator(Classification(), precision.device)
-    take_step = OptimizerStep(
-        model,
-        model,
-        optimizer,
-        {},
-        task=Classification(),
-        precision=precision,
-        metrics=sums,
-        non_finite=non_finite,
-        num_classes=3,
-        may_skip=True,
-    )
+    non_finite = FirstNonFinite(precision.device)
+    state = State(model, optimizer, {}, Classification(), precision)
+    take_step = OptimizerStep(state, non_finite=non_finite, num_classes=3, may_skip=True)
     images, targets = torch.randn(8, 4), torch.randint(3, (8,))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert not take_step(images * math.nan, targets, number=1, progress=0.0)

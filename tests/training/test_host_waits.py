@@ -21,6 +21,7 @@ from runner.training import ema
 from runner.training.divergence import FirstNonFinite
 from runner.training.metrics import MetricAccumulator
 from runner.training.precision import Precision
+from runner.training.state import State
 from runner.training.step import OptimizerStep
 from runner.training.tasks import Segmentation, task_of
 
@@ -101,19 +102,11 @@ def step_of(config, data, scaled, monkeypatch):
             for _ in range(2)
         )
     monkeypatch.setattr(ema, "deepcopy", lambda model: other.model)  # of fake tensors there is no copy
-    return OptimizerStep(
-        built.model.train(),
-        built.model,
-        builders.build_optimizer(config.optimizer, built.model, global_batch_size=train.global_batch_size),
-        built.methods,
-        task=task,
-        precision=precision,
-        metrics=MetricAccumulator(task, DEVICE),
-        non_finite=FirstNonFinite(DEVICE),
-        num_classes=data.num_classes,
-        accumulation_steps=train.accumulation_steps,
-        ema=None if train.ema is None else ema.Ema(built.model, decay=train.ema),
-    )
+    optimizer = builders.build_optimizer(config.optimizer, built.model, global_batch_size=train.global_batch_size)
+    average = None if train.ema is None else ema.Ema(built.model, decay=train.ema)
+    state = State(built.model.train(), optimizer, built.methods, task, precision, average)
+    steps = {"num_classes": data.num_classes, "accumulation_steps": train.accumulation_steps}
+    return OptimizerStep(state, non_finite=FirstNonFinite(DEVICE), **steps)
 
 
 @pytest.fixture
