@@ -7,6 +7,7 @@ modules that their `_target_` names. It becomes a search path of Hydra and, befo
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -96,8 +97,10 @@ def use_folder(folder: Path | None) -> None:
         return
     if _on_path is not None:
         sys.path.remove(str(_on_path))
-        for name in [name for name, module in sys.modules.items() if _lies_in(_on_path, module)]:
-            del sys.modules[name]
+        inside = f"{_on_path}{os.sep}"
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__file__", None) or "").startswith(inside):
+                del sys.modules[name]
     if folder is not None:
         sys.path.append(str(folder))
         importlib.invalidate_caches()
@@ -166,11 +169,6 @@ def _refuse_shadows(folder: Path, first: str) -> None:
             spec = finder.find_spec(path.stem, elsewhere if finder is PathFinder else None)
             if spec and spec.origin and not Path(spec.origin).resolve().is_relative_to(folder):
                 raise ValueError(f"{path} has the name of a module that lies in {spec.origin} too; rename it")
-
-
-def _lies_in(folder: Path, module: object) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and Path(file).resolve().is_relative_to(folder)
 
 
 def _place(error: Exception) -> str:
