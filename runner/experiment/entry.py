@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.trust import places_again, resolved, without_places, words_again
@@ -21,7 +18,6 @@ from runner.experiment.resume import NothingLeft, latest_checkpoint, new_folder
 from runner.experiment.summary import is_noop
 from runner.files.atomic import CannotWrite, make_folder, remove_temporary
 from runner.files.readers import Unreadable, read_yaml_mapping
-from runner.methods.method import Method
 from runner.results.job import Job
 from runner.results.record import Record, VerifiedRecord, digest, plain
 from runner.results.run_folder import RunFolder
@@ -96,14 +92,10 @@ class Entry:
             last.replace(last.with_suffix(".damaged"))
 
 
-def take_folder(checked: Checked, overrides: list[str], job: Job | None) -> Entry:
+def take_folder(checked: Checked, overrides: Sequence[str], job: Job | None) -> Entry:
     """The run's folder, of which the other ranks are told. Raises SettingError, there too."""
-    settings, built = checked.settings, checked.built
-    acting = [name for name in checked.chosen if not is_noop(name, built.counts)]
-    name = settings.name or "-".join([settings.dataset.name, settings.model.name, *acting])
-    device = checked.precision.device
     try:
-        entry = enter(settings.plain(), overrides, job, name, built.model, built.methods, device)
+        entry = _enter(checked, overrides, job)
     except SettingError as error:
         broadcast_object((None, None, str(error)))
         raise
@@ -119,46 +111,30 @@ def follow_rank0() -> tuple[RunFolder, str | None]:
     return RunFolder(path), finished_status
 
 
-def enter(
-    settings: Mapping,
-    overrides: Sequence[str],
-    job: Job | None,
-    name: str,
-    model: nn.Module,
-    methods: Mapping[str, Method],
-    device: torch.device,
-) -> Entry:
+def _enter(checked: Checked, overrides: Sequence[str], job: Job | None) -> Entry:
     """Take a folder for a run; nothing in it is changed yet.
 
-    `settings` is the configuration as plain data, `overrides` is what led to it; `name` is that of a new folder, to
-    which a number is added if it is taken. `model` and `methods` are what a checkpoint must fit. Raises SettingError
-    if no folder can be made, if another process works on it, and if what lies there does not fit the settings.
+    A new folder gets a number if its name is taken. `overrides` are what led to the settings. Raises SettingError if
+    no folder can be made, if another process works on it, and if what lies there does not fit the settings.
     """
-    outputs, resume = settings["paths"]["outputs"], settings["resume"]
-    runs = Path(outputs) / "runs"
-    if resume is not None:
-        found = _held(Entry(RunFolder(Path(resume))), f"resume={resume}")
-        return _latest(found, settings, model, methods, device, source=f"resume={resume}", overrides=overrides)
+    settings, outputs = checked.settings, checked.settings.paths.outputs
+    if settings.resume is not None:
+        source = f"resume={settings.resume}"
+        return _latest(_held(RunFolder(Path(settings.resume)), source), checked, source, overrides=overrides)
     if job is not None:  # whoever runs a sweep holds its jobs' folders
         make_folder(job.path)
-        found = Entry(RunFolder(job.path))
-        return _latest(found, settings, model, methods, device, source=str(job.path), again=True)
-    if settings["train"]["auto_resume"] and (runs / name).is_dir():
-        found = _held(Entry(RunFolder(runs / name)), "train.auto_resume=true")
-        return _latest(found, settings, model, methods, device, source="train.auto_resume=true", again=True)
-    return _held(Entry(new_folder(runs, name, outputs)), f"name={name}")
+        return _latest(Entry(RunFolder(job.path)), checked, str(job.path), again=True)
+    acting = [name for name in checked.chosen if not is_noop(name, checked.built.counts)]
+    name = settings.name or "-".join([settings.dataset.name, settings.model.name, *acting])
+    folder = Path(outputs, "runs", name)
+    if settings.train.auto_resume and folder.is_dir():
+        source = "train.auto_resume=true"
+        return _latest(_held(RunFolder(folder), source), checked, source, again=True)
+    return _held(new_folder(folder.parent, name, outputs), f"name={name}")
 
 
 def _latest(
-    entry: Entry,
-    settings: Mapping,
-    model: nn.Module,
-    methods: Mapping[str, Method],
-    device: torch.device,
-    *,
-    source: str,
-    again: bool = False,
-    overrides: Sequence[str] | None = None,
+    entry: Entry, checked: Checked, source: str, *, again: bool = False, overrides: Sequence[str] | None = None
 ) -> Entry:
     """With the newest checkpoint; `again` says that the run may have come to its end, which is no mistake then."""
     folder = entry.folder
@@ -168,9 +144,7 @@ def _latest(
         if again and status == "diverged":
             entry.finished_status = status
             return entry
-        entry.latest, entry.known = latest_checkpoint(
-            folder, settings, model, methods, device=device, overrides=overrides
-        )
+        entry.latest, entry.known = latest_checkpoint(folder, checked, overrides)
         entry.notes = entry.known.notes
         if entry.latest is None and status in RESULTS:
             raise NothingLeft(f"{folder.checkpoint('last')} is missing, without which a finished run cannot go on.")
@@ -193,13 +167,14 @@ def _rows_missing(folder: RunFolder, progress: Mapping) -> list[str]:
     return [f"{folder.metrics} has {found} rows up to step {progress['step']}, where {expected} were written."]
 
 
-def _held(entry: Entry, source: str) -> Entry:
+def _held(folder: RunFolder, source: str) -> Entry:
+    entry = Entry(folder)
     try:
-        entry.lock.enter_context(hold(entry.folder.path, signed=False))
+        entry.lock.enter_context(hold(folder.path, signed=False))
     except Taken as error:
         raise SettingError(f"{source}: {error} Wait for it, or name another folder.") from None
     except OSError as error:
-        raise SettingError(f"{source}: {entry.folder.path} cannot be used ({error.strerror or error}).") from None
+        raise SettingError(f"{source}: {folder.path} cannot be used ({error.strerror or error}).") from None
     return entry
 
 

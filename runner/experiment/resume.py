@@ -22,11 +22,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from runner.config.ranges import seconds_of
 from runner.config.text import SettingError, override_key, shortened, to_override
+from runner.experiment.check import Checked
 from runner.files.atomic import CannotWrite, is_disk_fault
 from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.methods.method import Method
@@ -69,24 +69,19 @@ def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
 
 
 def latest_checkpoint(
-    folder: RunFolder,
-    config: Mapping,
-    model: nn.Module,
-    methods: Mapping[str, Method],
-    *,
-    device: torch.device,
-    overrides: Iterable[str] | None = None,
+    folder: RunFolder, checked: Checked, overrides: Iterable[str] | None = None
 ) -> tuple[Latest | None, VerifiedRecord]:
     """The newest checkpoint in the folder that can be used, None if the run was stopped before the first one; and what
     is known of the run.
 
-    `config` are the settings as plain data; `overrides` led to them where the folder's own are among these. Raises
+    `overrides` led to the settings where the folder's own are among these. Raises
     ValueError if there are damaged checkpoints alone, and if the settings are of another run than the checkpoint's
     (see above); NothingLeft if nothing is left to train.
     """
-    latest = load_latest(folder.checkpoint("last"), device, check=check_last)
+    latest = load_latest(folder.checkpoint("last"), checked.precision.device, check=check_last)
     if latest is None:  # the run begins anew, from the folder's overrides or from those of the command line alone
         return None, VerifiedRecord(None) if overrides is None else verified_record(folder.path, {})
+    config, model, methods = checked.settings.plain(), checked.built.model, checked.built.methods
     checkpoint, best = latest.checkpoint, folder.checkpoint("best")
     checkpoints = {latest.path: checkpoint}
     with suppress(ValueError):  # the best epoch is chosen anew

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from runner.config.settings import Settings
 from runner.config.text import to_override
 from runner.config.validation import method_nodes
 from runner.data.dataset import Data
 from runner.data.image_check import unseen_text
-from runner.methods.method import Method
+from runner.experiment.check import Checked
 from runner.optim.optimizers import scaled_lr
 from runner.results.metrics import SCORES
 from runner.results.number_text import format_count, format_duration, format_lr, format_share
@@ -20,20 +19,11 @@ from runner.tracking.console import Rows
 from runner.training.precision import Precision
 
 
-def opening_rows(
-    config: Settings,
-    data: Data,
-    methods: Mapping[str, Method],
-    counts: Mapping[str, int],
-    *,
-    num_params: int,
-    multiply_adds: int,
-    precision: Precision,
-    folder: Path,
-    epochs_done: int | None = None,
-) -> Rows:
+def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Rows:
     """Model, what each method changed, data, optimizer, device and folder. `epochs_done` is that of a resumed run."""
-    size = f"{format_count(num_params)} parameters, {format_count(multiply_adds)} multiply-adds an image"
+    config, data, methods, counts = checked.settings, checked.data, checked.built.methods, checked.built.counts
+    num_params, multiply_adds = format_count(checked.num_params), format_count(checked.multiply_adds)
+    size = f"{num_params} parameters, {multiply_adds} multiply-adds an image"
     stem = f", {config.model.stem} stem" if "stem" in config.model else ""
     rows = [("model", f"{config.model.name}{stem}; {size}")]
     for name, method in methods.items():
@@ -71,7 +61,7 @@ def opening_rows(
             f"{format_lr(rate)}, weight decay {format_lr(decay)}; {schedule.name} schedule, "
             f"{_epochs(schedule.get('warmup_epochs', 0))} of warm-up{_average(train.ema)}",
         ),
-        ("device", _device(precision)),
+        ("device", _device(checked.precision)),
         ("folder", str(folder)),
     ]
     if epochs_done is not None:

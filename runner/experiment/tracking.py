@@ -33,19 +33,10 @@ def open_tracker(
 def show_start(tracker: Tracker, checked: Checked, entry: Entry, overrides: Sequence[str], job: Job | None) -> None:
     """The opening rows, and notes on the data and the folder."""
     on_test = checked.data.validation_source == "test"
+    epochs_done = entry.checkpoint["progress"]["epoch"] if entry.checkpoint else None
     tracker.start(
         entry.folder.path.name,
-        opening_rows(
-            checked.settings,
-            checked.data,
-            checked.built.methods,
-            checked.built.counts,
-            num_params=checked.num_params,
-            multiply_adds=checked.multiply_adds,
-            precision=checked.precision,
-            folder=entry.folder.path,
-            epochs_done=entry.checkpoint["progress"]["epoch"] if entry.checkpoint else None,
-        ),
+        opening_rows(checked, entry.folder.path, epochs_done),
         job=(job.number, job.total) if job else None,
         validation="test as val." if on_test else "validation",
     )

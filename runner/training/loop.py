@@ -95,11 +95,8 @@ class Trainer:
 
     def why_ended(self) -> str | None:
         """Why training ended before the epochs or steps of its plan. None if it did not."""
-        return (
-            None
-            if self._is_done()
-            else self.plan.why_ended(self.progress, self.state.task.score, self.clock.time_is_up)
-        )
+        score, time_is_up = self.state.task.score, self.clock.time_is_up
+        return None if self._is_done() else self.plan.why_ended(self.progress, score, time_is_up)
 
     def _is_done(self) -> bool:
         return self.progress.epoch >= self.schedule.epochs or self.progress.step >= self.schedule.total_steps
