@@ -14,7 +14,7 @@ from rich.table import Table
 
 from runner.commands.help import by_number
 from runner.config.extensions import import_builder
-from runner.config.options import CONF, TARGET, option_settings
+from runner.config.options import CONF, TARGET, read_option
 from runner.results.number_text import format_count
 
 EXAMPLE = "example: runner describe resnet50 nfnet_f0 --image-size 256"
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     for header in ("model", "image", "parameters", "multiply-adds", "activations"):
         table.add_column(header, justify="left" if header == "model" else "right")
     for name in options.names or models:
-        build = import_builder(option_settings("model", name, models[name])[TARGET])
+        build = import_builder(read_option("model", name, models[name]).settings[TARGET])
         try:
             size = measure_size(build, image_size=options.image_size, num_classes=options.num_classes)
         except RuntimeError as error:

@@ -35,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.extensions import import_class, use_folder
 from runner.config.grammar import parsed
-from runner.config.options import CONF, TARGET, check_option
+from runner.config.options import CONF, LIST_GROUPS, NOT_SETTINGS, SINGLE_GROUPS, TARGET, check_option
 from runner.config.plugins import LAUNCHERS
 from runner.config.secrets import check_no_secret_words, check_no_secrets, secret_values
 from runner.config.targets import check_target, package_of
@@ -148,7 +148,18 @@ class CheckedLoader(ConfigLoaderImpl):
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         loaded = super()._load_single_config(default, repo)
         check_file(loaded, str(default.config_path), default.package or "")
+        if str(default.config_path).partition("/")[0] in (*SINGLE_GROUPS, *LIST_GROUPS):
+            _drop(loaded.config, NOT_SETTINGS)
         return loaded
+
+
+def _drop(node: DictConfig, keys: Sequence[str]) -> None:
+    """Remove the keys from a node and from those below it."""
+    for key in list(node):
+        if key in keys:
+            del node[key]
+        elif isinstance(node._get_node(key), DictConfig):
+            _drop(node[key], keys)
 
 
 def _sets_a_value(override: Override, conf_folders: Sequence[Path]) -> bool:

@@ -1,7 +1,7 @@
 """The kinds of ranges that a setting may have: numbers, words, texts, paths, times, and lists of them.
 
 A range tells whether a value lies in it (`in`), what it must be instead (`str`), and the type of its values (`kind`),
-as OmegaConf reads types, for a setting whose default does not tell it.
+as OmegaConf reads types, for a setting whose default does not tell it. `parse_range` reads a range as it is written.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import inf
 from typing import Any, Optional, Union
@@ -219,6 +220,52 @@ class Duration:
 
 
 Limit = Range | OneOf | OrWord | OrNull | TrueOrFalse | Layer | Rising | Each | Text | FilePath | Duration
+WORDS: dict[str, Limit] = {
+    "text": Text(200),
+    "path": FilePath(),
+    "layer": Layer(),
+    "bool": TrueOrFalse(),
+    "time": Duration(),
+}
+LISTS = {"each": Each, "rising": Rising, "interval": partial(Rising, is_interval=True)}
+NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
+INTERVAL = rf"(?:(>=?) ?{NUMBER}|([\[(]){NUMBER}, ?{NUMBER}([\])]))( int)?"
+NOTATION = re.compile(rf"(?:({'|'.join(LISTS)}) )?(?:({'|'.join(WORDS)})|{INTERVAL})((?: or \w+)*)")
+
+
+def parse_range(written: object) -> Limit:
+    """The range that an option's YAML file writes, as conf/README.md explains.
+
+    Raises ValueError, with the forms that there are, for anything else.
+
+    >>> from runner.config.ranges import parse_range
+    >>> parse_range("[0, 1)"), parse_range(["unit", "layer"])
+    (Range(at_least=0, above=None, at_most=None, below=1, whole=False), OneOf(choices=('unit', 'layer')))
+    """
+    if isinstance(written, list) and written and all(isinstance(word, str) for word in written):
+        return OneOf(tuple(written))
+    match = NOTATION.fullmatch(written) if isinstance(written, str) else None
+    if match is None or (match[5] and _number(match[6]) >= _number(match[7])):
+        raise ValueError(
+            'it must be an interval in quotes, as in "> 0", ">= 1 int" or "[0, 1)", '
+            f"a list of words, as in [unit, layer], or one of {', '.join(WORDS)}"
+        )
+    of_list, word, sign, bound, opening, low, high, closing, whole, others = match.groups()
+    if word:
+        limit = WORDS[word]
+    elif sign:
+        limit = Range(**{"above" if sign == ">" else "at_least": _number(bound)}, at_most=LARGEST, whole=bool(whole))
+    else:
+        start, end = "above" if opening == "(" else "at_least", "below" if closing == ")" else "at_most"
+        limit = Range(**{start: _number(low), end: _number(high)}, whole=bool(whole))
+    limit = LISTS[of_list](limit) if of_list else limit
+    for other in others.split(" or ")[1:]:
+        limit = OrNull(limit) if other == "null" else OrWord(limit, other)
+    return limit
+
+
+def _number(text: str) -> float:
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 def seconds_of(duration: str) -> float:

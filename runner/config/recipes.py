@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.config.diagnose import CASE, EXPERIMENT, chosen_options
 from runner.config.grammar import all_parsed
-from runner.config.options import CONF, METHOD_GROUPS, SINGLE_GROUPS, option_file, option_settings
+from runner.config.options import CONF, METHOD_GROUPS, SINGLE_GROUPS, option_file, read_option
 
 
 def without_replaced(
@@ -48,4 +48,4 @@ def without_replaced(
 def _settings(group: str, name: str, conf_folders: Sequence[Path]) -> Mapping[str, object]:
     """What settings an option of a group has; none where there is no such option, which is told when it is checked."""
     file = option_file(group, name, conf_folders)
-    return option_settings(group, name, file) if file else {}
+    return read_option(group, name, file).settings if file else {}

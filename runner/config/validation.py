@@ -22,14 +22,13 @@ from runner.config.options import (
     CONF,
     KIND,
     METHOD_GROUPS,
+    NOT_SETTINGS,
     OPEN_GROUPS,
     OPTION_NAME,
     SINGLE_GROUPS,
     TARGET,
-    is_own,
     option_file,
-    option_kinds,
-    option_settings,
+    read_option,
     settings_type,
 )
 from runner.config.ranges import Limit
@@ -117,7 +116,7 @@ def with_defaults(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) ->
     nodes += [(f"probe.{name}", "probe", name) for name in config.get("probe", {})]
     for key, group, name in nodes:
         if (file := option_file(group, name, conf_folders)) is not None:
-            settings = option_settings(group, name, file)
+            settings = read_option(group, name, file).settings
             OmegaConf.update(defaults, key, settings, force_add=True)
             if str(OmegaConf.select(config, f"{key}.{TARGET}", default=f"{OWN_PACKAGE}.")).startswith(
                 f"{OWN_PACKAGE}."
@@ -155,16 +154,17 @@ def _typed_by_file(
     group: str, name: str, file: Path, _modified: int, packages: tuple[str, ...], written: Written
 ) -> Settings:
     prefix = {"probe": f"probe.{name}"}.get(group, name if group in METHOD_GROUPS else group)
-    defaults = option_settings(group, name, file)
-    node, kinds = written.node, option_kinds(group, name, file)
+    option, node = read_option(group, name, file), written.node
+    defaults, ranges = option.settings, limits.ranges_of(group, option)
     if isinstance(node, dict):
-        if tuple(node.get(KIND, kinds)) != kinds:
-            raise SettingError(f"{prefix}.{KIND}={to_override(node[KIND])}: this is no setting; leave it out.")
-        node = {key: value for key, value in node.items() if key != KIND}
-    typed = typed_node(prefix, settings_type(group, name, defaults), node)
+        for key in {*NOT_SETTINGS} & node.keys():
+            if node[key] != option.written.get(key):
+                raise SettingError(f"{prefix}.{key}={to_override(node[key])}: this is no setting; leave it out.")
+        node = {key: value for key, value in node.items() if key not in NOT_SETTINGS}
+    typed = typed_node(prefix, settings_type(name, option, ranges), node)
     if typed[TARGET] != defaults[TARGET] and package_of(typed[TARGET], packages) is None:
         raise SettingError(f"{prefix}.{TARGET}={typed[TARGET]}: {name} is built by {defaults[TARGET]}; leave it out.")
-    plain, ranges = typed.plain(), limits.ranges_of(group, name, own=is_own(defaults))
+    plain = typed.plain()
     for key, default in defaults.items():
         if key not in ranges:
             check_entries(f"{prefix}.{key}", plain[key], default)
@@ -192,7 +192,7 @@ def _method_group(name: str, node: Any, conf_folders: Sequence[Path]) -> str:
     if group is None:
         value = to_override(node) if not isinstance(node, dict) else "..."
         raise SettingError(f"{name}={value}: there is no such setting. {did_you_mean(name, TOP_LEVEL)}".rstrip())
-    option_settings(group, name, option_file(group, name, conf_folders))  # refuses a wrong file
+    read_option(group, name, option_file(group, name, conf_folders))  # refuses a wrong file
     if isinstance(node, dict) and TARGET not in node:
         key, value = next(iter(node.items()), ("...", "..."))
         raise SettingError(f"{name}.{key}={to_override(value)}: {name} is not part of this run; add {group}={name}.")
@@ -236,7 +236,7 @@ def _check_methods(config: Settings, conf_folders: Sequence[Path]) -> Settings:
 
     def with_kinds(name: str, node: Settings, *groups: str) -> dict[str, Any]:
         group, file = next((group, file) for group in groups if (file := option_file(group, name, conf_folders)))
-        return {**node.plain(), KIND: option_kinds(group, name, file)}
+        return {**node.plain(), KIND: read_option(group, name, file).kinds}
 
     methods = {name: with_kinds(name, node, *METHOD_GROUPS) for name, node in method_nodes(config).items()}
     nodes = {group: with_kinds(config[group].name, config[group], group) for group in ("model", "dataset")}

@@ -1,8 +1,4 @@
-"""What the settings of an option are made into, by the class or function that their `_target_` names.
-
-A class or function may have an attribute `ranges`, a mapping of its settings to those of runner.config.ranges, which
-they are checked against: for options whose ranges do not stand in runner.config.limits.
-"""
+"""What the settings of an option are made into, by the class or function that their `_target_` names."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from functools import lru_cache, wraps
 from typing import Any
 
 from runner.config.extensions import describe_error, import_builder
-from runner.config.limits import check
 from runner.config.options import TARGET
 from runner.config.settings import Settings
 from runner.config.targets import OWN_PACKAGE
@@ -44,7 +39,6 @@ def _checked(build: Builder, prefix: str, target: str) -> Builder:
         except TypeError as error:
             raise SettingError(f"{prefix}.{TARGET}={target}: it does not take its settings ({error}).") from None
         try:
-            check(prefix, getattr(build, "ranges", {}), **{k: v for k, v in settings.items() if v is not None})
             return build(*arguments, **settings)
         except (ValueError, OSError):
             raise

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from runner.config.limits import LIMITS, check
+from runner.config.limits import check, own_ranges
 from runner.config.text import did_you_mean
 from runner.layers.classifier import find_classifier
 from runner.layers.surgery import nothing_to_change
@@ -212,8 +212,8 @@ def _clipped_parameters(
             left_out |= _members_of(entry, named, "exclude")
     own_clips: dict[int, float] = {}
     for name, own_clip in sorted((groups or {}).items(), key=lambda item: len(str(item[0]))):
-        if own_clip not in LIMITS["agc"]["clip"]:
-            raise ValueError(f"agc.groups.{name}={own_clip}: {LIMITS['agc']['clip']}.")
+        if own_clip not in (limit := own_ranges("agc")["clip"]):
+            raise ValueError(f"agc.groups.{name}={own_clip}: {limit}.")
         members = _members_of(name, named, "groups")
         if members <= left_out:
             raise ValueError(

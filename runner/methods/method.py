@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class Method:
     """The base of every method; each place to act is optional.
 
-    A subclass takes the settings of its YAML file as keyword arguments and overrides the places where it acts.
+    A subclass takes the settings of its YAML file as keyword arguments and overrides the places where it acts. Their
+    ranges stand in the YAML file, under `_ranges_`.
     Methods are applied by rising `order`: 10 replaces norms, 20 changes norms, 30 changes convolutions, 40 changes
     blocks, 50 changes no module.
     """

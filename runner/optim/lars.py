@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.config.limits import check
+from runner.config.limits import check, own_ranges
 
 
 class Lars(Optimizer):
@@ -53,7 +53,7 @@ class Lars(Optimizer):
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         settings["trust_coefficient"] = trust_coefficient
-        check("optimizer", **settings)
+        check("optimizer", own_ranges("lars", "optimizer"), **settings)
         super().__init__(params, {**settings, "nesterov": nesterov, "adapt": True})
 
     def add_param_group(self, param_group: dict) -> None:

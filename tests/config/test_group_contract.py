@@ -9,7 +9,7 @@ from torch import nn
 
 from runner.config import extensions
 from runner.config.limits import ranges_of
-from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, SINGLE_GROUPS, TARGET, is_own, option_settings
+from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, SINGLE_GROUPS, TARGET, read_option
 from runner.config.settings import Settings
 from runner.config.targets import METHOD_PACKAGE, OWN_PACKAGES
 from runner.config.text import SettingError
@@ -52,9 +52,13 @@ def file_of(folders, group, name):
     return next(file for folder in folders if (file := Path(folder, group, f"{name}.yaml")).is_file())
 
 
+def option_of(folders, group, name):
+    return read_option(group, name, file_of(folders, group, name))
+
+
 def settings_of(folders, group, name, /, **changes):
     """The settings of an option, checked as those of a run."""
-    node = option_settings(group, name, file_of(folders, group, name)) | changes
+    node = option_of(folders, group, name).settings | changes
     return typed_settings(group, name, node, folders, PACKAGES)
 
 
@@ -67,7 +71,7 @@ def test_it_is_named_as_its_file_and_built_by_its_group(folders, group, name):
     settings = settings_of(folders, group, name)
     assert settings.get("name", name) == name
     assert ("name" in settings) == (group in SINGLE_GROUPS)
-    if is_own(settings):
+    if option_of(folders, group, name).is_own:
         assert settings[TARGET].startswith(f"{OWN_PACKAGES.get(group, METHOD_PACKAGE)}.")
     assert callable(builder_of(prefix_of(group, name), settings))
 
@@ -88,10 +92,10 @@ def test_what_builds_it_takes_its_settings_and_needs_no_other(folders, group, na
 @each_option
 def test_every_number_and_word_has_a_range_that_holds_the_default(folders, group, name):
     settings = settings_of(folders, group, name)
-    builder = builder_of(prefix_of(group, name), settings)
-    ranges = {**ranges_of(group, name, own=is_own(settings)), **getattr(builder, "ranges", {})}
+    option = option_of(folders, group, name)
+    ranges = ranges_of(group, option)
     for key, value in settings.items():
-        if key not in (TARGET, "name") and not isinstance(value, (bool, tuple, Settings)) and is_own(settings):
+        if key not in (TARGET, "name") and not isinstance(value, (bool, tuple, Settings)) and option.is_own:
             assert key in ranges, key
         assert key not in ranges or value is None or value in ranges[key], key
 
@@ -99,11 +103,12 @@ def test_every_number_and_word_has_a_range_that_holds_the_default(folders, group
 @each_option
 def test_a_value_of_another_type_is_refused_with_key_value_and_remedy(folders, group, name):
     settings = settings_of(folders, group, name)
+    ranges = ranges_of(group, option_of(folders, group, name))
     for key, value in settings.items():
         if key == TARGET or key == "layer":  # which takes a depth, an index or a name
             continue
         wrong, shown = (["a"], "[a]") if isinstance(value, str) or value is None else ("wrong", "wrong")
-        if value is None and (key not in ranges_of(group, name) or key in ("layers", "mask_values")):
+        if value is None and (key not in ranges or key in ("layers", "mask_values")):
             wrong, shown = "wrong", "wrong"
         if key in ("validation", "ignore_label"):
             wrong, shown = ["a"], "[a]"
@@ -119,7 +124,7 @@ def test_an_unknown_setting_and_one_that_is_missing_are_refused(folders, group, 
     prefix = prefix_of(group, name)
     with pytest.raises(SettingError, match=rf"^{prefix}\.sundry=1: there is no such setting\."):
         settings_of(folders, group, name, sundry=1)
-    node = option_settings(group, name, file_of(folders, group, name))
+    node = option_of(folders, group, name).settings
     for key in node.keys() - {TARGET, "name"}:
         with pytest.raises(SettingError, match=rf"^{prefix}\.{key}: this setting is missing"):
             typed_settings(group, name, {k: v for k, v in node.items() if k != key}, folders, PACKAGES)

@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from runner import methods
-from runner.config import limits
-from runner.config.limits import LIMITS, check
-from runner.config.options import CONF, METHOD_GROUPS
+from runner.config.limits import LIMITS, check, own_ranges
+from runner.config.options import CONF, METHOD_GROUPS, NOT_SETTINGS
 from runner.config.ranges import Each, OneOf, Range, Rising
 from runner.config.text import did_you_mean
 
@@ -32,7 +31,7 @@ def test_an_interval_holds_what_it_says(interval, inside, outside):
 
 @pytest.mark.parametrize("value", [16.5, 0, -3, True])
 def test_a_count_is_a_whole_number_from_one(value):
-    assert value not in limits.COUNT
+    assert value not in LIMITS["train"]["epochs"]
     with pytest.raises(ValueError, match=r"ghost_batchnorm\.ghost_batch_size"):
         check("ghost_batchnorm", ghost_batch_size=value)
 
@@ -55,7 +54,7 @@ def numeric_settings():
     found = {each for node, values in tree.items() for each in numbers(node, values)}
     for group in ("model", "optimizer", "schedule", "dataset"):
         for path in (CONF / group).glob("*.yaml"):
-            found |= set(numbers(group, yaml.safe_load(path.read_text())))
+            found |= set(numbers(f"{group}.{path.stem}", yaml.safe_load(path.read_text())))
     for path in (CONF / "probe").glob("*.yaml"):
         for name, values in (yaml.safe_load(path.read_text()) or {}).items():
             found |= set(numbers(f"probe.{name}", values or {}))
@@ -65,11 +64,17 @@ def numeric_settings():
 NOT_NUMBERS = {("paths", "allowed_packages"), ("probe.gradient_histogram", "layer"), ("probe.gradient_terms", "layers")}
 
 
+def ranges_in(node):
+    """The ranges of a node, of a method or of an option as in `dataset.random`."""
+    group, _, option = node.partition(".")
+    return own_ranges(option, group) if option else LIMITS.get(node) or own_ranges(node)
+
+
 def test_every_number_of_the_command_line_has_a_largest_value():
     settings = numeric_settings()
     assert len(settings) > 60
     for node, key in sorted(settings - NOT_NUMBERS):
-        limit = {**LIMITS.get(node.partition(".")[0], {}), **LIMITS.get(node, {})}.get(key)
+        limit = ranges_in(node).get(key)
         assert limit is not None, f"{node}.{key} has no range"
         for value in (10**400, math.inf, math.nan, -math.inf, 10**30):
             value = [value] if isinstance(limit, (Each, Rising)) else value
@@ -88,9 +93,9 @@ def test_every_number_of_the_command_line_has_a_largest_value():
     ],
 )
 def test_entries_and_texts_have_limits(node, key, inside, outside):
-    check(node, **{key: inside})
+    check(node, ranges_in(node), **{key: inside})
     with pytest.raises(ValueError, match=re.escape(f"{node}.{key}".lstrip("."))):
-        check(node, **{key: outside})
+        check(node, ranges_in(node), **{key: outside})
 
 
 def test_the_message_names_key_value_and_remedy():
@@ -119,7 +124,8 @@ FUNCTIONS = {
 OPTIONS = {path.stem: path for group in METHOD_GROUPS for path in sorted((CONF / group).glob("*.yaml"))}
 SETTINGS = {name: yaml.safe_load(path.read_text())[name] for name, path in OPTIONS.items()}
 for settings in SETTINGS.values():
-    settings.pop("_kind_", None)  # which is no setting
+    for key in NOT_SETTINGS:
+        settings.pop(key, None)
 
 
 def defaults(function):
@@ -144,7 +150,7 @@ def test_the_defaults_of_yaml_and_of_the_class_agree_and_lie_in_their_ranges(nod
 
 @pytest.mark.parametrize("node", SETTINGS)
 def test_every_number_and_word_of_a_method_has_a_range_and_every_range_a_setting(node):
-    limited = LIMITS.get(node, {}).keys()
+    limited = own_ranges(node).keys()
     kinds = {key: type(value) for key, value in SETTINGS[node].items() if key != "_target_"}
     assert limited == {key for key, kind in kinds.items() if kind in (int, float, str, type(None))}
 

@@ -53,12 +53,8 @@ validation: 0.25
     "sign_sgd.py": """
 import torch
 
-from runner.config.ranges import Range
-
 
 class SignSGD(torch.optim.Optimizer):
-    ranges = {"shrink": Range(at_least=0, below=1)}
-
     def __init__(self, groups, *, lr, shrink=0.0):
         super().__init__(groups, {"lr": lr, "shrink": shrink})
 
@@ -68,7 +64,13 @@ class SignSGD(torch.optim.Optimizer):
             for parameter in group["params"]:
                 parameter.sub_(group["lr"] * parameter.grad.sign())
 """,
-    "optimizer/sign_sgd.yaml": "_target_: sign_sgd.SignSGD\nname: sign_sgd\nlr: 0.01\nshrink: 0.0\n",
+    "optimizer/sign_sgd.yaml": """_target_: sign_sgd.SignSGD
+name: sign_sgd
+lr: 0.01
+shrink: 0.0
+_ranges_:
+  shrink: "[0, 1)"
+""",
     "halves.py": """
 def halves(total_steps, warmup_steps, *, factor=0.5):
     return lambda step: factor ** step
@@ -107,6 +109,7 @@ sweep:
   axes: {seed: "0,1"}
 """,
 }
+NET = "_target_: mynet.mynet\nname: x\nwidth: 8\n"
 PACKAGES = ("mynet", "stripes", "sign_sgd", "halves", "weight_norms")
 ALLOWED = f"paths.allowed_packages=[{','.join(PACKAGES)}]"
 OUTSIDE = ("paths.extensions=own", ALLOWED)
@@ -226,6 +229,11 @@ X = "_target_: mynet.mynet\nname: x\n"
         ("schedule/x.yaml", "_target_: halves.halves\nname: x\nb: 1\n", ["does not take its settings"]),
         ("probe/x.yaml", "y:\n  _target_: weight_norms.weight_norms\n", ["it must hold a node x with _target_"]),
         ("probe/x.yaml", "x:\n  _target_: weight_norms.no\n  num_batches: 1\n", ["no class or function no"]),
+        ("model/x.yaml", NET + "_ranges_: {width: [0, 1]}", ["x.yaml: _ranges_.width=[0,1]: it must be an interval"]),
+        ("model/x.yaml", NET + "_ranges_: {wide: text}", ["x.yaml: _ranges_.wide: there is no such setting", "width?"]),
+        ("model/x.yaml", NET + "_ranges_: 5", ["x.yaml: _ranges_=5: it must be a mapping"]),
+        ("model/x.yaml", NET + "_ranges_: {width: '> 9 int'}", ["model.width=8: it must be a whole number in (9"]),
+        ("model/x.yaml", NET + "_kind_: [segments]", ["x.yaml: _kind_=[segments]: it must be a list of segm"]),
         ("norm/x.yaml", "x:\n  _target_: mynet.mynet\n", ["first line", "must be # @package _global_"]),
     ],
 )
@@ -238,6 +246,30 @@ def test_a_wrong_option_is_told_what_is_wrong_with_it(own, runner, tmp_path, fil
     for part in parts:
         assert part in outcome.err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_an_option_from_outside_has_ranges_of_its_own_and_ours_where_they_mean_the_same(own, tiny):
+    """`width` of our models is at most 64; `pretrained` is the runner's."""
+    text = f"{NET}pretrained: null\n_ranges_: {{width: '[8, 128] int', pretrained: text}}\n"
+    (own / "model/x.yaml").write_text(text)
+    assert tiny(*OUTSIDE, "model=x", "model.width=128", "train.max_steps=1").code == 0
+    for word, message in (("width=129", "a whole number in [8, 128]."), ("pretrained=''", "it must be a path")):
+        outcome = tiny(*OUTSIDE, "model=x", f"model.{word}")
+        assert outcome.code == 2
+        assert message in outcome.err
+
+
+def test_what_is_no_setting_is_not_shown_and_cannot_be_set(own, runner):
+    shown = runner("--cfg", "job", *OUTSIDE, "norm=agc", "model=mynet", "optimizer=sign_sgd", "probe=clipping")
+    assert shown.code == 0
+    assert "shrink: 0.0" in shown.out
+    assert "_kind_" not in shown.out
+    assert "_ranges_" not in shown.out
+    outcome = runner("norm=agc", "agc._ranges_.clip=text")
+    assert outcome.code == 2
+    assert "agc._ranges_={clip:text}: this is no setting; leave it out." in outcome.err
+    outcome = runner("norm=agc", "+agc._ranges_={clip:text}")
+    assert "agc._ranges_={clip:text}: this is no setting; leave it out." in outcome.err
 
 
 def test_an_error_in_a_function_from_outside_is_told_with_its_place(own, tiny):
