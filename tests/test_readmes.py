@@ -16,6 +16,7 @@ from runner.commands.evaluate import evaluate_run
 from runner.config.arguments import hydra_words
 from runner.config.extensions import add_search_path
 from runner.config.grammar import parsed
+from runner.config.overrides import prepare_overrides
 from runner.sweeps.study import with_axes
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ def takes(composed, reads_arguments):
         words = [word for word in arguments if word not in ("plan", "-m", "--cfg", "job") and "resume=" not in word]
         if {"--help", "--version", "-sc"} & {*words}:
             return
-        words = [word for word in with_axes(add_search_path(hydra_words(words))) if word != "-m"]
+        words = [word for word in prepare_overrides(with_axes(add_search_path(hydra_words(words)))) if word != "-m"]
         values = [each.sweep_string_iterator() if each.is_sweep_override() else None for each in map(parsed, words)]
         jobs = [
             [word if value is None else f"{key}={value}" for word, key, value in zip(words, keys, job, strict=True)]

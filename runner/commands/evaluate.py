@@ -16,6 +16,7 @@ from pathlib import Path
 from runner.config.composition import compose_run, validate_again
 from runner.config.extensions import add_search_path
 from runner.config.grammar import all_parsed
+from runner.config.overrides import prepare_overrides
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.experiment.earlier_overrides import earlier_overrides
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]) -> str:
     """The line to print."""
-    words = add_search_path(earlier_overrides([f"resume={folder}", *overrides]))
+    words = prepare_overrides(add_search_path(earlier_overrides([f"resume={folder}", *overrides])))
     asked = {override.key_or_group for override in all_parsed(overrides)}
     config = compose_run(words, typed=overrides)
 

@@ -63,7 +63,7 @@ def _model_of_the_task(model: Settings, dataset: Settings) -> None:
             f"model={model['name']}: it gives one class for an image, and dataset={dataset['name']} has one for each "
             f"pixel. Choose a model that segments: {', '.join(options_of_kind('model', 'segmentation'))}."
         )
-    if segments and not has_masks:
+    if segments and not (has_masks or _is("classification", model)):
         raise ValueError(
             f"model={model['name']}: it gives a class for each pixel, and dataset={dataset['name']} has one for an "
             f"image. Choose a data set with masks: {', '.join(options_of_kind('dataset', 'segmentation'))}."

@@ -35,7 +35,7 @@ OPEN_GROUPS = ("sweep", "experiment", "case")  # of these no option need be chos
 
 TARGET, KIND, RANGES = "_target_", "_kind_", "_ranges_"
 NOT_SETTINGS = (KIND, RANGES)
-KINDS = ("segmentation", "normalization", "no_batch_statistics", "clip", "mixes_labels")
+KINDS = ("classification", "segmentation", "normalization", "no_batch_statistics", "clip", "mixes_labels")
 OPTION_NAME = r"\w[\w-]{0,63}"  # it becomes a part of file names
 
 
@@ -58,6 +58,11 @@ def option_file(group: str, name: str, conf_folders: Iterable[Path] = (CONF,)) -
     """The YAML file of an option in the first folder that has one."""
     files = (folder / group / f"{name}.yaml" for folder in conf_folders)
     return next((file for file in files if file.is_file()), None) if re.fullmatch(OPTION_NAME, name) else None
+
+
+def model_label(model: Mapping[str, Any]) -> str:
+    """The name of a model in a word, as resnet50 or timm-resnet50d."""
+    return "-".join(str(model[key]) for key in ("name", "architecture") if key in model)
 
 
 def read_option(group: str, name: str, file: Path) -> Option:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config.diagnose import chosen_options, option_fault
 from runner.config.extensions import search_folders
 from runner.config.grammar import all_parsed, options_of, parsed
-from runner.config.options import LIST_GROUPS, METHOD_GROUPS
+from runner.config.options import LIST_GROUPS, METHOD_GROUPS, SINGLE_GROUPS, option_file
 from runner.config.text import SettingError
 from runner.config.validation import check_folder_name
 
@@ -129,18 +129,21 @@ def _refuse_amiss(override: Override, arguments: Sequence[str], folders: Sequenc
 
 
 def _is_open(override: Override, chosen: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> bool:
-    """Whether it sets, and neither adds nor deletes, `sweep.names` or a mapping among a chosen method's settings."""
+    """Whether it sets, and neither adds nor deletes, `sweep.names` or a mapping among a chosen option's settings."""
     node, _, rest = override.key_or_group.partition(".")
     if override.is_add() or override.is_force_add() or override.is_delete():
         return False
     if node == "sweep":
         return rest.partition(".")[0] == "names"
-    group = method_group(node, folders)
-    if not rest or group is None or node not in chosen[group]:
-        return False
-    file = next(file for file in (folder / group / f"{node}.yaml" for folder in folders) if file.is_file())
-    defaults = OmegaConf.load(file).get(node)
-    return isinstance(defaults, DictConfig) and isinstance(defaults.get(rest.partition(".")[0]), DictConfig)
+    if node in SINGLE_GROUPS:
+        defaults = [OmegaConf.load(file) for option in chosen[node] if (file := option_file(node, option, folders))]
+    else:
+        group = method_group(node, folders)
+        if group is None or node not in chosen[group]:
+            return False
+        defaults = [OmegaConf.load(option_file(group, node, folders)).get(node)]
+    settings = [each.get(rest.partition(".")[0]) for each in defaults if rest and isinstance(each, DictConfig)]
+    return any(isinstance(setting, DictConfig) for setting in settings)
 
 
 def method_group(name: str, folders: Sequence[Path]) -> str | None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.config.options import TARGET
+from runner.config.options import TARGET, model_label
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.data.dataset import Data
+from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data
 from runner.experiment.dry_run import watched
 from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
 from runner.experiment.targets import Builder, builder_of, without
@@ -103,7 +103,7 @@ def build_changed_model(config: Settings, *, num_classes: int, example_input: Te
     load = check_weights if example_input.is_meta else load_weights
     source = config.model.get("pretrained") if pretrained else None
     with torch.device("cpu"):
-        weights = None if source is None else read_weights(source, config.model.name)
+        weights = None if source is None else read_weights(source, config.model.name, config.model.get("architecture"))
     loaded = load(model, weights) if weights and fits(model, weights) else None
     counts = apply_methods(
         methods,
@@ -118,7 +118,9 @@ def build_changed_model(config: Settings, *, num_classes: int, example_input: Te
     return Built(model, methods, counts, loaded.notes if loaded else ())
 
 
-def build_meta(config: Settings, *, num_classes: int, example_input: Tensor) -> tuple[Built, int, int]:
+def build_meta(
+    config: Settings, *, num_classes: int, example_input: Tensor, task: str = CLASSIFICATION
+) -> tuple[Built, int, int]:
     """The model with its methods on torch's meta device: nothing is computed and no memory is taken.
 
     Returns it, the multiply-adds of one image and the numbers that a training step keeps of it. Raises SettingError
@@ -139,14 +141,29 @@ def build_meta(config: Settings, *, num_classes: int, example_input: Tensor) -> 
                 watched(built.model, config.train) as kept,
                 torch.no_grad(),
             ):
-                built.model.eval()(example_input)
+                output = built.model.eval()(example_input)
     except SettingError:
         raise
     except ValueError as error:
-        raise SettingError(f"{error} (model={config.model.name})") from None
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        raise SettingError(f"{error} (model={model_label(config.model)})") from None
+    except (RuntimeError, AssertionError) as error:  # layers of torch, asserts of models from elsewhere
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SettingError(
-            f"model={config.model.name}: it does not take images of {example_input.shape[-1]} pixels ({reason})."
+            f"model={model_label(config.model)}: it does not take images of {example_input.shape[-1]} pixels "
+            f"({reason})."
         ) from None
+    _check_output(config.model, output, example_input, num_classes, task)
     return built, counter.get_total_flops() // (2 * len(example_input)), round(kept.numbers)
+
+
+def _check_output(model: Settings, output: object, images: Tensor, num_classes: int, task: str) -> None:
+    """Raise a SettingError unless the output of a model has the shape of the data set's logits."""
+    positions = images.shape[2:] if task == SEGMENTATION else ()
+    shape = getattr(output, "shape", None)
+    if shape != (len(images), num_classes, *positions):
+        gives = f"a {type(output).__name__}" if shape is None else f"an output of shape {tuple(shape)}"
+        raise SettingError(
+            f"model={model_label(model)}: it gives {gives} for images of shape {tuple(images.shape)}, and the data set "
+            f"has one of {num_classes} classes for each {'pixel' if positions else 'image'}. Choose another model or "
+            "data set."
+        )

@@ -87,6 +87,7 @@ class _BuildKey:
     makers: tuple[Any, ...]
     shape: tuple[int, ...]
     num_classes: int
+    task: str
     settings: Settings = field(compare=False)
 
     @classmethod
@@ -98,13 +99,13 @@ class _BuildKey:
         with torch.device("meta"):
             shape = tuple(data.example_input().shape)
         makers = (builders.builder_of("model", config.model), *methods)
-        return cls(repr(settings), makers, shape, data.num_classes, settings)
+        return cls(repr(settings), makers, shape, data.num_classes, data.task, settings)
 
 
 @lru_cache(maxsize=16)
 def _build_meta(key: _BuildKey) -> tuple[builders.Built, int, int]:
     example_input = torch.zeros(key.shape, device="meta")
-    return builders.build_meta(key.settings, num_classes=key.num_classes, example_input=example_input)
+    return builders.build_meta(key.settings, num_classes=key.num_classes, example_input=example_input, task=key.task)
 
 
 def _check_num_devices(number: int, device: torch.device) -> None:

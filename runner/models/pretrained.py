@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from runner.files.tensors import UNREADABLE, read_tensors
 from runner.layers.classifier import find_classifier
 from runner.layers.stem import STEMS
+from runner.models import timm
 from runner.models.deeplab import DeepLabV3Plus
 
 # in models with the setting model.stem, or with such a ResNet as backbone
@@ -32,6 +33,7 @@ NAMES_SHOWN = 3
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params")
 STATE_DICTS += ("module", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
+AUXILIARY = ("aux_classifier", "aux1", "aux2", "AuxLogits")  # of torchvision's, used in training alone
 COUNT_OF_AVERAGES = "n_averaged"  # of torch's AveragedModel, beside the weights
 
 
@@ -43,8 +45,10 @@ class PretrainedWeights:
     tensors: Mapping[str, Tensor]
 
 
-def read_weights(source: str | Path, model_name: str) -> PretrainedWeights:
+def read_weights(source: str | Path, model_name: str, architecture: str | None = None) -> PretrainedWeights:
     """The weights that `source` names: a file, or torchvision's weights for `model_name`, as IMAGENET1K_V2.
+
+    `architecture`: the library's own name of its model, where `model_name` is timm or torchvision.
 
     A file holds a state dict by itself, as torchvision's do, or under a key: "model" (a checkpoint of this package),
     another of `STATE_DICTS`, or the only one that has any. Prefixes of wrappers ("module.", "_orig_mod.", "model.",
@@ -58,6 +62,9 @@ def read_weights(source: str | Path, model_name: str) -> PretrainedWeights:
         return PretrainedWeights(str(source), _state_dict(_read(Path(source)), source))
     if Path(source).is_dir():
         raise ValueError(f"model.pretrained={source}: this is a folder; give a file in it, as checkpoints/best.pt.")
+    if model_name == "timm":
+        return PretrainedWeights(str(source), timm.published_weights(architecture or "", str(source)))
+    model_name = architecture or model_name
     published = _published(model_name)
     if str(source) not in published:
         names = list(dict.fromkeys(weights.name for weights in published.values()))
@@ -156,6 +163,9 @@ def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
         anew = {name for name in own if not name.startswith("backbone.")}
         notes.append("the weights are those of a ResNet: its fc is left out, the head is initialized anew")
+    if left_out := [name for name in tensors if name.partition(".")[0] in AUXILIARY and name not in own]:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+        notes.append(f"the auxiliary classifier {left_out[0].partition('.')[0]} is left out")
     classifier = _other_classes(model, own, tensors)
     if classifier is not None:
         weight = f"{classifier}.weight"

@@ -1,0 +1,45 @@
+"""What `model=timm` and `model=torchvision` share: a library's model by its own name, with its keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from torch import nn
+
+from runner.config.limits import did_you_mean
+from runner.config.text import to_override
+
+# keyword arguments of the libraries that the runner gives, or that would read files past its checks
+OF_THE_RUNNER = {
+    "num_classes": "the data set gives it",
+    "in_chans": "the data set gives it",
+    **dict.fromkeys(("pretrained", "weights", "weights_backbone", "checkpoint_path"), "choose model.pretrained"),
+    **dict.fromkeys(("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"), "choose model.pretrained"),
+    **dict.fromkeys(("aux_logits", "aux_loss"), "the loss is that of the last layer alone"),
+    **dict.fromkeys(("features_only", "out_indices"), "the model gives the scores of classes"),
+}
+
+
+def check_architecture(library: str, architecture: str, names: Collection[str]) -> None:
+    """Raise a ValueError if `names`, those of the library, lack `architecture`."""
+    if architecture not in names:
+        hint = did_you_mean(architecture, names) or f"It has {len(names)}, as {min(names)}."
+        raise ValueError(f"model.architecture={architecture}: {library} has no model of that name. {hint}")
+
+
+def build_architecture(
+    library: str, architecture: str, build: Callable[..., nn.Module], settings: Mapping[str, object]
+) -> nn.Module:
+    """`build(**settings)`. Raises ValueError for settings that are the runner's and those that the library refuses."""
+    for key in settings.keys() & OF_THE_RUNNER.keys():
+        raise ValueError(f"model.settings.{key}={to_override(settings[key])}: leave it out; {OF_THE_RUNNER[key]}.")
+    try:
+        return build(**settings)
+    except Exception as error:  # whatever a model of the library raises for arguments that it does not take
+        if not settings:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"model.settings={to_override(dict(settings))}: {library} cannot make a {architecture} with these keyword "
+            f"arguments ({reason})."
+        ) from error
