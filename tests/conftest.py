@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -145,13 +146,14 @@ def composed() -> Callable[..., Settings]:
 
 
 @pytest.fixture
-def make_scenes() -> Callable[..., None]:
+def make_scenes() -> Callable[..., tuple[str, ...]]:
     """`make_scenes(folder, training=8, validation=4)` writes images and masks of classes 0 to 2, and 255, to be read.
 
-    A class is a colour, so that a network can learn it; the sizes differ.
+    A class is a colour, so that a network can learn it; the sizes differ. Returns the overrides of a run that trains
+    a small model on them, from the folder above.
     """
 
-    def call(folder: Path, *, training: int, validation: int) -> None:
+    def call(folder: Path, *, training: int, validation: int) -> tuple[str, ...]:
         draw = np.random.default_rng(0)
         for split, number in (("training", training), ("validation", validation)):
             for kind in ("images", "annotations"):
@@ -163,8 +165,22 @@ def make_scenes() -> Callable[..., None]:
                 mask[:2] = 255
                 Image.fromarray(image.astype(np.uint8)).save(folder / "images" / split / f"{index:02}.png")
                 Image.fromarray(mask.astype(np.uint8)).save(folder / "annotations" / split / f"{index:02}.png")
+        data = ("dataset=mask_folder", f"dataset.root={folder.name}", "dataset.num_classes=3", "dataset.num_workers=0")
+        size = ("dataset.image_size=32", "dataset.test_size=24", "train.global_batch_size=4")
+        model = ("model=deeplabv3plus_resnet18", "model.head_channels=8", "train.device=cpu", "wandb.mode=disabled")
+        return (*data, *size, *model)
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What torch, W&B and others leave in the temporary folder goes into pytest's own, and with it."""
+    folder = str(tmp_path_factory.mktemp("temporary"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture

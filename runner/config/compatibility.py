@@ -134,12 +134,15 @@ def _one_clip(methods: Mapping[str, Settings]) -> None:
 
 
 def _ghost_batches_fill_a_batch(methods: Mapping[str, Settings], train: Settings) -> None:
-    device_batch_size = _device_batch_size(train)
+    batch_size, steps, devices = train["global_batch_size"], train["accumulation_steps"], train.get("num_devices", 1)
+    most = batch_size // (steps * devices)
     size = methods.get("ghost_batchnorm", {}).get("ghost_batch_size", 0)
-    if size > device_batch_size:
+    if size > most:
+        cut = f"train.global_batch_size={batch_size} over train.accumulation_steps={steps}"
+        cut += f" and train.num_devices={devices}" if devices > 1 else ""
         raise ValueError(
-            f"ghost_batchnorm.ghost_batch_size={size}: larger than the batch "
-            f"on a device, {device_batch_size} ({_how_it_is_cut(train)}). Choose at most {device_batch_size}."
+            f"ghost_batchnorm.ghost_batch_size={size}: larger than the batch on a device, {most} ({cut}). Choose at "
+            f"most {most}."
         )
 
 
@@ -241,14 +244,3 @@ def _halves_to_mix(methods: Mapping[str, Settings], train: Settings) -> None:
             f"train.global_batch_size={train['global_batch_size']}: too few for {together}, which needs two images to "
             f"mix. Choose at least {2 * train.get('num_devices', 1)}."
         )
-
-
-def _device_batch_size(train: Settings) -> int:
-    """The images of a micro-batch on one device."""
-    return train["global_batch_size"] // (train["accumulation_steps"] * train.get("num_devices", 1))
-
-
-def _how_it_is_cut(train: Settings) -> str:
-    devices = f" and train.num_devices={train['num_devices']}" if train.get("num_devices", 1) > 1 else ""
-    batch_size, steps = train["global_batch_size"], train["accumulation_steps"]
-    return f"train.global_batch_size={batch_size} over train.accumulation_steps={steps}{devices}"

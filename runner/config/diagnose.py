@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
@@ -90,7 +90,7 @@ def _fault(
     probe = rest.partition(".")[0]
     if node == "probe" and os.path.isfile(CONF / node / f"{probe}.yaml") and probe not in chosen.get(node, ()):
         return f"{probe} is not part of this run; add probe={probe}."
-    known = _keys(chosen, conf_folders)
+    known = known_settings(chosen, conf_folders)
     if any(isinstance(known.get(name), dict) and "." in name for name in _above(key)):
         return None  # an entry of a mapping
     if key not in known:
@@ -161,7 +161,7 @@ def _read_defaults(file: Path, _modified: int) -> dict[str, list[str]]:
     return chosen
 
 
-def _keys(chosen: dict[str, list[str]], conf_folders: Sequence[Path]) -> dict[str, object]:
+def known_settings(chosen: Mapping[str, Sequence[str]], conf_folders: Sequence[Path] = (CONF,)) -> dict[str, object]:
     """Every key that a run with the chosen options has, as in `train.epochs`, with its default."""
     tree = OmegaConf.load(CONF / "config.yaml")
     keys = {}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from runner.config.extensions import extensions_folder
 from runner.config.options import TARGET
+from runner.config.overrides import method_group
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import CONF, METHOD_GROUPS, method_nodes
+from runner.config.validation import CONF, method_nodes
 from runner.experiment.targets import builder_of, without
 from runner.layers.preserve_state import preserve_state
 from runner.methods.method import Method
@@ -97,6 +98,5 @@ def _choice(method: str, conf_folders: Sequence[Path]) -> str:
     """How the command line chose a method, as in `norm=agc`."""
     if method == "sync_batchnorm":
         return "train.sync_batchnorm=true"
-    folders = [folder / group for folder in conf_folders for group in METHOD_GROUPS]
-    group = next((folder.name for folder in folders if (folder / f"{method}.yaml").is_file()), None)
+    group = method_group(method, conf_folders)
     return f"{group}={method}" if group else method

@@ -44,6 +44,9 @@ def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Row
     train, optimizer, schedule = config.train, config.optimizer, config.schedule
     lr_batch_size, decay = optimizer.get("lr_batch_size"), optimizer.get("weight_decay", 0.0)
     rate = scaled_lr(optimizer.lr, global_batch_size=train.global_batch_size, lr_batch_size=lr_batch_size)
+    at_most = f", at most {train.max_steps} steps" if train.max_steps else ""
+    parts = f" in {train.accumulation_steps} micro-batches" if train.accumulation_steps > 1 else ""
+    average = "" if train.ema is None else f"; weights averaged with decay {train.ema:g}"
     held_out = (
         "the test split stands in for validation"
         if data.validation_source == "test"
@@ -57,10 +60,10 @@ def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Row
         ),
         (
             "training",
-            f"{_epochs(train.epochs)}{f', at most {train.max_steps} steps' if train.max_steps else ''}, batch "
-            f"{train.global_batch_size}{_parts(train.accumulation_steps)}; {optimizer.name}, lr "
+            f"{_epochs(train.epochs)}{at_most}, batch "
+            f"{train.global_batch_size}{parts}; {optimizer.name}, lr "
             f"{format_lr(rate)}, weight decay {format_lr(decay)}; {schedule.name} schedule, "
-            f"{_epochs(schedule.get('warmup_epochs', 0))} of warm-up{_average(train.ema)}",
+            f"{_epochs(schedule.get('warmup_epochs', 0))} of warm-up{average}",
         ),
         ("device", _device(checked.precision)),
         ("folder", str(folder)),
@@ -127,14 +130,6 @@ def wandb_summary(summary: Mapping) -> dict:
 
 def _epochs(number: float) -> str:
     return f"{number:g} epoch{'' if number == 1 else 's'}"
-
-
-def _parts(accumulation_steps: int) -> str:
-    return f" in {accumulation_steps} micro-batches" if accumulation_steps > 1 else ""
-
-
-def _average(ema: float | None) -> str:
-    return "" if ema is None else f"; weights averaged with decay {ema:g}"
 
 
 def _device(precision: Precision) -> str:

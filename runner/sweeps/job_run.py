@@ -1,4 +1,4 @@
-"""A job of a sweep from the decision whether to run it to its status, whatever happens on the way."""
+"""A job of a sweep from the decision whether to run it to its status, and the lines that the console shows of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from rich.text import Text
+
 from runner.config.secrets import redact
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.files.atomic import CannotWrite, is_disk_fault, make_folder
+from runner.files.readers import Unreadable, read_bytes
 from runner.results.job import Job
 from runner.results.run_folder import RunFolder
 from runner.results.run_lock import Taken, hold
-from runner.results.run_state import FAILED, RUNNING, read_state
-from runner.sweeps.job_lines import show_job
-from runner.tracking.console import RunConsole
+from runner.results.run_state import FAILED, RUNNING, RunState, read_state
+from runner.tracking.console import STATUS_STYLES, RunConsole, is_plain
+from runner.tracking.terminal import terminal
 
 
 def run_job(settings: Settings, job: Job, *, retry_failed: bool) -> str:
@@ -66,3 +69,29 @@ def record_failure(job: Job, reason: str, trace: str, *, show: bool = True) -> N
     with suppress(OSError):  # of a full disk; shown
         spoken = [word for word in job.overrides if not word.startswith("sweep.")]
         RunFolder(job.path).write_failure(reason, trace, {"overrides": spoken})
+
+
+def show_job(job: Job, what: str, when: str = "") -> None:
+    """One line: which job, what is with it, and when it came to that."""
+    console = terminal()
+    status, _, rest = what.partition(" ")
+    if is_plain(console):
+        text = Text(f"job {job.number}/{job.total}: {job.name}  {' '.join(filter(None, (what, when)))}")
+    else:
+        parts = (
+            (f"job {job.number}/{job.total}", "cyan"),
+            f"  {job.name}  ",
+            (status, STATUS_STYLES.get(status, "bold")),
+        )
+        text = Text.assemble(*parts, " ".join(filter(None, ("", rest, when))))
+    console.print(text, soft_wrap=True)
+    console.file.flush()
+
+
+def show_error(folder: Path, state: RunState) -> None:
+    """The traceback of a failed run, from its error.txt, or the reason that its summary gives."""
+    try:
+        text = read_bytes(folder / "error.txt").decode(errors="replace").rstrip()
+    except Unreadable:
+        text = ""
+    RunConsole().message(text or state.error or "no reason given", "error")

@@ -16,7 +16,7 @@ from types import FrameType
 from runner.distributed.signals import handle_stop_signals
 from runner.results.job import Job
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
-from runner.sweeps.job_lines import show_error, show_job
+from runner.sweeps.job_run import show_error, show_job
 
 LOOK_EVERY_SECONDS = 1.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -48,15 +47,14 @@ class RunConsole:
     """Shows a run: call `start`, then `progress` and `epoch` in turn, then `finish`; `message` at any time.
 
     On a terminal: a panel, a live display with two bars, one aligned row for each epoch. Elsewhere (`is_plain`): one
-    line of ASCII for each event. `quiet` shows errors only.
+    line of ASCII for each event.
 
     The caller's thread draws the live display, at most four times a second. A separate thread could hold the console's
     lock while a data loader forks its workers.
     """
 
-    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or terminal(file=stream)
-        self.quiet = quiet
+    def __init__(self, *, console: Console | None = None) -> None:
+        self.console = console or terminal()
         self.plain = is_plain(self.console)
         self._job: tuple[int, int] | None = None
         self._validation = "validation"
@@ -75,8 +73,6 @@ class RunConsole:
         self._job = job
         self._validation = validation
         self._header_shown, self._began, self._last_drawn = False, None, -math.inf
-        if self.quiet:
-            return
         position = f"job {job[0]}/{job[1]}" if job else ""
         if self.plain:
             self._line(f"{position}: {title}" if job else title)
@@ -111,7 +107,7 @@ class RunConsole:
             self._began = (now, step)
             if self.plain:
                 self._last_drawn = now
-        if self.quiet or now - self._last_drawn < (PLAIN_PROGRESS_SECONDS if self.plain else REFRESH_SECONDS):
+        if now - self._last_drawn < (PLAIN_PROGRESS_SECONDS if self.plain else REFRESH_SECONDS):
             return
         self._last_drawn = now
         steps_per_epoch = steps_per_epoch or math.ceil(total_steps / epochs)
@@ -133,8 +129,6 @@ class RunConsole:
         `row` has `epoch`, `epochs`, and optionally `train` and `validation` (with `loss` and `accuracy` or `mean_iou`,
         shares of 1), `lr`, `images_per_second`, `seconds` and `best` (True for the best validation score so far).
         """
-        if self.quiet:
-            return
         train, validation = row.get("train") or {}, row.get("validation") or {}
         score = score_of(validation, train) or "accuracy"
         best = bool(row.get("best"))
@@ -173,8 +167,6 @@ class RunConsole:
     def message(self, text: str, kind: str = "note") -> None:
         """Show a note, a warning or an error."""
         assert kind in MESSAGE_STYLES, kind
-        if self.quiet and kind != "error":
-            return
         if self.plain:
             self._line(f"{kind}: {text}")
             return
@@ -183,8 +175,6 @@ class RunConsole:
     def finish(self, status: str, rows: Rows) -> None:
         """Close the live display and show the results, in lines that are not wrapped: their commands can be copied."""
         self.stop()
-        if self.quiet:
-            return
         if self.plain:
             self._line(f"status: {status}")
             self._plain_rows(rows)

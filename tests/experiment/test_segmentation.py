@@ -19,26 +19,12 @@ from runner.training.evaluation import evaluate
 from runner.training.precision import Precision
 from runner.training.tasks import Classification, Segmentation
 
-SCENES = (
-    "dataset=mask_folder",
-    "dataset.root=scenes",
-    "dataset.num_classes=3",
-    "dataset.image_size=32",
-    "dataset.test_size=24",
-    "dataset.num_workers=0",
-    "model=deeplabv3plus_resnet18",
-    "model.head_channels=8",
-    "train.global_batch_size=4",
-    "train.epochs=1",
-    "wandb.mode=disabled",
-    "train.device=cpu",
-    "name=run",
-)
+RUN = ("train.epochs=1", "name=run")
 
 
 def test_the_summary_is_measured_at_the_resolution_of_the_labels(runner, make_scenes, tmp_path):
-    make_scenes(tmp_path / "scenes", training=8, validation=3)
-    outcome = runner(*SCENES, "dataset.validation=test")
+    scenes = make_scenes(tmp_path / "scenes", training=8, validation=3)
+    outcome = runner(*scenes, *RUN, "dataset.validation=test")
     assert outcome.code == 0, outcome.out
     assert "test as val. loss" in outcome.out
     assert "the test split stands in for validation" in outcome.out
@@ -92,19 +78,19 @@ def test_methods_change_the_part_that_is_asked_for(composed, part, norms, convol
 
 
 def test_unreadable_files_are_left_out_and_named(runner, make_scenes, tmp_path):
-    make_scenes(tmp_path / "scenes", training=8, validation=3)
+    scenes = make_scenes(tmp_path / "scenes", training=8, validation=3)
     image = tmp_path / "scenes/images/training/07.png"
     image.write_bytes(image.read_bytes()[:-60])  # its header tells of nothing
-    outcome = runner(*SCENES, "dataset.max_unreadable=1", "dataset.validation=test")
+    outcome = runner(*scenes, *RUN, "dataset.max_unreadable=1", "dataset.validation=test")
     assert outcome.code == 0, outcome.out
     assert "unreadable: 1 file left out" in outcome.out
     [(file, _)] = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())["data"]["unreadable"].items()
     assert file.endswith("07.png")
-    outcome = runner(*SCENES, "dataset.max_unreadable=0", "dataset.validation=test", "name=other")
+    outcome = runner(*scenes, *RUN, "dataset.max_unreadable=0", "dataset.validation=test", "name=other")
     assert outcome.code == 1
     assert "dataset.max_unreadable=0: 1 files could not be read" in outcome.out
     image.write_bytes(b"not an image")
-    outcome = runner(*SCENES, "dataset.max_unreadable=0", "dataset.validation=test", "dataset.flip=false")
+    outcome = runner(*scenes, *RUN, "dataset.max_unreadable=0", "dataset.validation=test", "dataset.flip=false")
     assert (outcome.code, outcome.out) == (2, "")
     assert "dataset.max_unreadable=0: 1 files cannot be read: scenes/images/training/07.png" in outcome.err
 
@@ -112,22 +98,22 @@ def test_unreadable_files_are_left_out_and_named(runner, make_scenes, tmp_path):
 @pytest.mark.slow
 def test_weights_go_from_a_run_into_another(runner, make_scenes, tmp_path):
     """The checkpoint of one run as another's first weights: with its methods, and with other classes."""
-    make_scenes(tmp_path / "scenes", training=8, validation=3)
-    assert runner(*SCENES, "norm=[batch_channel_norm,agc]", "batch_channel_norm.num_groups=4").code == 0
+    scenes = make_scenes(tmp_path / "scenes", training=8, validation=3)
+    assert runner(*scenes, *RUN, "norm=[batch_channel_norm,agc]", "batch_channel_norm.num_groups=4").code == 0
     first = torch.load(tmp_path / "outputs/runs/run/checkpoints/best.pt", weights_only=True)["model"]
     source = "model.pretrained=outputs/runs/run/checkpoints/best.pt"
     still = ("optimizer.lr=1e-30", "train.max_steps=1", "name=second")
-    outcome = runner(*SCENES, "norm=batch_channel_norm", "batch_channel_norm.num_groups=4", source, *still)
+    outcome = runner(*scenes, *RUN, "norm=batch_channel_norm", "batch_channel_norm.num_groups=4", source, *still)
     assert outcome.code == 0, outcome.out
     second = torch.load(tmp_path / "outputs/runs/second/checkpoints/last.pt", weights_only=True)["model"]
     weights = [name for name in first if name.endswith("weight")]
     assert all(torch.equal(first[name], second[name]) for name in weights)
-    refused = runner(*SCENES, source, "name=third")
+    refused = runner(*scenes, *RUN, source, "name=third")
     assert refused.code == 2
     assert "these weights do not fit the model" in refused.err
     assert not (tmp_path / "outputs/runs/third").exists()
     fewer = runner(
-        *(word for word in SCENES if "num_classes" not in word),
+        *(word for word in (*scenes, *RUN) if "num_classes" not in word),
         *("dataset.num_classes=4", "dataset.ignore_label=255"),
         *("norm=batch_channel_norm", "batch_channel_norm.num_groups=4", source, "train.max_steps=1", "name=fourth"),
     )
@@ -152,13 +138,13 @@ def test_micro_batches_have_the_cross_entropy_of_their_batch():
 def test_a_label_that_is_no_class_ends_the_run(runner, make_scenes, tmp_path, num_workers, monkeypatch):
     """It is no file that cannot be read: the number of classes may be wrong, and with it every result."""
     monkeypatch.setattr(label_check, "MAX_MASKS", 1)  # else it would be found before
-    make_scenes(tmp_path / "scenes", training=12, validation=3)
+    scenes = make_scenes(tmp_path / "scenes", training=12, validation=3)
     mask = tmp_path / "scenes/annotations/training/11.png"
     wrong = np.asarray(Image.open(mask)).copy()
     wrong[5, 5] = 9
     Image.fromarray(wrong).save(mask)
     outcome = runner(
-        *SCENES, f"dataset.num_workers={num_workers}", "dataset.max_unreadable=5", "dataset.validation=test"
+        *scenes, *RUN, f"dataset.num_workers={num_workers}", "dataset.max_unreadable=5", "dataset.validation=test"
     )
     assert outcome.code == 1
     summary = json.loads((tmp_path / "outputs/runs/run/summary.json").read_text())

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from runner.tracking import console as module
 from runner.tracking.console import RunConsole
+from runner.tracking.terminal import terminal as console_to
 
 ROWS = [
     ("model", "resnet18, 11.2 M parameters"),
@@ -48,7 +49,7 @@ def terminal(width: int = 80) -> tuple[RunConsole, io.StringIO]:
 
 def piped() -> tuple[RunConsole, io.StringIO]:
     stream = io.StringIO()
-    return RunConsole(stream=stream), stream
+    return RunConsole(console=console_to(file=stream)), stream
 
 
 def shown(stream: io.StringIO) -> list[str]:
@@ -230,13 +231,3 @@ def test_other_characters_and_line_ends_stay_on_one_plain_line():
     run, stream = piped()
     run.message("größer\nthan 3", "error")
     assert stream.getvalue() == "error: gr\\xf6\\xdfer than 3\n"
-
-
-def test_quiet_says_nothing_but_errors(clock):
-    stream = io.StringIO()
-    run = RunConsole(stream=stream, quiet=True)
-    play(run, clock)
-    run.finish("failed", [("time", "1:15")])
-    assert stream.getvalue() == ""
-    run.message("out of memory", "error")
-    assert stream.getvalue() == "error: out of memory\n"
