@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 from runner.config.text import SettingError, canonical, did_you_mean, same_value, to_override
 from runner.results.measures import check_measure
@@ -79,17 +80,17 @@ class Claim:
         return self.measure in [f"setting/{key}" for key in self.best_over]
 
 
-def check_claims(claims: Sequence[Mapping], axes: Mapping[str, Sequence[str]]) -> None:
+def check_claims(claims: Sequence[Mapping], axes: Mapping[str, Sequence[str]], probes: Collection[str] = ()) -> None:
     """Raise SettingError, with the claim, key, value and remedy, for the first mistake.
 
-    `axes` has the values of each swept key; a claim can compare these alone.
+    `axes` has the values of each swept key; a claim can compare these alone. `probes` are as in `check_measure`.
     """
     for number, written in enumerate(claims, start=1):
-        claim = parse_claim(written, number)
+        claim = parse_claim(written, number, probes)
         _check_axes(claim, {key: [str(value) for value in values] for key, values in axes.items()})
 
 
-def parse_claim(written: Mapping, number: int = 1) -> Claim:
+def parse_claim(written: Mapping, number: int = 1, probes: Collection[str] = ()) -> Claim:
     """The claim in a mapping, the `number`-th of sweep.yaml. Raises SettingError as `check_claims`."""
     if not isinstance(written, Mapping):
         raise SettingError(f"claims: entry {number}={written}: it must be a mapping with claim, measure, plus, holds.")
@@ -105,7 +106,8 @@ def parse_claim(written: Mapping, number: int = 1) -> Claim:
         if written.get(key) is None:
             raise SettingError(f'claim "{text}": {key} is missing. A claim needs measure, plus and holds.')
     given = {key: value for key, value in written.items() if value is not None}
-    values = {key: _PARSERS[key](text, key, value) for key, value in given.items()}
+    parsers = {**_PARSERS, **dict.fromkeys(("measure", "chosen_by"), partial(_measure, probes))}
+    values = {key: parsers[key](text, key, value) for key, value in given.items()}
     claim = Claim(**values)
     _check_together(claim, given)
     return claim
@@ -210,9 +212,9 @@ def _number(text: str, key: str, value: object) -> float:
     return number
 
 
-def _measure(text: str, key: str, value: object) -> str:
+def _measure(probes: Collection[str], text: str, key: str, value: object) -> str:
     try:
-        check_measure(str(value))
+        check_measure(str(value), probes)
     except ValueError as error:
         raise SettingError(f'claim "{text}": {key}={error}') from None
     return str(value)
@@ -262,7 +264,6 @@ def _threshold(text: str, key: str, value: object) -> Threshold:
 
 _PARSERS = {
     **dict.fromkeys(("claim", "source", "published"), _text),
-    **dict.fromkeys(("measure", "chosen_by"), _measure),
     **dict.fromkeys(("plus", "minus"), _selectors),
     **dict.fromkeys(CHOICES, _choice),
     **dict.fromkeys(("factor", "when_diverged"), _number),

@@ -10,6 +10,7 @@ from statistics import mean
 from runner.claims.claim import Claim, check_claims, parse_claim
 from runner.claims.contrast import Undecidable, contrast
 from runner.claims.wording import VerdictTexts
+from runner.results.measures import measured_probes
 from runner.results.runs import Run
 from runner.results.statistics import smallest_effect, t_interval
 
@@ -44,7 +45,8 @@ class Verdict:
 
 def judge(claims: Sequence[Mapping], runs: Sequence[Run], *, source: str | None = None) -> list[Verdict]:
     """The verdict on each claim; the study's `source` is put before the claim's own. Raises SettingError."""
-    return [_verdict(parse_claim(written, number), runs, source) for number, written in enumerate(claims, start=1)]
+    probes = measured_probes(runs)
+    return [_verdict(parse_claim(each, number, probes), runs, source) for number, each in enumerate(claims, start=1)]
 
 
 def _verdict(claim: Claim, runs: Sequence[Run], source: str | None) -> Verdict:

@@ -16,7 +16,7 @@ from runner.config.text import SettingError
 from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data
 from runner.experiment.dry_run import watched
 from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
-from runner.experiment.targets import Builder, builder_of, without
+from runner.experiment.targets import Builder, builder_of, figure_of, without
 from runner.layers.stem import stem_for
 from runner.methods.method import Method
 from runner.models.initialization import initialize
@@ -76,10 +76,12 @@ def build_plateau_rule(node: Settings) -> PlateauRule | None:
 
 def build_probes(node: Settings) -> dict[str, Probe]:
     """The chosen probes by their names."""
-    return {
-        name: Probe(builder_of(f"probe.{name}", each), each.get("num_batches"), without(each, "num_batches"))
-        for name, each in node.items()
-    }
+
+    def build(name: str, settings: Settings) -> Probe:
+        measure = builder_of(f"probe.{name}", settings)
+        return Probe(measure, settings.get("num_batches"), without(settings, "num_batches"), figure_of(name, settings))
+
+    return {name: build(name, settings) for name, settings in node.items()}
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any
+from functools import lru_cache, partial, wraps
+from typing import TYPE_CHECKING, Any
 
 from runner.config.extensions import describe_error, import_builder
 from runner.config.options import TARGET
 from runner.config.settings import Settings
 from runner.config.targets import OWN_PACKAGE
 from runner.config.text import SettingError
+from runner.figures import NAMES, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from runner.results.measurement import Measurement
 
 Builder = Callable[..., Any]
 
@@ -23,6 +30,16 @@ def builder_of(prefix: str, node: Settings) -> Builder:
         return _checked(import_builder(target), prefix, target)
     except ValueError as error:
         raise SettingError(f"{prefix}.{TARGET}={target}: {error}.") from None
+
+
+def figure_of(name: str, node: Settings) -> Callable[[Measurement], Figure] | None:
+    """What draws a probe's measurement: our figure, or the function `figure` beside a probe from outside."""
+    if name in NAMES:
+        return partial(draw, name)
+    module = node[TARGET].rpartition(".")[0]
+    figure = getattr(sys.modules[module], "figure", None)
+    drawn = figure and _checked(figure, f"probe.{name}", f"{module}.figure")
+    return drawn and (lambda measurement: drawn([("", [measurement])]))
 
 
 def without(node: Settings, *keys: str) -> dict[str, Any]:

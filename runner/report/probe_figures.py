@@ -12,6 +12,7 @@ from runner.files.readers import Unreadable, read_png
 from runner.results.arms import Arm
 from runner.results.learning_curves import learning_curves
 from runner.results.measurement import Measurement
+from runner.results.measures import measured_probes
 from runner.results.run_folder import probe_files
 from runner.results.runs import Run
 
@@ -41,15 +42,17 @@ def _curve(run: Run, splits: Sequence[str]) -> Measurement | None:
 
 
 def probe_names(arms: Sequence[Arm]) -> list[str]:
-    """The probes of which a run has a measurement, in the order of `runner.figures.NAMES`."""
-    files = {file.probe for arm in arms for run in arm.runs for file in probe_files(run.folder, "npz")}
-    return [name for name in NAMES if name in files and name != "learning_curves"]  # drawn by `curves_figure`
+    """The probes of which a run has a measurement, in alphabetical order."""
+    measured = measured_probes(run for arm in arms for run in arm.runs)
+    return sorted(measured - {"learning_curves"})  # drawn by `curves_figure`
 
 
 def probe_figure(name: str, arms: Sequence[Arm]) -> tuple[Figure | None, list[str]]:
-    """The arms' last measurements of the probe `name` over one another, None without any; and a sentence for each
-    file that cannot be drawn.
+    """The arms' last measurements of the probe `name` over one another, and a sentence for each file that cannot be
+    drawn. None without any, and for a probe from outside, whose code a report does not run.
     """
+    if name not in NAMES:
+        return None, []
     measurements = {run.folder: _last(run.folder, name) for arm in arms for run in arm.runs}
     try:
         return _drawn(name, arms, measurements), []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from runner.claims.claim import parse_claim
 from runner.claims.verdict import Verdict, judge
 from runner.figures.drawing import COLOURS
 from runner.files.atomic import CannotWrite, write_atomically
@@ -27,7 +28,7 @@ from runner.report.run_table import reason_table, run_link, run_table
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.report.verdict_table import SIGNS_AND_KINDS, verdict_table
 from runner.results.arms import Arm, Axis, arms_of, best_arms
-from runner.results.measures import check_measure, label
+from runner.results.measures import check_measure, label, measured_probes
 from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sweep, score_title
 
 FILES = ("report.html", "report.md", "results.csv")
@@ -60,7 +61,7 @@ def read_report(
     runs, sweep, notes = read_runs(folders), SweepRecord(), ()
     if len(folders) == 1:
         try:
-            sweep = _checked(read_sweep(folders[0]))
+            sweep = _checked(read_sweep(folders[0]), runs)
         except ValueError as error:
             notes = (str(error),)
         if lost := sweep.without_run(folders[0]):
@@ -73,11 +74,13 @@ def read_report(
     return Report(title, runs, sweep, *arms_of(runs, sweep), Path(into), notes)
 
 
-def _checked(sweep: SweepRecord) -> SweepRecord:
+def _checked(sweep: SweepRecord, runs: list[Run]) -> SweepRecord:
     """The record of a sweep. Raises ValueError for wrong measures or claims."""
+    probes = measured_probes(runs)
     for name in sweep.measures:
-        check_measure(name)
-    judge(sweep.claims, [])
+        check_measure(name, probes)
+    for number, claim in enumerate(sweep.claims, start=1):
+        parse_claim(claim, number, probes)
     return sweep
 
 
@@ -213,7 +216,7 @@ class Report:
                 by_arm = [(arm, paths[-1:]) for arm, paths in by_arm]
             shown = [self.own_picture(path, arm) for arm, paths in by_arm for path in paths]
             pictures = [picture for picture in shown if picture is not None]
-            if pictures and len(self.runs) > 1:
+            if pictures and (len(self.runs) > 1 or figure is None):
                 yield Paragraph("Each arm's first seed:", is_note=True)
                 yield Gallery(tuple(pictures))
 

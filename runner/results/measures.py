@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from runner.config.text import canonical, did_you_mean
@@ -60,8 +61,8 @@ def measure(run: Run, name: str) -> float:
     return _or_nan(run.number(name))
 
 
-def check_measure(name: str) -> None:
-    """Raise ValueError, with the remedy, for a name that no measure has."""
+def check_measure(name: str, probes: Collection[str] = ()) -> None:
+    """Raise ValueError, with the remedy, for a name that no measure has; `probes` are those beside the runner's own."""
     family, rest, at = _parts(name)
     has_moment, epoch = "@" in name, at if "@epoch=" in name else None
     if family not in FAMILIES or not rest:
@@ -73,7 +74,7 @@ def check_measure(name: str) -> None:
         from runner.config.options import CONF  # which imports OmegaConf; tables of results do without
 
         probe, _, number = rest.partition("/")
-        probes = sorted(file.stem for file in (CONF / "probe").glob("*.yaml"))
+        probes = sorted({*probes, *(file.stem for file in (CONF / "probe").glob("*.yaml"))})
         if probe not in probes:
             hint = did_you_mean(probe, probes) or f"Probes: {', '.join(probes)}."
             raise ValueError(f"{name}: there is no probe {probe}. {hint}")
@@ -91,6 +92,11 @@ def check_measure(name: str) -> None:
     elif family in ("throughput", "status", "model") and name not in TITLES:
         names = [known for known in TITLES if known.startswith(family)]
         raise ValueError(f"{name}: there is no such measure. There is {' and '.join(names)}.")
+
+
+def measured_probes(runs: Iterable[Run]) -> set[str]:
+    """The probes of which a run has a measurement."""
+    return {file.probe for run in runs for file in probe_files(run.folder, "npz")}
 
 
 def label(name: str, score: str = "score") -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ def _axes(group: str, name: str, folders: Sequence[Path]) -> dict[str, str]:
     return {str(key): str(values) for key, values in axes.items()}
 
 
-def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """What a sweep's node says of the sweep of these jobs, with its claims about them.
+def study_of(node: DictConfig, jobs: Sequence[Sequence[str]], probes: Collection[str] = ()) -> dict[str, Any]:
+    """What a sweep's node says of the sweep of these jobs, which have these `probes`, with its claims about them.
 
     The two sizes of a study share their claims, but not every value of their axes. So a claim may say `largest` or
     `smallest` for a number of an axis, and list values of which the jobs have but some.
@@ -102,7 +102,7 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
         axes[key] = list(dict.fromkeys([*axes.get(key, ()), *map(to_override, _each(override))]))
     for number, claim in enumerate(study["claims"], start=1):
         try:
-            parse_claim(claim, number)
+            parse_claim(claim, number, probes)
         except ValueError as error:
             raise SettingError(f"sweep: {error}") from None
         for side in {"plus", "minus"} & claim.keys():
@@ -114,8 +114,8 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
             )
     try:
         for name in study["measures"]:
-            check_measure(name)
-        check_claims(study["claims"], axes)
+            check_measure(name, probes)
+        check_claims(study["claims"], axes, probes)
     except ValueError as error:
         raise SettingError(f"sweep: {error}") from None
     return {**study, "axes": {key: column for key, column in values.items() if len(column) > 1}}
@@ -129,7 +129,13 @@ def read_jobs(folder: Path) -> dict[str, list[str]]:
         return {}
 
 
-def write_sweep(folder: Path, node: DictConfig, jobs: Mapping[str, Sequence[str]], command: Sequence[str]) -> None:
+def write_sweep(
+    folder: Path,
+    node: DictConfig,
+    jobs: Mapping[str, Sequence[str]],
+    command: Sequence[str],
+    probes: Collection[str] = (),
+) -> None:
     """`sweep.yaml`, for reports: what was typed, the jobs, what varies between them, what the study says of itself.
 
     `jobs` are overrides by name; jobs that were recorded before stay, and so does the command where this one does
@@ -144,7 +150,7 @@ def write_sweep(folder: Path, node: DictConfig, jobs: Mapping[str, Sequence[str]
     elif earlier and before.keys() - jobs.keys() and typed not in earlier.split(AND):
         typed = f"{earlier}{AND}{typed}"
     jobs = {**before, **jobs}
-    study = study_of(node, list(jobs.values()))
+    study = study_of(node, list(jobs.values()), probes)
     if before:
         study["axes"] = {key: _in_order(values) for key, values in study["axes"].items()}
     write_atomically(

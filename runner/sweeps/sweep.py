@@ -131,7 +131,8 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     """
     folder = Path(config.hydra.sweep.dir)
     jobs = validated_jobs(config, loader)
-    study_of(config.sweep, [overrides for overrides, _ in jobs])
+    probes = {name for _, settings in jobs for name in settings.probe}
+    study_of(config.sweep, [overrides for overrides, _ in jobs], probes)
     varied = {parsed(word).key_or_group for word in _task_words(config) if is_swept(word)}
     named = named_jobs(jobs, folder, varied)
     checked = _checked(named)
@@ -147,7 +148,7 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
         folder.mkdir(parents=True, exist_ok=True)
         _make_way(folder / OF_HYDRA)
         with hold(folder, wait_seconds=PATIENCE_SECONDS):
-            write_sweep(folder, config.sweep, {job.name: job.overrides for job in named}, sweep.typed)
+            write_sweep(folder, config.sweep, {job.name: job.overrides for job in named}, sweep.typed, probes)
     except Taken as error:
         raise SettingError(f"{NAME}={folder.name}: {error} Wait for it, or choose another name.") from None
     except OSError as error:

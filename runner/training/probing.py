@@ -6,22 +6,24 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from runner.data.dataset import TrainBatches
 from runner.distributed.collectives import is_distributed, rank
-from runner.figures import NAMES, draw
 from runner.files.atomic import make_folder, write_atomically
 from runner.layers.classifier import find_classifier
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 class Probe(NamedTuple):
-    """A probe: its function, the number of batches that it gets, and its settings.
+    """A probe: its function, the number of batches that it gets, its settings, and what draws its measurement.
 
     If `num_batches` is None it gets the run's metrics.jsonl instead, at the end of the run. A function with a parameter
     `loss` or `classifier_weight` gets these too.
@@ -30,6 +32,7 @@ class Probe(NamedTuple):
     measure: Callable[..., Measurement]
     num_batches: int | None
     settings: Mapping[str, object]
+    draw: Callable[[Measurement], Figure] | None = None
 
 
 class Prober:
@@ -116,10 +119,15 @@ class Prober:
             return
         make_folder(self.folder)
         measurement.save(self.folder / f"{file}.npz")
-        if name not in NAMES:  # a probe from outside, which has no figure
+        draw = {**self.probes, **self.at_the_end}[name].draw
+        if draw is None:
             return
         picture = self.folder / f"{file}.png"
-        figure = draw(name, measurement)
+        try:
+            figure = draw(measurement)
+        except ValueError as error:
+            self.tracker.message(f"probe {name}: {error}", "warning")
+            return
         write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=150))
         self.tracker.figure(name, picture, step=step)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.image import imread
 
 from runner import load_run
 from runner.commands.evaluate import evaluate_run
@@ -79,6 +80,7 @@ def halves(total_steps, warmup_steps, *, factor=0.5):
     "weight_norms.py": """
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from runner.results.measurement import Measurement
 
@@ -86,6 +88,13 @@ from runner.results.measurement import Measurement
 def weight_norms(model, batches, *, order=2.0):
     norms = np.array([p.detach().norm(order).item() for p in model.parameters()])
     return Measurement({"norms": norms}, {"mean": float(norms.mean())}, {})
+
+
+def figure(arms):
+    [(label, [measured])] = arms
+    figure = Figure(figsize=(3, 2), facecolor="#123456")
+    figure.add_subplot(title=label).plot(measured.arrays["norms"])
+    return figure
 """,
     "probe/weight_norms.yaml": "weight_norms:\n  _target_: weight_norms.weight_norms\n  num_batches: 1\n  order: 2.0\n",
     "experiment/mine.yaml": """# @package _global_
@@ -107,6 +116,24 @@ train:
   max_steps: 1
 sweep:
   axes: {seed: "0,1"}
+""",
+    "experiment/norms.yaml": """# @package _global_
+defaults:
+  - override /model: mynet
+  - override /probe: [weight_norms]
+
+train:
+  max_steps: 1
+sweep:
+  axes: {model.width: "8,64", seed: "0,1"}
+  measures: [probe/weight_norms/mean]
+  claims:
+    - claim: wider is larger
+      measure: probe/weight_norms/mean@step=0
+      plus: {model.width: 64}
+      minus: {model.width: 8}
+      holds: {above: 0}
+      decided_by: every_seed
 """,
 }
 NET = "_target_: mynet.mynet\nname: x\nwidth: 8\n"
@@ -205,6 +232,40 @@ def test_recipes_and_studies_come_from_every_folder(own, tiny, tmp_path, way):
         assert outcome.code == 0, outcome.err
         recorded = yaml.safe_load((tmp_path / "outputs/runs/run/config.yaml").read_text())
         assert (recorded["model"]["name"], recorded["agc"]["clip"]) == ("mynet", 0.03)
+
+
+def test_a_probe_from_outside_has_its_figure_and_its_measures_in_claims(own, runner, tmp_path):
+    outcome = runner(*OUTSIDE, *FEW, "dataset=stripes", "experiment=norms", "sweep.name=s", "dataset.image_size=16")
+    assert outcome.code == 0, outcome.err
+    sweep = tmp_path / "outputs/sweeps/s"
+    pictures = sorted(sweep.glob("*/probes/weight_norms.png"))
+    assert len(pictures) == 4
+    assert tuple((imread(pictures[0])[0, 0, :3] * 255).round()) == (0x12, 0x34, 0x56)
+    means = {width: [] for width in (8, 64)}
+    for path in sweep.glob("*/record.json"):
+        norms = np.load(path.parent / "probes/weight_norms.npz")["norms"]
+        means[read_record(path).settings["model"]["width"]].append(norms.mean())
+    holds = min(means[64]) > max(means[8])
+    assert holds or max(means[64]) < min(means[8])
+    report([str(sweep)])
+    text = (sweep / "report.md").read_text()
+    assert f"1 x {'holds' if holds else 'does not hold'}" in text
+    assert "mean (weight norms)" in text
+    assert "weight_norms.png" in text
+    (own / "experiment/wrong.yaml").write_text(
+        (own / "experiment/norms.yaml").read_text().replace("/weight_norms/", "/weight_norm/")
+    )
+    outcome = runner(*OUTSIDE, *FEW, "dataset=stripes", "experiment=wrong", "sweep.name=t")
+    assert outcome.code == 2
+    assert "there is no probe weight_norm. Did you mean weight_norms?" in outcome.err
+
+
+def test_an_error_in_a_figure_from_outside_is_a_warning(own, tiny, tmp_path):
+    (own / "weight_norms.py").write_text((own / "weight_norms.py").read_text().replace("Figure(fig", "undefined(fig"))
+    outcome = tiny(*OUTSIDE, "model=mynet", "probe=weight_norms", "train.max_steps=1", "name=run")
+    assert outcome.code == 0, outcome.err
+    assert "weight_norms.py, line 16: NameError: name 'undefined'" in (outcome.out + outcome.err).replace("\n", " ")
+    assert (tmp_path / "outputs/runs/run/probes/weight_norms.npz").is_file()
 
 
 X = "_target_: mynet.mynet\nname: x\n"

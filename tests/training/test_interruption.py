@@ -99,7 +99,7 @@ def test_while_statistics_are_measured_for_an_evaluation(goes_on):
 )
 def test_while_it_probes(goes_on, monkeypatch, when, step):
     """The second of two probes is broken off: it is made up for, and the first is not run again."""
-    monkeypatch.setattr("runner.training.probing.draw", lambda *_: Figure())  # to draw takes longer than to train
+    monkeypatch.setattr("runner.experiment.targets.draw", lambda *_: Figure())  # to draw takes longer than to train
 
     def disturb(patch):
         module = importlib.import_module("runner.probes.gradient_histogram")

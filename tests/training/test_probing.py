@@ -28,7 +28,7 @@ def test_training_goes_on_as_if_nothing_had_looked(small, tmp_path, monkeypatch)
     few = ("probe.loss_landscape.num_batches=1", "probe.loss_landscape.num_steps=3", "probe_every_epochs=1")
     assert small(*STATEFUL, "name=plain").code == 0
     monkeypatch.setattr(
-        "runner.training.probing.draw", lambda *_: Figure()
+        "runner.experiment.targets.draw", lambda *_: Figure()
     )  # else drawing 20 figures is all that it does
     outcome = small(*STATEFUL, chosen, "probe_at=[0,3]", *few, "name=probed")
     assert outcome.code == 0, outcome.out
