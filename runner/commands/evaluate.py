@@ -66,13 +66,19 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
         print(note.message, file=sys.stderr)
     config = validate_again(as_asked(config, settings, asked), words)
     trained = load_checkpoint(RunFolder(folder).checkpoint(checkpoint))["about"]
-    # the images are normalized as those were that the model was trained on
-    data = replace(build_data(config.dataset), mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
+    data = build_data(config.dataset)
     if data.num_classes != trained["num_classes"]:
         raise SettingError(
             f"dataset={data.name}: it has {data.num_classes} classes, the model was trained for "
             f"{trained['num_classes']}."
         )
+    if len(data.mean) != (channels := len(trained["mean"])):
+        raise SettingError(
+            f"dataset.channels={len(data.mean)}: the model was trained on images of {channels}. Leave it out, or "
+            "choose a data set that has as many."
+        )
+    # the images are normalized as those were that the model was trained on
+    data = replace(data, mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
     precision = Precision(config.train.precision, choose_device(config.train.device))
     model.to(precision.device)
     batches = data.evaluation_batches(split, batch_size=data.evaluation_batch_size, device=precision.device)

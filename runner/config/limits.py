@@ -54,6 +54,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "validation": "(0, 1) or test",
         "check_duplicates": "bool or null",
         "image_size": PIXELS,
+        "channels": OneOf((1, 3)),
         "crop_padding": "[0, 128] int",
         "num_classes": "[2, 1000000] int",
         "test_size": PIXELS,

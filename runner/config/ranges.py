@@ -95,6 +95,21 @@ class OrWord:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """A number of a range for a square, or two of them: height and width."""
+
+    range: Range
+    kind = Any
+
+    def __contains__(self, value: object) -> bool:
+        sides = value if isinstance(value, (list, tuple)) else [value, value]
+        return len(sides) == 2 and all(side in self.range for side in sides)
+
+    def __str__(self) -> str:
+        return f"{self.range}, or be two such numbers, [height,width]"
+
+
+@dataclass(frozen=True)
 class OrNull:
     """A value of a range, or null."""
 
@@ -219,7 +234,7 @@ class Duration:
         return "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"
 
 
-Limit = Range | OneOf | OrWord | OrNull | TrueOrFalse | Layer | Rising | Each | Text | FilePath | Duration
+Limit = Range | OneOf | OrWord | Sides | OrNull | TrueOrFalse | Layer | Rising | Each | Text | FilePath | Duration
 WORDS: dict[str, Limit] = {
     "text": Text(200),
     "path": FilePath(),
@@ -227,7 +242,7 @@ WORDS: dict[str, Limit] = {
     "bool": TrueOrFalse(),
     "time": Duration(),
 }
-LISTS = {"each": Each, "rising": Rising, "interval": partial(Rising, is_interval=True)}
+LISTS = {"each": Each, "rising": Rising, "interval": partial(Rising, is_interval=True), "sides": Sides}
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
 INTERVAL = rf"(?:(>=?) ?{NUMBER}|([\[(]){NUMBER}, ?{NUMBER}([\])]))( int)?"
 NOTATION = re.compile(rf"(?:({'|'.join(LISTS)}) )?(?:({'|'.join(WORDS)})|{INTERVAL})((?: or \w+)*)")

@@ -20,19 +20,15 @@ NOISE = 0.15  # standard deviation, of a range of 1
 CHUNK = 1_000  # images drawn at a time
 
 
-def cluttered_digits(
-    *,
-    image_size: int = IMAGE_SIZE,
-    **settings: Any,
-) -> TensorData:
+def cluttered_digits(*, image_size: int = IMAGE_SIZE, channels: int = 3, **settings: Any) -> TensorData:
     """10,000 training and 2,000 test images of 32x32 pixels in 10 classes, the same in each call.
 
     Each shows one of scikit-learn's digits (8x8), randomly enlarged, rotated, sheared and moved, under six random
     strokes and Gaussian noise. Test images show digits of the test split of `digits`, which no training image shows;
     validation images share digits with training images.
 
-    An `image_size` of 16 or 8 averages 2x2 or 4x4 pixels. ValueError for any other size. See `make_data` for
-    `settings`.
+    An `image_size` of 16 or 8 averages 2x2 or 4x4 pixels. ValueError for any other size. The `channels` are equal. See
+    `make_data` for `settings`.
     """
     if image_size not in SIZES:
         raise ValueError(
@@ -42,15 +38,15 @@ def cluttered_digits(
     train, test = source_splits()
     return make_data(
         "cluttered_digits",
-        _cluttered(train, NUM_TRAIN, image_size, generator),
-        _cluttered(test, NUM_TEST, image_size, generator),
+        _cluttered(train, NUM_TRAIN, image_size, generator).with_channels(channels),
+        _cluttered(test, NUM_TEST, image_size, generator).with_channels(channels),
         num_classes=10,
         **settings,
     )
 
 
 def _cluttered(source: Split, number: int, image_size: int, generator: torch.Generator) -> Split:
-    """`number` images of digits drawn from `source` with replacement, uint8, three equal channels."""
+    """`number` images of digits drawn from `source` with replacement, uint8, grey."""
     chosen = torch.randint(len(source), (number,), generator=generator)
     parts = []
     for indices in chosen.split(CHUNK):
@@ -59,7 +55,7 @@ def _cluttered(source: Split, number: int, image_size: int, generator: torch.Gen
         images = images + NOISE * torch.randn(images.shape, generator=generator, dtype=images.dtype)
         images = F.avg_pool2d(images.clamp(0, 1), IMAGE_SIZE // image_size)
         parts.append((images * 255).round().to(torch.uint8))
-    return Split(torch.cat(parts).expand(-1, 3, -1, -1).contiguous(), source.targets[chosen])
+    return Split(torch.cat(parts), source.targets[chosen])
 
 
 def _placed(digits: Tensor, generator: torch.Generator) -> Tensor:

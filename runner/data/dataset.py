@@ -75,13 +75,14 @@ class Findings:
 class Data(ABC):
     """A data set. `validation_source` is the split that the validation samples come from, "train" or "test".
 
-    `mean` and `std` (C,) normalize images in [0, 1]; `image_size` is the side of a training image in pixels.
+    `mean` and `std` (C,) normalize images in [0, 1]; `image_size` is the side of a training image in pixels, or its
+    height and width.
     `class_names` may be empty. `unreadable` collects files that cannot be read.
     """
 
     name: str
     num_classes: int
-    image_size: int
+    image_size: int | tuple[int, int]
     train: Sized
     validation: Sized
     test: Sized
@@ -113,15 +114,31 @@ class Data(ABC):
         return {}
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a training image."""
+        return (len(self.mean), *sides_of(self.image_size))
+
+    @property
     def evaluation_batch_size(self) -> int:
         """A batch size for evaluation whose images and logits fit in memory."""
-        logits = self.num_classes * (self.image_size**2 if self.task == SEGMENTATION else 1)
-        numel = max(logits, len(self.mean) * self.image_size**2)
+        channels, height, width = self.image_shape
+        logits = self.num_classes * (height * width if self.task == SEGMENTATION else 1)
+        numel = max(logits, channels * height * width)
         return min(LARGEST_EVALUATION_BATCH, max(LARGEST_EVALUATION_NUMEL // numel, 1))
 
     def example_input(self, number: int = 2) -> Tensor:
         """Zeros in the shape of `number` training images, (number, C, H, W)."""
-        return torch.zeros(number, len(self.mean), self.image_size, self.image_size)
+        return torch.zeros(number, *self.image_shape)
+
+
+def sides_of(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an image size, which is one number for a square."""
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def size_text(sides: Sequence[int]) -> str:
+    """Height and width in a sentence, as 32x32."""
+    return "x".join(map(str, sides))
 
 
 def own_splits(train: T, validation: T, test: T, validation_source: str) -> dict[str, T]:

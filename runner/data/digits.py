@@ -14,26 +14,15 @@ from runner.data.splits import Split, TensorData, make_data
 TEST_SHARE = 0.2
 
 
-def digits(
-    *,
-    image_size: int = 12,
-    **settings: Any,
-) -> TensorData:
-    """The digits, enlarged to `image_size` pixels (bilinear), as three equal channels, in fixed stratified splits.
+def digits(*, image_size: int = 12, channels: int = 3, **settings: Any) -> TensorData:
+    """The digits, enlarged to `image_size` pixels (bilinear), as equal `channels`, in fixed stratified splits.
 
     359 test images and 1,438 for training and validation. See `make_data` for `settings`.
     """
-    train, test = (
-        Split(_enlarged(split.images, image_size).expand(-1, 3, -1, -1).contiguous(), split.targets)
-        for split in source_splits()
+    splits = (
+        Split(_enlarged(split.images, image_size), split.targets).with_channels(channels) for split in source_splits()
     )
-    return make_data(
-        "digits",
-        train,
-        test,
-        num_classes=10,
-        **settings,
-    )
+    return make_data("digits", *splits, num_classes=10, **settings)
 
 
 def source_splits() -> tuple[Split, Split]:

@@ -21,16 +21,16 @@ PACKAGE_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's pac
 CLASS_NAMES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
-def fashion_mnist(*, root: str = "data", download: bool = True, image_size: int = 28, **settings: Any) -> TensorData:
-    """60,000 training and 10,000 test images of 28x28 in 10 classes, as three equal channels.
+def fashion_mnist(
+    *, root: str = "data", download: bool = True, image_size: int = 28, channels: int = 1, **settings: Any
+) -> TensorData:
+    """60,000 training and 10,000 test images of 28x28 in 10 classes, as equal `channels`.
 
     See `source_splits` for the files and `make_data` for `settings`.
     """
     if image_size != IMAGE_SIZE:
         raise ValueError(f"dataset.image_size={image_size}: the images of fashion_mnist are {IMAGE_SIZE} pixels wide.")
-    splits = (
-        Split(split.images.expand(-1, 3, -1, -1).contiguous(), split.targets) for split in source_splits(root, download)
-    )
+    splits = (split.with_channels(channels) for split in source_splits(root, download))
     return make_data("fashion_mnist", *splits, num_classes=len(CLASS_NAMES), class_names=CLASS_NAMES, **settings)
 
 

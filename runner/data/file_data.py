@@ -24,8 +24,8 @@ Splits = Mapping[str, Sequence[Sample]]
 class FileData(Data):
     """A data set in files. Each split is a sequence of samples.
 
-    `load_train(sample)` returns a uint8 image (3, S, S) and its class, or a uint8 mask (S, S); torch's global generator
-    is seeded before. `load_evaluation(sample)` returns an image (3, h, w) and its class, or a mask (H, W) at its own
+    `load_train(sample)` returns a uint8 image (C, H, W) and its class, or a uint8 mask (H, W); torch's global generator
+    is seeded before. `load_evaluation(sample)` returns an image (C, h, w) and its class, or a mask (H, W) at its own
     resolution. Both must be picklable. `num_workers=None`: one per available CPU core, at most 8.
     """
 
@@ -57,6 +57,7 @@ def make_file_data(
     finder: FileFinder,
     *,
     root: str,
+    image_size: int | Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
     validation: float | str = 0.1,
@@ -91,6 +92,7 @@ def make_file_data(
     paths = {name: [path for path, _ in samples if path not in unreadable] for name, samples in images.items()}
     findings.add(duplicate_files(paths, check_duplicates, root=root))
     return FileData(
+        image_size=image_size if isinstance(image_size, int) else tuple(image_size),
         train=train,
         validation=held_out,
         test=test,

@@ -83,7 +83,7 @@ class Reader(Dataset):
 class LoadedBatch(NamedTuple):
     """The readable samples of a batch. Few tensors: each takes a file descriptor on its way from a worker."""
 
-    images: Tensor | None  # (B, 3, H, W) uint8
+    images: Tensor | None  # (B, C, H, W) uint8
     targets: Tensor | None  # (B,) int64, or all masks, flattened and concatenated, uint8
     sizes: list[tuple[int, int]]  # of the images without their padding
     mask_shapes: list[tuple[int, int]]  # empty for classification
@@ -120,7 +120,7 @@ class Collate:
         images, targets = zip(*readable, strict=True)
         sizes = [tuple(image.shape[1:]) for image in images]
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        stacked = torch.tensor(self.fill, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(images), 1, height, width)
+        stacked = torch.tensor(self.fill, dtype=torch.uint8).view(1, -1, 1, 1).repeat(len(images), 1, height, width)
         for place, image in zip(stacked, images, strict=True):
             place[:, : image.shape[1], : image.shape[2]] = image
         if isinstance(targets[0], int):

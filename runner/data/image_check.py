@@ -11,7 +11,7 @@ from runner.data.dataset import Findings
 from runner.data.file_cache import FileCache, in_threads
 from runner.data.file_finder import first
 from runner.data.file_loader import READ_ERRORS
-from runner.data.image_transforms import OddShape, check_header, read_rgb
+from runner.data.image_transforms import OddShape, check_header, read_image
 
 T = TypeVar("T")
 
@@ -124,4 +124,4 @@ def _pixel_errors(classes: Sequence[Sequence[str]], cache: FileCache, most: int)
 
 
 def _read_size(path: str) -> list[int]:
-    return list(read_rgb(path).size)
+    return list(read_image(path).size)

@@ -9,9 +9,11 @@ from typing import Any
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from runner.config.text import to_override
+from runner.data.dataset import sides_of
 from runner.data.file_data import FileData, make_file_data
 from runner.data.file_finder import FileFinder, Identity, check_disjoint, first
-from runner.data.image_transforms import LoadImage, evaluation_transform, train_transform
+from runner.data.image_transforms import LoadImage, evaluation_transform, normalizing, train_transform
 
 TRAIN, TEST = "train", "val"  # the folders
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,8 +57,8 @@ def image_data(
     name: str,
     folders: ClassFolders,
     *,
-    image_size: int = 224,
-    test_size: int = 224,
+    image_size: int | Sequence[int] = 224,
+    test_size: int | Sequence[int] = 224,
     test_resize: int = 256,
     scale_min: float = 0.08,
     flip: bool = True,
@@ -64,6 +66,7 @@ def image_data(
     rand_augment_magnitude: int = 0,
     random_erasing: float = 0.0,
     interpolation: str = "bilinear",
+    channels: int = 3,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     **reading: Any,
@@ -73,16 +76,11 @@ def image_data(
     `reading`: validation, num_workers, max_unreadable, check_duplicates and timeout_seconds, see `make_file_data`.
     Raises what `ClassFolders.samples` does, and ValueError for settings that do not fit.
     """
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (key == "std" and 0 in values):
-            raise ValueError(
-                f"dataset.{key}={list(values)}: it must be three numbers of the range 0 to 1"
-                f"{', none of them 0' if key == 'std' else ''}: red, green, blue."
-            )
-    if test_resize < test_size:
+    colours = normalizing(channels, mean, std)
+    if test_resize < (side := min(sides_of(test_size))):
         raise ValueError(
-            f"dataset.test_resize={test_resize}: smaller than the crop of it, dataset.test_size={test_size}. "
-            f"Choose {test_size} or more; {test_size + 32} is usual."
+            f"dataset.test_resize={test_resize}: smaller than the crop of it, dataset.test_size="
+            f"{to_override(test_size)}. Choose {side} or more; {side + 32} is usual."
         )
     if scale_min > 1:
         raise ValueError(f"dataset.scale_min={scale_min}: it is a share of the image's area, at most 1. Lower it.")
@@ -94,8 +92,8 @@ def image_data(
         class_names=tuple(folders.classes),
         root=str(folders.root),
         image_size=image_size,
-        mean=mean,
-        std=std,
+        mean=colours.mean,
+        std=colours.std,
         load_train=LoadImage(
             train_transform(
                 image_size=image_size,
@@ -105,11 +103,12 @@ def image_data(
                 rand_augment_magnitude=rand_augment_magnitude,
                 random_erasing=random_erasing,
                 interpolation=interpolation,
-                fill=tuple(round(255 * value) for value in mean),
-            )
+                fill=colours.fill,
+            ),
+            channels,
         ),
         load_evaluation=LoadImage(
-            evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation)
+            evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation), channels
         ),
         **reading,
     )

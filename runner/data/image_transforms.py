@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from runner.data.dataset import sides_of
 from runner.data.file_loader import Sample
 
 MAX_ASPECT_RATIO = 100
+MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
 # EXIF orientation -> the transpose that turns the pixels upright
 UPRIGHT_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,12 +30,36 @@ UPRIGHT_TRANSPOSE = {
 DAMAGED_EXIF = (struct.error, OSError, SyntaxError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError)
 
 
+class Normalizing(NamedTuple):
+    """Mean and standard deviation of the channels in [0, 1], and the mean as a colour of bytes."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: tuple[int, ...]
+
+
+def normalizing(channels: int, mean: Sequence[float], std: Sequence[float]) -> Normalizing:
+    """The statistics of `channels`: 3, or 1 for grey images, which get the average of those of three.
+
+    Raises ValueError unless there is one number in [0, 1] for each channel, and no deviation is 0.
+    """
+    if channels == 1 and len(mean) == len(std) == 3:
+        mean, std = [sum(mean) / 3], [sum(std) / 3]
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or not all(0 <= value <= 1 for value in values) or (key == "std" and 0 in values):
+            raise ValueError(
+                f"dataset.{key}={list(values)}: it must be {channels} number{'s' if channels > 1 else ''} of the range "
+                f"0 to 1{', none of them 0' if key == 'std' else ''}, as dataset.channels={channels}."
+            )
+    return Normalizing(tuple(mean), tuple(std), tuple(round(255 * value) for value in mean))
+
+
 class OddShape(ValueError):
     """The aspect ratio of an image is too large to resize it."""
 
 
-def read_rgb(path: str) -> Image.Image:
-    """Read an image file as RGB, turned upright by its EXIF orientation. Transparency is ignored.
+def read_image(path: str, channels: int = 3) -> Image.Image:
+    """Read an image file, grey or as RGB, turned upright by its EXIF orientation. Transparency is ignored.
 
     Raises PIL's errors, and those of `check_header`.
     """
@@ -40,7 +67,7 @@ def read_rgb(path: str) -> Image.Image:
         check_header(image)
         # a palette with transparency goes through RGBA: else PIL warns
         source = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-        return upright(source.convert("RGB"), image)
+        return upright(source.convert(MODES[channels]), image)
 
 
 def check_header(image: Image.Image) -> None:
@@ -72,24 +99,25 @@ class LoadImage:
     """Reads and transforms the image of a sample (path, class)."""
 
     transform: Callable[[Image.Image], Tensor]
+    channels: int = 3
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int]:
         path, target = sample
-        return self.transform(read_rgb(path)), target
+        return self.transform(read_image(path, self.channels)), target
 
 
 def train_transform(
     *,
-    image_size: int,
+    image_size: int | Sequence[int],
     scale_min: float,
     flip: bool,
     rand_augment_layers: int,
     rand_augment_magnitude: int,
     random_erasing: float,
     interpolation: str,
-    fill: tuple[int, int, int],
+    fill: tuple[int, ...],
 ) -> nn.Module:
-    """From a PIL image to a uint8 tensor (3, `image_size`, `image_size`).
+    """From a PIL image to a uint8 tensor (C, H, W) of `image_size`: (H, W), or one number for both.
 
     A resized crop of a share in [`scale_min`, 1] of the area and an aspect ratio in [3/4, 4/3] (arXiv 1409.4842);
     mirrored with probability 1/2; RandAugment (arXiv 1909.13719) of `rand_augment_layers` operations at a magnitude of
@@ -97,7 +125,7 @@ def train_transform(
     outside the image, get the mean colour `fill`, which is 0 after normalization.
     """
     mode = InterpolationMode(interpolation)
-    steps: list[nn.Module] = [v2.RandomResizedCrop(image_size, scale=(scale_min, 1.0), interpolation=mode)]
+    steps: list[nn.Module] = [v2.RandomResizedCrop(sides_of(image_size), scale=(scale_min, 1.0), interpolation=mode)]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
     if rand_augment_layers:
@@ -109,7 +137,28 @@ def train_transform(
     return v2.Compose(steps)
 
 
-def evaluation_transform(*, size: int, resize: int, interpolation: str) -> nn.Module:
-    """From a PIL image to a uint8 tensor (3, `size`, `size`): the shorter side to `resize`, then the centre."""
-    resized = v2.Resize(resize, interpolation=InterpolationMode(interpolation))
-    return v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
+def evaluation_transform(*, size: int | Sequence[int], resize: int, interpolation: str) -> nn.Module:
+    """From a PIL image to a uint8 tensor (C, H, W) of `size`: (H, W), or one number for both.
+
+    The image is resized to cover the crop enlarged so that its shorter side is `resize`, and its centre is cropped. For
+    a square crop that makes the shorter side `resize`.
+    """
+    mode, (height, width) = InterpolationMode(interpolation), sides_of(size)
+    resized = v2.Resize(resize, interpolation=mode)
+    if height != width:
+        scale = resize / min(height, width)
+        resized = ResizeToCover(round(height * scale), round(width * scale), mode)
+    return v2.Compose([resized, v2.CenterCrop((height, width)), v2.PILToTensor()])
+
+
+class ResizeToCover(nn.Module):
+    """Resizes a PIL image to the smallest size, in its own aspect ratio, that covers `height` x `width` pixels."""
+
+    def __init__(self, height: int, width: int, interpolation: InterpolationMode) -> None:
+        super().__init__()
+        self.height, self.width, self.interpolation = height, width, interpolation
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        scale = max(self.height / image.height, self.width / image.width)
+        size = [max(self.height, round(image.height * scale)), max(self.width, round(image.width * scale))]
+        return v2.functional.resize(image, size, interpolation=self.interpolation)

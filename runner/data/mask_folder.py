@@ -10,6 +10,7 @@ from runner.data.dataset import SEGMENTATION
 from runner.data.file_data import FileData, make_file_data
 from runner.data.file_finder import FileFinder
 from runner.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
+from runner.data.image_transforms import normalizing
 from runner.data.label_check import check_labels
 from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LAYOUT, SPLIT_FOLDERS, LoadScene, Scene, scene_splits
@@ -76,13 +77,14 @@ def scene_data(
     reduce_zero_label: bool = False,
     mask_values: tuple[int, ...] | None = None,
     class_names: tuple[str, ...] = (),
-    image_size: int = 512,
+    image_size: int | Sequence[int] = 512,
     test_size: int | None = 512,
     scale_min: float = 0.5,
     scale_max: float = 2.0,
     max_class_share: float = 0.75,
     flip: bool = True,
     photometric: bool = True,
+    channels: int = 3,
     **reading: Any,
 ) -> FileData:
     """A data set of the published training and test scenes, normalized with ImageNet's mean and standard deviation.
@@ -99,9 +101,10 @@ def scene_data(
         reduce_zero_label=reduce_zero_label,
         mask_values=mask_values,
     )
+    colours = normalizing(channels, IMAGENET_MEAN, IMAGENET_STD)
     augmented = TrainTransform(
         image_size=image_size,
-        fill=tuple(round(255 * mean) for mean in IMAGENET_MEAN),
+        fill=colours.fill,
         scale_min=scale_min,
         scale_max=scale_max,
         max_class_share=max_class_share,
@@ -124,11 +127,11 @@ def scene_data(
         root=root,
         task=SEGMENTATION,
         image_size=image_size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=colours.mean,
+        std=colours.std,
         check_masks=lambda splits, unreadable: check_labels(splits, labels, unreadable=unreadable, **checking),
-        load_train=LoadScene(transform=augmented, labels=labels),
-        load_evaluation=LoadScene(transform=EvaluationTransform(test_size=test_size), labels=labels),
+        load_train=LoadScene(transform=augmented, labels=labels, channels=channels),
+        load_evaluation=LoadScene(transform=EvaluationTransform(test_size=test_size), labels=labels, channels=channels),
         **reading,
     )
 

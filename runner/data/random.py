@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from runner.data.dataset import SPLITS
+from runner.data.dataset import SPLITS, sides_of
 from runner.data.splits import Split, TensorData
 
 
-def random(*, num_images: int = 512, image_size: int = 32, num_classes: int = 10) -> TensorData:
+def random(
+    *, num_images: int = 512, image_size: int | Sequence[int] = 32, channels: int = 3, num_classes: int = 10
+) -> TensorData:
     """`num_images` for training, and a quarter as many each for validation and test.
 
     The images are drawn on the device of the batches: the same in each call, but different on CPU and GPU.
     """
     held_out = max(num_images // 4, 1)
     sizes = (num_images, held_out, held_out)
-    splits = [RandomSplit(place, sizes, image_size, num_classes) for place in range(len(SPLITS))]
+    shape = (channels, *sides_of(image_size))
+    splits = [RandomSplit(place, sizes, shape, num_classes) for place in range(len(SPLITS))]
     return TensorData(
         name="random",
         num_classes=num_classes,
-        image_size=image_size,
+        image_size=image_size if isinstance(image_size, int) else tuple(image_size),
         **dict(zip(SPLITS, splits, strict=True)),
-        mean=torch.zeros(3),
-        std=torch.ones(3),
+        mean=torch.zeros(channels),
+        std=torch.ones(channels),
         validation_source="train",
     )
 
@@ -37,7 +41,7 @@ class RandomSplit:
 
     place: int
     sizes: tuple[int, ...]
-    image_size: int
+    shape: tuple[int, int, int]  # of an image
     num_classes: int
 
     def __len__(self) -> int:
@@ -45,7 +49,7 @@ class RandomSplit:
 
     def on(self, device: torch.device) -> Split:
         """The split, drawn on this device."""
-        return _splits(self.sizes, self.image_size, self.num_classes, device)[self.place]
+        return _splits(self.sizes, self.shape, self.num_classes, device)[self.place]
 
     @property
     def images(self) -> Tensor:
@@ -59,12 +63,12 @@ class RandomSplit:
 
 
 @lru_cache(maxsize=1)
-def _splits(sizes: tuple[int, ...], image_size: int, num_classes: int, device: torch.device) -> list[Split]:
+def _splits(sizes: tuple[int, ...], shape: tuple[int, int, int], num_classes: int, device: torch.device) -> list[Split]:
     """All splits, drawn in order from one generator."""
     generator = torch.Generator(device).manual_seed(0)
 
     def split(size: int) -> Split:
-        images = torch.randn(size, 3, image_size, image_size, generator=generator, device=device)
+        images = torch.randn(size, *shape, generator=generator, device=device)
         return Split(images, torch.randint(num_classes, (size,), generator=generator, device=device))
 
     return [split(size) for size in sizes]

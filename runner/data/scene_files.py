@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from runner.data.file_finder import FileEntry, FileFinder, Identity, check_disjoint
-from runner.data.image_transforms import read_rgb
+from runner.data.image_transforms import read_image
 from runner.data.mask_labels import MaskLabels, read_values
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -31,7 +31,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadScene:
-    """Reads a scene and transforms it: uint8 image (3, H, W) and uint8 mask (H, W) of class indices.
+    """Reads a scene and transforms it: uint8 image (`channels`, H, W) and uint8 mask (H, W) of class indices.
 
     Raises OSError or SyntaxError if a file cannot be read, ValueError if the sizes of image and mask differ, DataFault
     if a mask does not fit `labels`.
@@ -39,9 +39,10 @@ class LoadScene:
 
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     labels: MaskLabels
+    channels: int = 3
 
     def __call__(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        image = pil_to_tensor(read_rgb(scene.image))
+        image = pil_to_tensor(read_image(scene.image, self.channels))
         mask = self.labels.classes_of(read_values(scene.mask), scene.mask)
         if image.shape[1:] != mask.shape:
             height, width = mask.shape

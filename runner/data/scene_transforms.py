@@ -1,11 +1,12 @@
 """Transforms of a scene, image and mask together.
 
-Images are uint8 (3, H, W), masks uint8 (H, W) of class indices and `IGNORE_INDEX`. Random numbers come from torch's
+Images are uint8 (C, H, W), masks uint8 (H, W) of class indices and `IGNORE_INDEX`. Random numbers come from torch's
 global generator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,20 +15,20 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomPhotometricDistort
 from torchvision.transforms.v2 import functional as F
 
-from runner.data.dataset import IGNORE_INDEX
+from runner.data.dataset import IGNORE_INDEX, sides_of
 
 CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random scale, random crop of `image_size` pixels, random mirroring, photometric distortion, then padding.
+    """Random scale, random crop of `image_size`, random mirroring, photometric distortion, then padding.
 
-    A scene smaller than the crop is padded at the right and the bottom: the image with the colour `fill` (bytes), the
-    mask with `IGNORE_INDEX`.
+    `image_size` is one number of pixels, or (height, width). A scene smaller than the crop is padded at the right and
+    the bottom: the image with the colour `fill` (bytes), the mask with `IGNORE_INDEX`.
     """
 
-    image_size: int
+    image_size: int | Sequence[int]
     fill: tuple[int, ...]
     scale_min: float = 0.5
     scale_max: float = 2.0
@@ -81,13 +82,15 @@ def random_scale(image: Tensor, mask: Tensor, scale_min: float, scale_max: float
     return F.resize(image, size), mask
 
 
-def random_crop(image: Tensor, mask: Tensor, size: int, max_class_share: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Crop a random window of `size` x `size` pixels, or of the whole side if the scene is smaller.
+def random_crop(
+    image: Tensor, mask: Tensor, size: int | Sequence[int], max_class_share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Crop a random window of `size`, one number or (height, width), or of the whole side if the scene is smaller.
 
     Draws up to `CROP_ATTEMPTS` windows until one has labelled pixels, at most `max_class_share` of them of one class.
     Takes the last one otherwise, and the first one for a share of 1.
     """
-    height, width = (min(size, side) for side in mask.shape)
+    height, width = map(min, sides_of(size), mask.shape)
     for _ in range(CROP_ATTEMPTS):
         top = int(torch.randint(mask.shape[0] - height + 1, ()))
         left = int(torch.randint(mask.shape[1] - width + 1, ()))
@@ -100,10 +103,10 @@ def random_crop(image: Tensor, mask: Tensor, size: int, max_class_share: float =
     return image[:, top : top + height, left : left + width], window
 
 
-def pad(image: Tensor, mask: Tensor, size: int, fill: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Pad a scene at the right and bottom to `size` x `size` pixels, the mask with `IGNORE_INDEX`."""
+def pad(image: Tensor, mask: Tensor, size: int | Sequence[int], fill: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Pad a scene at the right and bottom to `size`, one number or (height, width), the mask with `IGNORE_INDEX`."""
     height, width = mask.shape
-    border = [0, 0, size - width, size - height]
+    border = [0, 0, sides_of(size)[1] - width, sides_of(size)[0] - height]
     return F.pad(image, border, fill=list(fill)), F.pad(mask.unsqueeze(0), border, fill=IGNORE_INDEX).squeeze(0)
 
 

@@ -28,6 +28,10 @@ class Split:
         """The images of `indices`."""
         return Split(self.images[indices], self.targets[indices])
 
+    def with_channels(self, channels: int) -> Split:
+        """Grey images as so many equal channels."""
+        return Split(self.images.expand(-1, channels, -1, -1).contiguous(), self.targets)
+
     def on(self, device: torch.device) -> Split:
         """The split on this device."""
         return Split(self.images.to(device), self.targets.to(device))
@@ -59,28 +63,31 @@ def make_data(
     test: Split,
     *,
     num_classes: int,
-    validation: float | str = 0.1,
+    validation: float | str | Split = 0.1,
     check_duplicates: bool | None = None,
     **about: object,
 ) -> TensorData:
     """Make a data set of the published splits, normalized by the mean and standard deviation of its training images.
 
     `validation` is the share of the training set that becomes the validation split, always the same samples,
-    stratified by class (masks are not); or "test": the test split stands in for it. See `duplicate_images` for
-    `check_duplicates`; `about` are further fields of `TensorData`.
+    stratified by class (masks are not); or that split itself; or "test": the test split stands in for it. See
+    `duplicate_images` for `check_duplicates`; `about` are further fields of `TensorData`.
     """
-    if validation == "test":
+    if isinstance(validation, Split):
+        held_out, source = validation, "train"
+    elif validation == "test":
         held_out, source = test, "test"
     else:
         classes = train.targets if train.targets.ndim == 1 else torch.zeros(len(train), dtype=torch.int64)
         left, chosen = set_apart(classes, float(validation))
         held_out, train, source = train.part(chosen), train.part(left), "train"
     splits = own_splits(train.images, held_out.images, test.images, source)
+    height, width = train.images.shape[2:]
     mean, std = channel_statistics(train.images)
     return TensorData(
         name=name,
         num_classes=num_classes,
-        image_size=train.images.shape[-1],
+        image_size=height if height == width else (height, width),
         train=train,
         validation=held_out,
         test=test,

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from runner.config.options import TARGET, model_label
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data
+from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data, size_text
 from runner.experiment.dry_run import watched
 from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
-from runner.experiment.targets import Builder, builder_of, figure_of, without
+from runner.experiment.targets import Builder, builder_of, figure_of, takes_argument, without
 from runner.layers.stem import stem_for
 from runner.methods.method import Method
 from runner.models.initialization import initialize
@@ -43,13 +43,24 @@ def choose_stem(config: Settings, data: Data) -> Settings:
     """The settings with the stem that suits the images in the place of `model.stem=auto`."""
     if config.model.get("stem") != "auto":
         return config
-    return config.changed({"model.stem": stem_for(data.image_size)})
+    return config.changed({"model.stem": stem_for(min(data.image_shape[1:]))})
 
 
-def build_model(node: Settings, *, num_classes: int) -> nn.Module:
-    """The model before any method is applied, without the weights of `model.pretrained`."""
+def build_model(node: Settings, *, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The model before any method is applied, without the weights of `model.pretrained`.
+
+    What builds it is given `in_channels` only if that is not 3: a model that knows nothing else need not take it.
+    """
     settings = without(node, "name", "initialization", "initialized_layers", "pretrained", "methods_on")
-    model = builder_of("model", node)(num_classes=num_classes, **settings)
+    build = builder_of("model", node)
+    if in_channels != 3:
+        if not takes_argument(build, "in_channels"):
+            raise SettingError(
+                f"model={node.name}: it takes images of 3 channels only, since what builds it has no argument "
+                f"in_channels, and the images have {in_channels}. Choose another model, or dataset.channels=3."
+            )
+        settings["in_channels"] = in_channels
+    model = build(num_classes=num_classes, **settings)
     initialize(model, node.get("initialization", "default"), layers=node.get("initialized_layers", "conv"))
     return model
 
@@ -101,7 +112,8 @@ def build_changed_model(config: Settings, *, num_classes: int, example_input: Te
     it is checked that they fit, and nothing is copied. Raises ValueError where model, methods, weights and input do
     not fit.
     """
-    model, methods = build_model(config.model, num_classes=num_classes), build_methods(config)
+    model = build_model(config.model, num_classes=num_classes, in_channels=example_input.shape[1])
+    methods = build_methods(config)
     load = check_weights if example_input.is_meta else load_weights
     source = config.model.get("pretrained") if pretrained else None
     with torch.device("cpu"):
@@ -151,7 +163,7 @@ def build_meta(
     except (RuntimeError, AssertionError) as error:  # layers of torch, asserts of models from elsewhere
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SettingError(
-            f"model={model_label(config.model)}: it does not take images of {example_input.shape[-1]} pixels "
+            f"model={model_label(config.model)}: it does not take images of {size_text(example_input.shape[2:])} pixels "
             f"({reason})."
         ) from None
     _check_output(config.model, output, example_input, num_classes, task)

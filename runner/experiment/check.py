@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,9 @@ from torch import nn
 
 from runner.config.extensions import extensions_folder, use_folder
 from runner.config.settings import Settings
-from runner.config.text import SettingError
+from runner.config.text import SettingError, to_override
 from runner.config.validation import method_nodes
-from runner.data.dataset import Data, check_batch_size
+from runner.data.dataset import Data, check_batch_size, sides_of, size_text
 from runner.experiment import builders
 from runner.experiment.memory import FLOAT, check_memory, of_parameters
 from runner.experiment.methods import build_methods
@@ -23,8 +24,8 @@ from runner.probes.layers import pick
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 
-# bytes of a pixel, at the least, of the data sets that lie in memory and come in any size; 3 channels
-BYTES_OF_A_PIXEL = {"random": 3 * 4, "digits": 3 * 8}
+# bytes of a channel of a pixel, at the least, of the data sets that lie in memory and come in any size
+BYTES_OF_A_CHANNEL = {"random": 4, "digits": 8}
 NUM_DIGITS = 1797
 BUILT_BY = ("num_devices", "global_batch_size", "accumulation_steps", "sync_batchnorm")  # settings of train.*
 
@@ -121,13 +122,14 @@ def _check_num_devices(number: int, device: torch.device) -> None:
 
 def _check_images(dataset: Settings) -> None:
     """Raise a SettingError if a data set that lies in memory is too large for it."""
-    if dataset.name not in BYTES_OF_A_PIXEL:
+    if dataset.name not in BYTES_OF_A_CHANNEL:
         return
     number = 3 * dataset.num_images // 2 if "num_images" in dataset else NUM_DIGITS
-    setting = f"dataset.image_size={dataset.image_size}"
+    setting = f"dataset.image_size={to_override(dataset.image_size)}"
     if "num_images" in dataset:
         setting = f"dataset.num_images={dataset.num_images} with {setting}"
-    needed = number * BYTES_OF_A_PIXEL[dataset.name] * dataset.image_size**2
+    height, width = sides_of(dataset.image_size)
+    needed = number * dataset.channels * BYTES_OF_A_CHANNEL[dataset.name] * height * width
     check_memory(setting, needed, torch.device("cpu"), "Choose fewer or smaller images.")
 
 
@@ -141,11 +143,11 @@ def _check_step(config: Settings, data: Data, built: builders.Built, kept: int, 
         size += f" with model.width={config.model.width:g}"
     check_memory(f"{size} and {data.num_classes} classes", weights, device, "Choose a smaller model.")
     batch = train.global_batch_size // train.num_devices
-    image = FLOAT * len(data.mean) * data.image_size**2
+    image = FLOAT * math.prod(data.image_shape)
     activations = (2 if precision.name in ("bf16", "fp16") else FLOAT) * kept
     needed = weights + batch * image + batch // train.accumulation_steps * activations
     check_memory(
-        f"train.global_batch_size={train.global_batch_size} of {data.image_size}x{data.image_size} pixels",
+        f"train.global_batch_size={train.global_batch_size} of {size_text(data.image_shape[1:])} pixels",
         needed,
         device,
         "Choose fewer images, smaller ones, or more train.accumulation_steps.",

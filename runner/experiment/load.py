@@ -12,6 +12,7 @@ from runner.config.extensions import use_folder
 from runner.config.settings import Settings
 from runner.config.stored import validate_stored
 from runner.config.trust import Allowed
+from runner.data.dataset import sides_of
 from runner.experiment import builders
 from runner.experiment.resume import check_fit, check_settings, check_state, older_settings
 from runner.files.readers import is_there
@@ -64,6 +65,6 @@ def _build(config: Settings, about: Mapping) -> builders.Built:
         return builders.build_changed_model(
             config,
             num_classes=about["num_classes"],
-            example_input=torch.zeros(2, 3, about["image_size"], about["image_size"]),
+            example_input=torch.zeros(2, len(about["mean"]), *sides_of(about["image_size"])),
             pretrained=False,
         )

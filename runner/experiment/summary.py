@@ -10,7 +10,7 @@ import torch
 from runner.config.options import model_label
 from runner.config.text import to_override
 from runner.config.validation import method_nodes
-from runner.data.dataset import Data
+from runner.data.dataset import Data, size_text
 from runner.data.image_check import unseen_text
 from runner.experiment.check import Checked
 from runner.optim.optimizers import scaled_lr
@@ -56,7 +56,7 @@ def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Row
         (
             "data",
             f"{data.name}: {len(data.train):,} training, {held_out}, {len(data.test):,} test images of "
-            f"{data.image_size}x{data.image_size}, {data.num_classes} classes",
+            f"{size_text(data.image_shape[1:])}, {data.num_classes} classes",
         ),
         (
             "training",

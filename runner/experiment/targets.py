@@ -47,6 +47,12 @@ def without(node: Settings, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in node.plain().items() if key not in (TARGET, *keys)}
 
 
+def takes_argument(build: Builder, name: str) -> bool:
+    """Whether a class or function can be called with an argument of that name."""
+    parameters = inspect.signature(build).parameters
+    return name in parameters or any(each.kind == each.VAR_KEYWORD for each in parameters.values())
+
+
 @lru_cache  # so that what is built once of a builder and its settings can be kept
 def _checked(build: Builder, prefix: str, target: str) -> Builder:
     @wraps(build)

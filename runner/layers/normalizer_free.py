@@ -145,7 +145,7 @@ class NormalizerFreeNet(nn.Module):
     """`stem`, the four stages `layer1` to `layer4`, and the head.
 
     Head: `final_conv` if there is one, the activation, the mean over positions, dropout, and `fc` from `out_channels`
-    to `num_classes` with weights from N(0, 0.01^2) and a bias of 0. Images (N, 3, H, W) to logits (N, num_classes).
+    to `num_classes` with weights from N(0, 0.01^2) and a bias of 0. Images (N, C, H, W) to logits (N, num_classes).
     """
 
     def __init__(

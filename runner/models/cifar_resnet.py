@@ -38,12 +38,17 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks_per_stage: int, num_classes: int = 10, shortcut: str = "zero_pad", zero_init_residual: bool = False
+        self,
+        blocks_per_stage: int,
+        num_classes: int = 10,
+        shortcut: str = "zero_pad",
+        zero_init_residual: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         check("model", shortcut=shortcut)
         channels = 16
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         for stage, width in enumerate((16, 32, 64), start=1):

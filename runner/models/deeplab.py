@@ -107,7 +107,7 @@ class DeepLabHead(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabv3+: images (N, 3, H, W) of any size to logits (N, num_classes, H, W).
+    """DeepLabv3+: images (N, C, H, W) of any size to logits (N, num_classes, H, W).
 
     `backbone` is a `DilatedResNet` of the model that `build`, a function of torchvision, makes; `head` is a
     `DeepLabHead`.
@@ -127,10 +127,14 @@ class DeepLabV3Plus(nn.Module):
         head_channels: int = 512,
         dropout: float = 0.1,
         zero_init_residual: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         check("model", output_stride=output_stride, head_channels=head_channels, dropout=dropout)
         self.backbone = DilatedResNet(build(zero_init_residual=zero_init_residual), output_stride)
+        if in_channels != 3:
+            self.backbone.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.head = DeepLabHead(
             *self.backbone.channels,
             num_classes,

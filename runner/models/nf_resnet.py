@@ -61,7 +61,7 @@ class NFResNet(NormalizerFreeNet):
     `depths`: the numbers of blocks in the four stages. `stem`: a name in `runner.layers.stem.STEMS`. `alpha`: growth of
     the standard deviation per block. `activation`: a key of `runner.layers.normalizer_free.GAMMAS`. `se`:
     squeeze-and-excitation in each block. `dropout`: rate before the classifier. `width` multiplies all numbers of
-    channels. Raises ValueError for a setting outside its range.
+    channels but `in_channels`, that of the images. Raises ValueError for a setting outside its range.
     """
 
     def __init__(
@@ -74,12 +74,13 @@ class NFResNet(NormalizerFreeNet):
         se: bool = False,
         dropout: float = 0.0,
         width: float = 1.0,
+        in_channels: int = 3,
     ) -> None:
         check("model", alpha=alpha, activation=activation, width=width)
         chosen = stem_named(stem)
         stem_width, *widths = (int(channels * width) for channels in (STEM_WIDTH, *WIDTHS))
         layers = nn.Sequential()
-        layers.conv = ScaledStdConv2d(3, stem_width, chosen.kernel_size, stride=chosen.stride, padding="same")
+        layers.conv = ScaledStdConv2d(in_channels, stem_width, chosen.kernel_size, stride=chosen.stride, padding="same")
         if chosen.pool:
             layers.pool = MaxPool2dSame(kernel_size=3, stride=2)
         block = partial(NFResBlock, activation=activation, se=se)

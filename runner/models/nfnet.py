@@ -102,13 +102,14 @@ class NFNet(NormalizerFreeNet):
         alpha: float = 0.2,
         activation: str = "gelu",
         dropout: float | None = None,
+        in_channels: int = 3,
     ) -> None:
         variant = VARIANTS[size]
         dropout = variant.dropout if dropout is None else dropout
         check("model", alpha=alpha, activation=activation, dropout=dropout)
         scaled_activation = ScaledActivation(activation)
         stem = nn.Sequential()
-        channels = 3
+        channels = in_channels
         for index, (width, stride) in enumerate(((16, 2), (32, 1), (64, 1), (128, 2))):
             if index > 0:
                 stem.add_module(f"activation{index - 1}", scaled_activation)

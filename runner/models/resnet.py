@@ -32,6 +32,7 @@ def _resnet(
     stem: str = "imagenet",
     zero_init_residual: bool = False,
     width: float = 1.0,
+    in_channels: int = 3,
 ) -> ResNet:
     check("model", width=width)
     chosen = stem_named(stem)
@@ -39,10 +40,11 @@ def _resnet(
         model = ResNet(block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
     else:
         model = ScaledResNet(width, block, depths, num_classes=num_classes, zero_init_residual=zero_init_residual)
-    if stem != "imagenet":
+    if stem != "imagenet" or in_channels != 3:
         size, channels = chosen.kernel_size, model.conv1.out_channels
-        model.conv1 = nn.Conv2d(3, channels, size, stride=chosen.stride, padding=size // 2, bias=False)
+        model.conv1 = nn.Conv2d(in_channels, channels, size, stride=chosen.stride, padding=size // 2, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if not chosen.pool:
         model.maxpool = nn.Identity()
     return model
 
@@ -51,8 +53,9 @@ def resnet18(num_classes: int = 1000, **settings) -> ResNet:
     """ResNet-18: torchvision's model and state-dict keys.
 
     `stem`: a name in `runner.layers.stem.STEMS`; "imagenet", the default, is torchvision's. `zero_init_residual` starts
-    the last batch norm of each branch at weight 0. `width` multiplies all numbers of channels. Convolutions are drawn
-    from N(0, 2 / fan-out), whatever the stem. Raises ValueError for a setting outside its range.
+    the last batch norm of each branch at weight 0. `width` multiplies all numbers of channels but that of the images,
+    `in_channels`. Convolutions are drawn from N(0, 2 / fan-out), whatever the stem. Raises ValueError for a setting
+    outside its range.
     """
     return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, **settings)
 

@@ -39,13 +39,15 @@ def check_weights(content: object) -> None:
     for key in ("wandb_id", "optimizer"):
         _require(isinstance(about.get(key), str), f"about.{key} is no text")
     _require(isinstance(about.get("record"), str | None), "its record is no text")
-    for key in ("num_classes", "image_size"):
-        _require(_is_count(about.get(key)) and about[key] > 0, f"about.{key} is no number of 1 or more")
-    limits.check("dataset", image_size=max(about["image_size"], 8), num_classes=max(about["num_classes"], 2))
+    sides = about["image_size"] if isinstance(about.get("image_size"), tuple) else (about.get("image_size"),) * 2
+    for key, values in (("num_classes", [about.get("num_classes")]), ("image_size", sides)):
+        _require(all(_is_count(value) and value > 0 for value in values), f"about.{key} is no number of 1 or more")
+    _require(len(sides) == 2, "about.image_size is no number, nor a height and a width")
+    limits.check("dataset", image_size=max(*sides, 8), num_classes=max(about["num_classes"], 2))
     for key in ("mean", "std"):
         values = about.get(key)
         is_list = isinstance(values, list) and all(isinstance(value, float) for value in values)
-        _require(is_list and len(values) in (1, 3), f"about.{key} is no list of a number a channel")
+        _require(is_list and 0 < len(values) <= 2**16, f"about.{key} is no list of a number a channel")
     if "ema" in content:
         average = _part(content, "ema", dict)
         _require(_is_count(average.get("updates")), "ema.updates is no count")

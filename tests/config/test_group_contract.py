@@ -31,7 +31,8 @@ GIVEN = {  # what the runner itself acts on
     "dataset": {"name"},
     "probe": {"num_batches"},
 }
-IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", "cifar10", "cifar100", "fashion_mnist")
+DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist", "fashion_scenes")
+IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", *DOWNLOADED)
 SMALL = ("resnet18", "resnet20", "nf_resnet26", "deeplabv3plus_resnet18", "mynet")
 
 each_option = pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -155,6 +156,25 @@ def test_a_model_is_built(folders, name):
 
 
 @pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in of("model")]
+)
+def test_a_models_first_layer_takes_the_channels_of_the_images(folders, name):
+    """Or what builds it says that it takes three: as a model from outside, which knows no others."""
+    with torch.device("meta"):
+        settings = settings_of(folders, "model", name)
+        stem = {"stem": "small"} if "stem" in settings else {}
+        settings = settings_of(folders, "model", name, **stem)
+        if name == "mynet":
+            with pytest.raises(SettingError, match=r"^model=mynet: it takes images of 3 channels only.* have 5\."):
+                builders.build_model(settings, num_classes=3, in_channels=5)
+            return
+        model = builders.build_model(settings, num_classes=3, in_channels=5).eval()
+        assert model(torch.empty(2, 5, 64, 64)).shape[:2] == (2, 3)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert first.in_channels == 5
+
+
+@pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow if name in ("cluttered_digits", "digit_scenes") else ())
@@ -164,7 +184,7 @@ def test_a_model_is_built(folders, name):
 def test_a_data_set_is_built_or_says_what_is_missing(folders, name, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "PACKAGE_FOLDER", Path("nowhere"))
     root = {"root": str(folders[1] / "nowhere")} if name in IN_FILES else {}
-    root |= {"download": False} if name.startswith(("cifar", "fashion")) else {}
+    root |= {"download": False} if name in DOWNLOADED else {}
     settings = settings_of(folders, "dataset", name, **root)
     if name in IN_FILES:
         with pytest.raises(SettingError, match=r"dataset\.root=|nowhere"):
@@ -173,7 +193,7 @@ def test_a_data_set_is_built_or_says_what_is_missing(folders, name, monkeypatch)
     data = builders.build_data(settings)
     assert data.name == name
     images, _ = next(iter(data.train_batches(batch_size=4, seed=0, device=torch.device("cpu")).epoch(0)))
-    assert images.shape == (4, 3, data.image_size, data.image_size)
+    assert images.shape == (4, *data.image_shape)
 
 
 @pytest.mark.parametrize("name", of("optimizer"))

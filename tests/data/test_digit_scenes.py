@@ -8,16 +8,18 @@ import pytest
 import torch
 from scipy import ndimage
 
-from runner.data import digit_scenes as module
+from runner.data import digit_scenes, object_scenes
 from runner.data.dataset import SEGMENTATION
-from runner.data.digit_scenes import digit_scenes
+from runner.data.digit_scenes import SIDES, STROKE_THRESHOLD
 from runner.data.digits import source_splits
 from runner.data.splits import Split
+
+HOW = {"threshold": STROKE_THRESHOLD, "sides": SIDES}
 
 
 @pytest.fixture(scope="module")
 def data():
-    return digit_scenes()
+    return digit_scenes.digit_scenes()
 
 
 def draw_instead(monkeypatch, fixed):
@@ -28,7 +30,7 @@ def draw_instead(monkeypatch, fixed):
             (shape,) if isinstance(shape, int) else shape, fixed.get((low, high), 0.0), dtype=torch.float64
         )
 
-    monkeypatch.setattr(module, "_uniform", value)
+    monkeypatch.setattr(object_scenes, "_uniform", value)
 
 
 def test_sizes_and_classes(data):
@@ -54,12 +56,12 @@ def test_it_is_the_same_everywhere(data):
 def test_the_digits_of_the_test_scenes_are_in_no_training_scene(monkeypatch):
     sources = []
 
-    def empty_scenes(source, number, generator):
+    def empty_scenes(source, number, **_):
         sources.append(source)
         return Split(torch.zeros(20, 3, 64, 64, dtype=torch.uint8), torch.zeros(20, 64, 64, dtype=torch.uint8))
 
-    monkeypatch.setattr(module, "_scenes", empty_scenes)
-    digit_scenes()
+    monkeypatch.setattr(digit_scenes, "draw_scenes", empty_scenes)
+    digit_scenes.digit_scenes()
     assert [len(source) for source in sources] == [1_438, 359]
     train, test = ({image.numpy().tobytes() for image in source.images} for source in sources)
     assert not train & test
@@ -69,10 +71,11 @@ def test_a_scene_holds_two_to_four_digits_of_the_source_it_is_given():
     """Of a source of one image of a seven, seven is the only class; every quarter has at most one digit."""
     source, _ = source_splits()
     seven = (source.targets == 7).nonzero()[0]
-    scenes = module._scenes(Split(source.images[seven], source.targets[seven]), 120, torch.Generator().manual_seed(1))
+    seven = Split(source.images[seven], source.targets[seven])
+    scenes = object_scenes.draw_scenes(seven, 120, torch.Generator().manual_seed(1), **HOW)
     assert scenes.targets.unique().tolist() == [0, 8]
     sizes = (scenes.targets == 8).sum((1, 2)).double()
-    one = _pixels_of_one_digit(source.images[seven])
+    one = _pixels_of_one_digit(seven.images)
     assert sizes.min() > 1.2 * one[0]
     assert sizes.max() < 4 * one[1]
     quarters = (scenes.targets == 8).unflatten(1, (2, 32)).unflatten(3, (2, 32)).sum((2, 4))
@@ -82,7 +85,7 @@ def test_a_scene_holds_two_to_four_digits_of_the_source_it_is_given():
 def _pixels_of_one_digit(image):
     """The pixels of a digit at the smallest and the largest side that is drawn."""
     grey = ndimage.zoom(image[0, 0].double().numpy(), 8, order=1)
-    share = (grey > module.STROKE_THRESHOLD).mean()
+    share = (grey > STROKE_THRESHOLD).mean()
     return share * 26**2, share * 38**2
 
 
@@ -91,8 +94,8 @@ def test_a_mask_is_where_the_digit_is_painted(monkeypatch):
     fixed = {(0.15, 0.45): 0.3, (0.55, 1): 0.8, (5, 16): 8.0, (26, 38): 32.0}
     draw_instead(monkeypatch, fixed)
     source, _ = source_splits()
-    digits = source.images[:1].double()
-    images, masks = module._chunk(digits, source.targets[:1] + 1, 8, torch.Generator().manual_seed(0))
+    digit = Split(source.images[:1], source.targets[:1] + 1)
+    images, masks = object_scenes._chunk(digit, 8, torch.Generator().manual_seed(0), **HOW)
     ground, ink = 0.3, 0.8
     opacity = (images.double().mean(1) / 255 - ground) / (ink - ground)
     # a byte's rounding is a share of 1 / 255 / (ink - ground) of the way between the two
@@ -110,7 +113,7 @@ def test_a_digit_is_placed_where_its_affine_map_says(monkeypatch, quarter):
     draw_instead(monkeypatch, fixed)
     source, _ = source_splits()
     digit = source.images[:1].double()
-    placed = module._placed(digit, torch.tensor([quarter]), torch.Generator())[0, 0]
+    placed = object_scenes._placed(digit, torch.tensor([quarter]), SIDES, torch.Generator())[0, 0]
     row, column = 32 * (quarter // 2), 32 * (quarter % 2)
     found = placed[row : row + 32, column : column + 32]
     enlarged = torch.nn.functional.interpolate(digit, size=32, mode="bicubic", align_corners=False)[0, 0]
@@ -128,11 +131,12 @@ def test_later_digits_cover_earlier_ones(monkeypatch):
     whole = torch.ones(1, 1, 64, 64)
     left = (torch.arange(64) < 32).expand_as(whole)
     drawn = iter([whole, left, whole, whole])
-    monkeypatch.setattr(module, "_placed", lambda *_: next(drawn).double())
+    monkeypatch.setattr(object_scenes, "_placed", lambda *_: next(drawn).double())
     labels = iter([3, 5, 7, 9])
     monkeypatch.setattr(
-        module.torch, "randint", lambda *args, **_: torch.tensor([next(labels)]) if args[0] == 10 else torch.tensor([2])
+        torch, "randint", lambda *args, **_: torch.tensor([next(labels)]) if args[0] == 10 else torch.tensor([2])
     )
-    _, masks = module._chunk(torch.zeros(10, 1, 8, 8), torch.arange(10), 1, torch.Generator().manual_seed(0))
+    digits = Split(torch.zeros(10, 1, 8, 8), torch.arange(10))
+    _, masks = object_scenes._chunk(digits, 1, torch.Generator().manual_seed(0), **HOW)
     assert (masks[0, :, :32] == 5).all()
     assert (masks[0, :, 32:] == 3).all()

@@ -43,7 +43,7 @@ def test_the_files_are_read_wherever_they_may_lie_as_torchvision_reads_them(plac
     root = tmp_path / "data"
     folder = {"root": root, "below": root / "FashionMNIST/raw", "package": tmp_path / "package"}[place]
     write_files(folder, compressed=compressed)
-    data = fashion_mnist(root=str(root), download=False, validation=0.5)
+    data = fashion_mnist(root=str(root), download=False, validation=0.5, channels=3)
     write_files(tmp_path / "reference/FashionMNIST/raw")
     expected = FashionMNIST(str(tmp_path / "reference"), train=False)
     assert torch.equal(data.test.images, expected.data.unsqueeze(1).expand(-1, 3, -1, -1))
@@ -106,7 +106,8 @@ def test_another_image_size_is_refused():
 def test_it_trains_from_the_command_line(runner, tmp_path):
     write_files(tmp_path / "data")
     outcome = runner(
-        "dataset=fashion_mnist", "model=resnet20", "dataset.validation=0.5", "dataset.random_erasing=0.5",
+        "dataset=fashion_mnist", "model=resnet20", "dataset.validation=0.5",
+        "dataset.random_erasing=0.5",
         "train.global_batch_size=8", "train.max_steps=2", "train.device=cpu", "wandb.mode=disabled",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -100,8 +100,8 @@ def test_of_many_files_some_of_each_class_are_looked_at(root, monkeypatch):
 
 def test_an_image_of_each_class_is_read_whole_once(root, monkeypatch):
     read = []
-    whole = image_check.read_rgb
-    monkeypatch.setattr(image_check, "read_rgb", lambda path: read.append(path) or whole(path))
+    whole = image_check.read_image
+    monkeypatch.setattr(image_check, "read_image", lambda path: read.append(path) or whole(path))
     monkeypatch.setattr(file_cache, "MIN_NEW_RESULTS", 1)
     data_of(root)
     assert len(read) == 9  # of three splits

@@ -12,7 +12,7 @@ from runner.config.limits import LIMITS
 from runner.config.text import SettingError
 from runner.data import image_folder as module
 from runner.data.image_folder import image_folder, imagenet, train_transform
-from runner.data.image_transforms import read_rgb
+from runner.data.image_transforms import read_image
 from runner.experiment.builders import build_data
 
 CPU = torch.device("cpu")
@@ -168,14 +168,14 @@ def test_rand_augment_changes_more_the_stronger_it_is_and_fills_with_the_mean_co
 def test_every_mode_is_read_as_rgb(tmp_path, mode):
     file = tmp_path / f"image.{'jpg' if mode in ('L', 'CMYK') else 'png'}"
     picture(0, mode).save(file)
-    image = read_rgb(str(file))
+    image = read_image(str(file))
     assert (image.mode, image.size) == ("RGB", (40, 30))
     assert np.abs(np.asarray(image, float) - np.asarray(picture(0, mode).convert("RGB"), float)).mean() < 8
 
 
 def test_transparent_palettes_are_read_without_a_warning(tmp_path):
     picture(0, "P").save(tmp_path / "image.png", transparency=bytes(range(256)))
-    assert np.array_equal(read_rgb(str(tmp_path / "image.png")), picture(0, "P").convert("RGB"))
+    assert np.array_equal(read_image(str(tmp_path / "image.png")), picture(0, "P").convert("RGB"))
 
 
 def damage(root):
@@ -305,8 +305,8 @@ def test_other_folders_are_not_taken_for_imagenet(root):
     [
         ({"test_resize": 23}, r"dataset\.test_resize=23: smaller than the crop of it, dataset\.test_size=24"),
         ({"scale_min": 1.5}, r"dataset\.scale_min=1\.5: it is a share of the image's area, at most 1"),
-        ({"mean": (0.5,)}, r"dataset\.mean=\[0\.5\]: it must be three numbers"),
-        ({"mean": (124, 116, 104)}, r"dataset\.mean=\[124, 116, 104\]: it must be three numbers of the range 0 to 1"),
+        ({"mean": (0.5,)}, r"dataset\.mean=\[0\.5\]: it must be 3 numbers"),
+        ({"mean": (124, 116, 104)}, r"dataset\.mean=\[124, 116, 104\]: it must be 3 numbers of the range 0 to 1"),
         ({"std": (0.2, 0.2, 0.0)}, r"dataset\.std=\[0\.2, 0\.2, 0\.0\]: .* none of them 0"),
         ({"validation": 0.01}, r"dataset\.validation=0\.01: that share .* is none"),
     ],
@@ -321,3 +321,43 @@ def test_every_interpolation_of_the_table_can_be_chosen(interpolation):
     image = picture(0)
     assert transform(image, interpolation=interpolation, rand_augment_layers=2).shape == (3, 24, 24)
     assert module.evaluation_transform(size=24, resize=30, interpolation=interpolation)(image).shape == (3, 24, 24)
+
+
+def test_grey_images_have_one_channel_and_the_average_statistics(root):
+    data = data_of(root, channels=1)
+    images, _ = drawn(data)
+    assert images.shape[1:] == (1, 24, 24)
+    torch.testing.assert_close(data.mean, torch.tensor([(0.485 + 0.456 + 0.406) / 3]))
+    torch.testing.assert_close(data.std, torch.tensor([(0.229 + 0.224 + 0.225) / 3]))
+    path, target = data.test[4]
+    image, same_target = data.load_evaluation((path, target))
+    expected = module.evaluation_transform(size=24, resize=32, interpolation="bilinear")(Image.open(path).convert("L"))
+    assert target == same_target
+    assert torch.equal(image, expected)
+    augmented = data_of(root, channels=1, mean=[0.4], std=[0.3], **AUGMENTED)
+    assert drawn(augmented)[0].shape[1:] == (1, 24, 24)
+
+
+def test_crops_need_not_be_square(root):
+    data = data_of(root, image_size=[16, 40], test_size=(16, 32), test_resize=20)
+    images, _ = drawn(data)
+    assert images.shape[1:] == data.image_shape == data.example_input().shape[1:] == (3, 16, 40)
+    (images, _), *_ = data.evaluation_batches("test", batch_size=3, device=CPU)
+    assert images.shape == (3, 3, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"), [((100, 50), (50, 25)), ((40, 40), (50, 50)), ((20, 60), (50, 150)), ((100, 25), (100, 25))]
+)
+def test_an_evaluation_covers_a_crop_that_is_not_square(size, resized):
+    """Of 16x32 pixels and a test_resize of 25: an image (width, height) is resized to cover 25x50, not more."""
+    image = picture(1, size=size)
+    found = module.evaluation_transform(size=(16, 32), resize=25, interpolation="bilinear")(image)
+    pixels = reference.pil_to_tensor(image.resize(resized, Image.Resampling.BILINEAR))
+    assert torch.equal(found, reference.center_crop(pixels, [16, 32]))
+
+
+def test_a_square_crop_is_resized_as_torchvision_does():
+    image = picture(1, size=(61, 47))
+    found = module.evaluation_transform(size=24, resize=30, interpolation="bilinear")(image)
+    assert torch.equal(found, reference.pil_to_tensor(reference.center_crop(reference.resize(image, 30), [24, 24])))

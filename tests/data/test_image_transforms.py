@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from runner.data.image_folder import image_folder
-from runner.data.image_transforms import OddShape, read_rgb
+from runner.data.image_transforms import OddShape, read_image
 from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LoadScene, Scene
 from runner.data.scene_transforms import EvaluationTransform
@@ -43,7 +43,7 @@ def save(path, pixels, orientation, **options):
 def test_a_photo_is_read_as_it_is_to_be_seen(tmp_path, ending, orientation):
     path = tmp_path / f"photo.{ending}"
     save(path, STORED[orientation](SEEN), orientation, **OPTIONS[ending])
-    image = read_rgb(str(path))
+    image = read_image(str(path))
     assert image.mode == "RGB"
     assert np.abs(np.asarray(image, int) - SEEN).max() <= (4 if ending == "jpg" else 0)
     with Image.open(path) as file:
@@ -57,13 +57,13 @@ def test_grey_and_palette_photos_are_turned_too(tmp_path):
         exif = Image.Exif()
         exif[ORIENTATION] = 6
         whole.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-        assert np.abs(np.asarray(read_rgb(str(path)), int) - np.asarray(whole.convert("RGB"), int)).mean() < 3
+        assert np.abs(np.asarray(read_image(str(path)), int) - np.asarray(whole.convert("RGB"), int)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
 def test_an_orientation_that_is_none_is_ignored(tmp_path, orientation):
     save(tmp_path / "photo.png", SEEN, orientation)
-    assert np.array_equal(read_rgb(str(tmp_path / "photo.png")), SEEN)
+    assert np.array_equal(read_image(str(tmp_path / "photo.png")), SEEN)
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -71,7 +71,7 @@ def test_damaged_exif_is_ignored_without_a_word(tmp_path, damage):
     Image.fromarray(SEEN).save(tmp_path / "photo.png", exif=damage)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(read_rgb(str(tmp_path / "photo.png")), SEEN)
+        assert np.array_equal(read_image(str(tmp_path / "photo.png")), SEEN)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])
@@ -108,7 +108,7 @@ def test_photos_of_classes_are_turned(tmp_path):
 def test_more_than_8_bits_are_refused_with_the_way_to_convert(tmp_path):
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"^more than 8 bits a channel \(mode I;16\); convert it, as .*-depth 8"):
-        read_rgb(str(tmp_path / "deep.png"))
+        read_image(str(tmp_path / "deep.png"))
 
 
 @pytest.mark.parametrize(("size", "is_odd"), [((3000, 1), True), ((1, 101), True), ((7, 700), False)])
@@ -116,6 +116,6 @@ def test_a_line_is_no_image(tmp_path, size, is_odd):
     Image.new("RGB", size).save(tmp_path / "line.png")
     if is_odd:
         with pytest.raises(OddShape, match=rf"^{size[0]}x{size[1]} pixels: one side is more than 100 times the other"):
-            read_rgb(str(tmp_path / "line.png"))
+            read_image(str(tmp_path / "line.png"))
     else:
-        assert read_rgb(str(tmp_path / "line.png")).size == size
+        assert read_image(str(tmp_path / "line.png")).size == size

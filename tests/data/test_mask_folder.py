@@ -263,3 +263,13 @@ def test_the_data_set_of_a_configuration_is_the_one_of_the_folder(composed, scen
     config = composed("dataset=mask_folder", f"dataset.root={scenes}", "model=deeplabv3plus_resnet18", *small)
     data = build_data(config.dataset)
     assert (data.name, data.num_classes, data.image_size, len(data.train)) == ("mask_folder", 4, 24, 11)
+
+
+def test_crops_need_not_be_square_and_images_may_be_grey(scenes):
+    data = mask_folder(root=str(scenes), **SMALL | {"image_size": (16, 40)}, channels=1)
+    for images, masks in train_epoch(data):
+        assert images.shape == (2, *data.image_shape) == (2, 1, 16, 40)
+        assert masks.shape == (2, 16, 40)
+    (images, [(mask, _)]), *_ = evaluated(data, batch_size=1)
+    assert images.shape[1] == 1
+    assert np.array_equal(mask, mask_values(scenes, "validation", 0, "val_"))

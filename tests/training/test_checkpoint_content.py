@@ -13,9 +13,9 @@ from runner.training.checkpoint_content import check_buffers_fit, check_last, ch
 
 FORGED = {
     "about": [None, [], {}],
-    "about.image_size": [10**6, -1, "8", None],
+    "about.image_size": [10**6, -1, "8", None, (8, 10**6), (8,), (), (8, 8, 8), (8, "8"), [8, 8]],
     "about.num_classes": [10**12, 0, True],
-    "about.mean": [None, [1, 2], "x"],
+    "about.mean": [None, [1, 2], [], "x"],
     "about.record": [1, "{}", "["],
     "model": [None, {}, {"a": 1}, {1: torch.zeros(1)}],
     "methods": [None, {}, {"batchnorm": 3}],
