@@ -163,8 +163,8 @@ def build_meta(
     except (RuntimeError, AssertionError) as error:  # layers of torch, asserts of models from elsewhere
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SettingError(
-            f"model={model_label(config.model)}: it does not take images of {size_text(example_input.shape[2:])} pixels "
-            f"({reason})."
+            f"model={model_label(config.model)}: it does not take images of "
+            f"{size_text(example_input.shape[2:])} pixels ({reason})."
         ) from None
     _check_output(config.model, output, example_input, num_classes, task)
     return built, counter.get_total_flops() // (2 * len(example_input)), round(kept.numbers)

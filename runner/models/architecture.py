@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import nn
 
 from runner.config.limits import did_you_mean
@@ -43,3 +44,13 @@ def build_architecture(
             f"model.settings={to_override(dict(settings))}: {library} cannot make a {architecture} with these keyword "
             f"arguments ({reason})."
         ) from error
+
+
+def set_in_channels(model: nn.Module, in_channels: int) -> None:
+    """Let a model of 3 channels take images of `in_channels`: its first convolution's weights are taken in turn.
+
+    Drawn at random, they keep their distribution.
+    """
+    conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels = torch.arange(in_channels, device=conv.weight.device) % conv.in_channels
+    conv.in_channels, conv.weight = in_channels, nn.Parameter(conv.weight.detach()[:, channels])

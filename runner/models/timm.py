@@ -15,9 +15,13 @@ WEIGHTS = "model.safetensors"  # the file of a repository
 
 
 def timm_model(
-    num_classes: int = 1000, *, architecture: str = "resnet50", settings: Mapping[str, object] | None = None
+    num_classes: int = 1000,
+    *,
+    architecture: str = "resnet50",
+    settings: Mapping[str, object] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
-    """`timm.create_model(architecture, num_classes=num_classes, **settings)`, with weights drawn as timm draws them.
+    """`timm.create_model(architecture, num_classes=num_classes, in_chans=in_channels, **settings)`, with weights drawn as timm draws them.
 
     Raises ValueError where timm is not installed, for a name that it does not have (a tag of weights, as in
     `resnet50.a1_in1k`, is `model.pretrained`), and for settings that the model does not take.
@@ -37,7 +41,7 @@ def timm_model(
     return build_architecture(
         "timm",
         architecture,
-        lambda **settings: timm.create_model(architecture, num_classes=num_classes, **settings),
+        lambda **settings: timm.create_model(architecture, num_classes=num_classes, in_chans=in_channels, **settings),
         dict(settings or {}),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torchvision
 from torch import Tensor, nn
 
-from runner.models.architecture import build_architecture, check_architecture
+from runner.models.architecture import build_architecture, check_architecture, set_in_channels
 
 # without these the two add auxiliary classifiers and warn that their initialization will change
 DEFAULTS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
@@ -15,7 +15,11 @@ SEGMENTATION = torchvision.models.segmentation
 
 
 def torchvision_model(
-    num_classes: int = 1000, *, architecture: str = "resnet50", settings: Mapping[str, object] | None = None
+    num_classes: int = 1000,
+    *,
+    architecture: str = "resnet50",
+    settings: Mapping[str, object] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """torchvision's model of that name, its weights drawn at random; `settings` are its keyword arguments.
 
@@ -39,6 +43,8 @@ def torchvision_model(
         ),
         dict(settings or {}),
     )
+    if in_channels != 3:
+        set_in_channels(model, in_channels)
     if architecture in segments:
         model.register_forward_hook(_logits)  # a module around it would change the names in its state dict
     return model

@@ -242,7 +242,7 @@ def test_a_missing_data_set_says_what_to_put_where(composed, tmp_path, name):
 @pytest.mark.parametrize("name", ["mask_folder", "ade20k"])
 def test_the_settings_of_yaml_are_those_of_the_functions(name):
     option = yaml.safe_load((CONF / "dataset" / f"{name}.yaml").read_text())
-    settings = {key: value for key, value in option.items() if key not in ("_target_", "_kind_")}
+    settings = {key: value for key, value in option.items() if key not in ("_target_", "_kind_", "_ranges_")}
     parameters = inspect.signature(scene_data).parameters
     reading = inspect.signature(make_file_data).parameters
     read = {key: reading[key].default for key in ("validation", "max_unreadable", "check_duplicates")}
