@@ -21,7 +21,7 @@ def timm_model(
     settings: Mapping[str, object] | None = None,
     in_channels: int = 3,
 ) -> nn.Module:
-    """`timm.create_model(architecture, num_classes=num_classes, in_chans=in_channels, **settings)`, with weights drawn as timm draws them.
+    """timm's model of that name, with weights drawn as timm draws them; `settings` are its keyword arguments.
 
     Raises ValueError where timm is not installed, for a name that it does not have (a tag of weights, as in
     `resnet50.a1_in1k`, is `model.pretrained`), and for settings that the model does not take.

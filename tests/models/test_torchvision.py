@@ -107,3 +107,15 @@ def test_a_model_for_segmentation_trains(runner, make_scenes, tmp_path):
     assert outcome.code == 0, outcome.err
     model, _ = load_run(tmp_path / "outputs/runs/run")
     assert model(torch.zeros(1, 3, 32, 48)).shape == (1, 3, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "first"), [("efficientnet_b0", "features.0.0"), ("fcn_resnet50", "backbone.conv1")]
+)
+def test_the_first_convolution_takes_the_channels_of_the_images(architecture, first):
+    torch.manual_seed(0)
+    plain = torchvision_model(3, architecture=architecture).get_submodule(first).weight
+    torch.manual_seed(0)
+    model = torchvision_model(3, architecture=architecture, in_channels=5).eval()
+    assert torch.equal(model.get_submodule(first).weight, plain[:, [0, 1, 2, 0, 1]])
+    assert model(torch.zeros(2, 5, 32, 32)).shape[:2] == (2, 3)
