@@ -19,8 +19,10 @@ model can tell (a network without batch norm, convolutions that are standardized
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from runner.config.options import KIND, options_of_kind
+from runner.config.text import to_override
 
 Settings = Mapping[str, object]
 
@@ -33,6 +35,7 @@ def check_combinations(methods: Mapping[str, Settings], *, model: Settings, trai
     """
     _model_of_the_task(model, dataset)
     _loss_of_the_task(train, dataset)
+    _weights_of_classes(train)
     _labels_to_mix(methods, dataset)
     _one_normalization(methods)
     _one_clip(methods)
@@ -85,6 +88,18 @@ def _loss_of_the_task(train: Settings, dataset: Settings) -> None:
         )
     if not (weights["dice_weight"] or train.get("dice_squared", True)):
         raise ValueError("train.dice_squared=false: there is no Dice loss; set train.dice_weight, or leave it out.")
+
+
+def _weights_of_classes(train: Settings) -> None:
+    weights = train.get("class_weights")
+    are_numbers = isinstance(weights, (list, tuple)) and all(
+        isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < inf for weight in weights
+    )
+    if not (are_numbers or weights in (None, "balanced")):
+        raise ValueError(
+            f"train.class_weights={to_override(weights)}: it must be balanced, null, or a list of positive numbers, "
+            "one for each class."
+        )
 
 
 def _labels_to_mix(methods: Mapping[str, Settings], dataset: Settings) -> None:

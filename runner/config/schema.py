@@ -23,6 +23,7 @@ class Train:
     rank_timeout: float
     deterministic: bool
     sync_batchnorm: bool
+    class_weights: Any  # a list of numbers or a word
     cross_entropy_weight: float
     dice_weight: float
     dice_squared: bool

@@ -21,6 +21,7 @@ from runner.experiment import builders
 from runner.experiment.memory import FLOAT, check_memory, of_parameters
 from runner.experiment.methods import build_methods
 from runner.probes.layers import pick
+from runner.training.class_weights import check_class_weights
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 
@@ -69,6 +70,7 @@ def check(config: Settings) -> Checked:
             warnings.simplefilter("ignore", UserWarning)  # the run applies the methods again, and shows them
             built, multiply_adds, kept = _build_meta(_BuildKey.of(config, data))
         check_batch_size(config.train.global_batch_size, data)
+        check_class_weights(config.train.class_weights, data)
         builders.build_optimizer(config.optimizer, nn.Linear(1, 1), global_batch_size=config.train.global_batch_size)
         builders.build_schedule(config.schedule, total_steps=1, steps_per_epoch=1)(0)
         builders.build_probes(config.probe)

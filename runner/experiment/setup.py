@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from runner.experiment.check import Checked
 from runner.results.record import Record
 from runner.results.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
+from runner.training.class_weights import with_class_weights
 from runner.training.ema import Ema
 from runner.training.loop import Trainer
 from runner.training.plan import TrainingPlan
@@ -31,6 +32,8 @@ def prepare(
     """Model, surgery, device and memory format, optimizer, in this order; then the trainer over them."""
     config = checked.settings
     train, data, precision = config.train, checked.data, checked.precision
+    task = with_class_weights(checked.task, train.class_weights, data, precision.device)  # may run the data's loader
+    checked = replace(checked, task=task)
     torch.manual_seed(config.seed)
     set_backends(train.deterministic)
     precision.set_backends()

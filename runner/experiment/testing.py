@@ -9,7 +9,6 @@ from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_checkpoint, restore_model
 from runner.training.evaluation import evaluate
 from runner.training.loop import Trainer
-from runner.training.tasks import Segmentation
 
 
 def train_and_test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
@@ -37,5 +36,4 @@ def _test(trainer: Trainer, checked: Checked, tracker: Tracker) -> dict:
     restore_model(load_checkpoint(trainer.plan.best, precision.device), state.model, state.methods)
     best = evaluate(state.model, batches, precision, task)
     tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **best.metrics})
-    by_class = {"iou_by_class": task.by_class(best.counts)} if isinstance(task, Segmentation) else {}
-    return {"metrics": best.metrics, "last": last.metrics, **by_class}
+    return {"metrics": best.metrics, "last": last.metrics, task.by_class_key: task.by_class(best.counts)}

@@ -18,6 +18,7 @@ from runner.figures.drawing import COLOURS
 from runner.files.atomic import CannotWrite, write_atomically
 from runner.files.readers import Unreadable, is_there, read_png, read_text
 from runner.report.arm_table import arm_table
+from runner.report.class_table import class_table, what_is_measured
 from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture, Table
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
@@ -163,6 +164,7 @@ class Report:
             yield from self.judged()
         if self.arms:
             yield from self.results()
+            yield from self.classes()
             yield from self.curves()
             yield from self.probes()
         yield from self.damaged_files()
@@ -197,6 +199,13 @@ class Report:
                     figure_caption(self.axes, self.arms, name),
                 )
         yield arm_table(self.axes, self.arms, self.sweep.measures, self.score)
+
+    def classes(self) -> Iterator[Block]:
+        if table := class_table(self.drawn_arms):
+            yield Heading(f"Test {what_is_measured(self.drawn_arms)} by class")
+            if self.drawn_arms_note:
+                yield Paragraph(self.drawn_arms_note, is_note=True)
+            yield table
 
     def curves(self) -> Iterator[Block]:
         if figure := curves_figure(self.drawn_arms):

@@ -35,7 +35,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple], precision: Precision, t
     """
     was_training = model.training
     model.eval()
-    counts = task.new_counts(precision.device)
+    counts = task.new_evaluation_counts(precision.device)
     sums = torch.zeros(2, dtype=torch.float64, device=precision.device)
     try:
         with cached_standardized_weights(model):

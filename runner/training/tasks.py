@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.data.dataset import CLASSIFICATION, IGNORE_INDEX, SEGMENTATION, Data, Label
+from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data, Label
 from runner.distributed.collectives import all_reduce_sum, world_size
-from runner.training.losses import cross_entropy, segmentation_loss
+from runner.training.losses import SMALLEST, cross_entropy, segmentation_loss, total_weight
 from runner.training.metrics import (
     at_label_size,
     confusion_matrix,
@@ -28,6 +28,7 @@ class Task(Protocol):
     """The training loss and the scores of a task. Scores are computed from additive int64 counts."""
 
     score: ClassVar[str]  # the metric that chooses best.pt; higher is better
+    by_class_key: ClassVar[str]  # what summary.json calls the result of `by_class`
 
     def loss(self, logits: Tensor, targets: Tensor, **options: float) -> Tensor:
         """The mean training loss; `options` come from methods (label_smoothing)."""
@@ -39,7 +40,10 @@ class Task(Protocol):
         """
 
     def new_counts(self, device: torch.device) -> Tensor:
-        """Counts of 0, 1-dimensional."""
+        """Counts of 0 for training batches, 1-dimensional."""
+
+    def new_evaluation_counts(self, device: torch.device) -> Tensor:
+        """Counts of 0 for `measure`, 1-dimensional."""
 
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add a training batch to `counts`, in place, without a device sync."""
@@ -50,21 +54,38 @@ class Task(Protocol):
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         """The metrics in [0, 1], `score` first."""
 
+    def by_class(self, counts: Sequence[int]) -> dict[str, float]:
+        """The score of each class, by name or number, from an evaluation's counts. NaN for a class without one."""
+
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy and accuracy. Counts: images classified right, all images."""
+    """Cross-entropy and accuracy. Counts: images classified right, all images; in an evaluation also those by class.
+
+    `class_weights` (C,) weigh the classes in the training loss.
+    """
 
     score: ClassVar[str] = "accuracy"
+    by_class_key: ClassVar[str] = "accuracy_by_class"
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+    class_weights: Tensor | None = field(default=None, compare=False)
 
     def loss(self, logits: Tensor, targets: Tensor, **options: float) -> Tensor:
-        return cross_entropy(logits, targets, **options)
+        return cross_entropy(logits, targets, class_weights=self.class_weights, **options)
 
-    def loss_weight(self, part: Tensor, whole: Tensor) -> float:
-        return len(part) / len(whole)
+    def loss_weight(self, part: Tensor, whole: Tensor) -> float | Tensor:
+        """The share of images, or of their weights: micro-batches then do not change the loss of a batch."""
+        if self.class_weights is None:
+            return len(part) / len(whole)
+        total = all_reduce_sum(total_weight(whole, self.class_weights))
+        return world_size() * total_weight(part, self.class_weights) / total
 
     def new_counts(self, device: torch.device) -> Tensor:
         return torch.zeros(2, dtype=torch.int64, device=device)
+
+    def new_evaluation_counts(self, device: torch.device) -> Tensor:
+        return torch.zeros(2 + 2 * self.num_classes, dtype=torch.int64, device=device)
 
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Soft targets (B, classes) count as their most probable class."""
@@ -74,10 +95,18 @@ class Classification:
 
     def measure(self, counts: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         self.count(counts, logits, targets)
+        right, every = counts[2:].view(2, self.num_classes)
+        right.index_add_(0, targets, (logits.argmax(1) == targets).long())
+        every.index_add_(0, targets, torch.ones_like(targets))
         return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         return {"accuracy": counts[0] / counts[1]}
+
+    def by_class(self, counts: Sequence[int]) -> dict[str, float]:
+        """The accuracy of each class, by name or number. NaN for a class without an image."""
+        right, every = torch.tensor(counts[2:], dtype=torch.float64).view(2, self.num_classes)
+        return _named(self.class_names, (right / every).tolist())
 
 
 @dataclass(frozen=True)
@@ -89,11 +118,13 @@ class Segmentation:
     """
 
     score: ClassVar[str] = "mean_iou"
+    by_class_key: ClassVar[str] = "iou_by_class"
     num_classes: int
     class_names: tuple[str, ...] = ()
     cross_entropy_weight: float = 1.0
     dice_weight: float = 0.0
     dice_squared: bool = True
+    class_weights: Tensor | None = field(default=None, compare=False)
 
     def loss(self, logits: Tensor, targets: Tensor, **options: float) -> Tensor:
         return segmentation_loss(
@@ -102,16 +133,20 @@ class Segmentation:
             cross_entropy_weight=self.cross_entropy_weight,
             dice_weight=self.dice_weight,
             dice_squared=self.dice_squared,
+            class_weights=self.class_weights,
             **options,
         )
 
     def loss_weight(self, part: Tensor, whole: Tensor) -> Tensor:
-        """The share of labelled pixels: micro-batches then do not change the cross-entropy of a batch."""
-        labelled = all_reduce_sum((whole != IGNORE_INDEX).sum())
-        return world_size() * (part != IGNORE_INDEX).sum() / labelled.clamp(min=1)
+        """The share of labelled pixels, or of their weights: micro-batches do not change the batch's cross-entropy."""
+        labelled = all_reduce_sum(total_weight(whole, self.class_weights))
+        smallest = 1 if self.class_weights is None else SMALLEST
+        return world_size() * total_weight(part, self.class_weights) / labelled.clamp(min=smallest)
 
     def new_counts(self, device: torch.device) -> Tensor:
         return new_confusion(self.num_classes, device)
+
+    new_evaluation_counts = new_counts
 
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         count_pixels(counts, logits, targets)
@@ -131,13 +166,17 @@ class Segmentation:
     def by_class(self, counts: Sequence[int]) -> dict[str, float]:
         """The IoU of each class, by name or number. NaN for a class that neither occurs nor is predicted."""
         values = iou_by_class(confusion_matrix(torch.tensor(counts)))
-        return dict(zip(self.class_names or map(str, range(len(values))), values, strict=True))
+        return _named(self.class_names, values)
+
+
+def _named(class_names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(class_names or map(str, range(len(values))), values, strict=True))
 
 
 def task_of(data: Data, train: Mapping[str, object]) -> Task:
     """The task of a data set; `train` holds cross_entropy_weight, dice_weight and dice_squared."""
     if data.task == CLASSIFICATION:
-        return Classification()
+        return Classification(data.num_classes, data.class_names)
     assert data.task == SEGMENTATION
     return Segmentation(
         data.num_classes,

@@ -162,7 +162,7 @@ def test_an_evaluation_without_a_labelled_pixel_is_an_error():
     model, precision = torch.nn.Conv2d(3, 2, 1), Precision("fp32", torch.device("cpu"))
     with pytest.raises(DataFault, match="None of the 1 masks of an evaluation has a labelled pixel"):
         evaluate(model, [(torch.zeros(1, 3, 4, 4), masks)], precision, Segmentation(2))
-    for task in (Segmentation(2), Classification()):
+    for task in (Segmentation(2), Classification(2)):
         with pytest.raises(DataFault, match="An evaluation had no image"):
             evaluate(model, [], precision, task)
     masks[0][0][0, 0] = 1

@@ -181,7 +181,7 @@ def test_a_step_skipped_under_loss_scaling():
     precision = Precision("fp32", torch.device("cpu"))
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     non_finite = FirstNonFinite(precision.device)
-    state = State(model, optimizer, {}, Classification(), precision)
+    state = State(model, optimizer, {}, Classification(10), precision)
     take_step = OptimizerStep(state, non_finite=non_finite, num_classes=3, may_skip=True)
     images, targets = torch.randn(8, 4), torch.randint(3, (8,))
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -140,3 +140,45 @@ def test_dice_of_millions_of_pixels_is_that_of_float64():
     targets = torch.randint(2, (16, 512, 512))
     logits = 1.5 * (2 * torch.nn.functional.one_hot(targets, 2) - 1).permute(0, 3, 1, 2).float()
     assert dice_loss(logits, targets).item() == pytest.approx(dice_loss(logits.double(), targets).item(), rel=1e-3)
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
+
+
+def weighted_in_loops(logits, targets, smoothing):
+    """torch's weighted mean, pixel by pixel."""
+    total = weight = 0.0
+    share = logits.log_softmax(1)
+    for n, row, column in (targets != 255).nonzero().tolist():
+        label = targets[n, row, column].item()
+        smoothed = [(k == label) * (1 - smoothing) + smoothing / 4 for k in range(4)]
+        total -= sum(WEIGHTS[k].item() * smoothed[k] * share[n, k, row, column].item() for k in range(4))
+        weight += WEIGHTS[label].item()
+    return total / weight
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_of_masks_are_a_weighted_mean(batch, smoothing):
+    found = cross_entropy(*batch, class_weights=WEIGHTS, label_smoothing=smoothing).item()
+    assert found == pytest.approx(weighted_in_loops(*batch, smoothing), rel=1e-12)
+    whole = segmentation_loss(*batch, class_weights=WEIGHTS, dice_weight=0.5, label_smoothing=smoothing).item()
+    assert whole == pytest.approx(found + 0.5 * dice_in_loops(*batch), rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_of_images_are_torchs(smoothing):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(9, 4, dtype=torch.float64), torch.randint(4, (9,))
+    settings = {"class_weights": WEIGHTS, "label_smoothing": smoothing}
+    expected = F.cross_entropy(logits, targets, WEIGHTS.double(), label_smoothing=smoothing)
+    assert cross_entropy(logits, targets, **settings).item() == pytest.approx(expected.item(), rel=1e-12)
+    soft = F.one_hot(targets, 4).double()
+    assert cross_entropy(logits, soft, **settings).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_without_a_labelled_pixel_the_weighted_loss_is_0(batch):
+    logits, targets = batch[0].requires_grad_(), torch.full_like(batch[1], 255)
+    loss = cross_entropy(logits, targets, class_weights=WEIGHTS)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()

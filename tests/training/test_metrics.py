@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def new_sums():
-    return MetricAccumulator(Classification(), CPU)
+    return MetricAccumulator(Classification(3), CPU)
 
 
 def one_step(sums, loss, **metrics):
