@@ -77,7 +77,8 @@ def main() -> None:
 def _methods(arguments: argparse.Namespace, device: torch.device, console: Console) -> tuple[dict, dict]:
     scale = _scale(arguments, MethodScale(device, blocks=arguments.blocks, compiled=arguments.compile), QUICK, CUDA)
     set_backends(deterministic=False)
-    Precision("bf16" if scale.bf16 else "fp32", device).set_backends()
+    precision = "bf16" if scale.bf16 else "fp32"
+    Precision(precision, device).set_backends()
     chosen = [
         comparison
         for comparison in comparisons(scale)
@@ -93,7 +94,7 @@ def _methods(arguments: argparse.Namespace, device: torch.device, console: Conso
         seconds = interleaved(
             comparison.arms(), blocks=comparison.blocks or scale.blocks, repeats=comparison.repeats, device=scale.device
         )
-        results.append(_result(comparison, seconds))
+        results.append(_result(comparison, seconds, precision))
         console.print(f"\n{comparison.title}", style="bold", soft_wrap=True)
         console.print(_table(results[-1]))
         for target in results[-1]["targets"]:
@@ -223,28 +224,29 @@ def _machine(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}"
 
 
-def _result(comparison: Comparison, seconds: dict[str, list[float]]) -> dict:
+def _result(comparison: Comparison, seconds: dict[str, list[float]], precision: str) -> dict:
     """Milliseconds and ratios of each arm, and what became of the targets."""
-    of = {"min": min, "mean": statistics.mean, "median": statistics.median}
-    value = {name: of[comparison.statistic](blocks) for name, blocks in seconds.items()}
+    of = {"min": min, "mean": statistics.mean}[comparison.statistic]
+    value = {name: of(blocks) for name, blocks in seconds.items()}
     median = {name: statistics.median(blocks) for name, blocks in seconds.items()}
+    plain = next(iter(seconds))
     arms = {
         name: {
             "ms": 1e3 * value[name],
-            "ratio": value[name] / value[comparison.plain],
-            "ratio_of_medians": median[name] / median[comparison.plain],
+            "ratio": value[name] / value[plain],
+            "ratio_of_medians": median[name] / median[plain],
             "blocks_ms": [round(1e3 * block, 4) for block in blocks],
         }
         for name, blocks in seconds.items()
     }
     targets = []
     for kind, arm, other, at_most in comparison.targets:
-        less = value[comparison.plain] if kind == "added" else 0.0
+        less = value[plain] if kind == "added" else 0.0
         ratio = (value[arm] - less) / (value[other] - less)
         what = f"{arm} adds" if kind == "added" else arm
         targets.append(Target(f"{what} / {other}", ratio, at_most).as_dict("ratio"))
-    about = {"title": comparison.title, "precision": comparison.precision, "statistic": comparison.statistic}
-    return {**about, "arms": arms, "targets": targets}
+    about = {"title": comparison.title, "precision": comparison.precision or precision}
+    return {**about, "statistic": comparison.statistic, "arms": arms, "targets": targets}
 
 
 def _table(result: dict) -> Table:

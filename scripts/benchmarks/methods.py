@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -47,87 +47,74 @@ class MethodScale(Scale):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms to be timed in turn. The ratios are over `plain`; a target is the most that an arm's ratio may be.
+    """Arms to be timed in turn; the ratios are over the first. A target is the most that an arm's ratio may be.
 
-    Targets "over" another arm divide by that one; those "added" compare what two arms add to `plain`.
+    Targets "over" another arm divide by that one; those "added" compare what two arms add to the first.
     """
 
     title: str
-    plain: str
     arms: Callable[[], Mapping[str, Arm]]
-    precision: str
+    targets: tuple[tuple[str, str, str, float], ...] = ()  # (kind, arm, other, at most)
     repeats: int = 1
     statistic: str = "min"  # of the blocks: min | mean
     blocks: int | None = None  # None: the scale's
-    targets: tuple[tuple[str, str, str, float], ...] = field(default_factory=tuple)  # (kind, arm, other, at most)
+    precision: str | None = None  # None: the scale's
 
 
 def comparisons(scale: MethodScale) -> Iterator[Comparison]:
     """Everything that is measured, in order."""
-    precision = "bf16" if scale.bf16 else "fp32"
-    formats = (False, True) if scale.device.type == "cpu" else (True,)
+    on_cpu = scale.device.type == "cpu"
     for shape in scale.layer_shapes:
-        for channels_last in formats:
+        for channels_last in (False, True) if on_cpu else (True,):
             name = "channels last" if channels_last else "contiguous"
             yield Comparison(
                 f"ghost batch norm layer, ghost 16, {'x'.join(map(str, shape))}, {name}",
-                "nn.BatchNorm2d",
                 partial(_ghost_batch_norm_layer, scale, shape, channels_last),
-                precision,
+                (("over", "GhostBatchNorm2d", "nn.BatchNorm2d", 1.15),),
                 repeats=3,
                 blocks=3 * scale.blocks,
-                targets=(("over", "GhostBatchNorm2d", "nn.BatchNorm2d", 1.15),),
             )
     for share in (1.0, 0.01):
         yield Comparison(
             f"clip of the gradients of {scale.model}, where {share:.0%} of the units are above",
-            "ours",
             partial(_adaptive_clipping, scale, share),
-            "fp32",  # gradients
-            targets=(("over", "ours", "timm", 0.25), ("over", "ours", "Composer's way", 1.1)),
+            (("over", "ours", "timm", 0.25), ("over", "ours", "Composer's way", 1.1)),
+            precision="fp32",  # of gradients
         )
+    title = "weight standardization of one layer, 256x256x3x3"
+    yield Comparison(title, partial(_standardized_layer, scale), repeats=3)
+    step, ghost = _step_name(scale), scale.ghost_batch_size
+    larger = replace(scale, batch_size=max(scale.batch_size, 2 * ghost))
     yield Comparison(
-        "weight standardization of one layer, 256x256x3x3",
-        "nn.Conv2d",
-        partial(_standardized_layer, scale),
-        precision,
-        repeats=3,
-    )
-    step = _step_name(scale)
-    larger = replace(scale, batch_size=max(scale.batch_size, 2 * scale.ghost_batch_size))
-    yield Comparison(
-        f"{_step_name(larger)}: ghost batch norm of {scale.ghost_batch_size}",
-        "plain",
-        partial(_steps_with_ghost_batch_norm, larger),
-        precision,
-        targets=(("over", "ours", "plain", 1.03 if scale.device.type == "cpu" else 1.01),),
+        f"{_step_name(larger)}: ghost batch norm of {ghost}",
+        lambda: {
+            "plain": _step_arm(larger),
+            "ours": _step_arm(larger, {"ghost_batchnorm": {"ghost_batch_size": ghost}}),
+            "chunk loop + cat": _step_arm(larger, surgery=partial(chunk_batch_norms, ghost_batch_size=ghost)),
+        },
+        (("over", "ours", "plain", 1.03 if on_cpu else 1.01),),
     )
     yield Comparison(
         f"{step}: weight standardization",
-        "plain",
-        partial(_steps_with_weight_standardization, scale),
-        precision,
-        targets=(
-            (("added", "ours", "batch norm calls", 0.85),)
-            if scale.device.type == "cpu"
-            else (("over", "ours", "plain", 1.03),)
-        ),
+        lambda: {
+            "plain": _step_arm(scale),
+            "ours": _step_arm(scale, {"weight_standardization": {}}),
+            "batch norm calls": _step_arm(scale, surgery=standardize_by_batch_norm_calls),
+            "parametrize + var_mean": _step_arm(scale, surgery=standardize_by_parametrization),
+        },
+        (("added", "ours", "batch norm calls", 0.85) if on_cpu else ("over", "ours", "plain", 1.03),),
     )
     yield Comparison(
         f"{step}: stochastic depth by block, drop rate 0.5",
-        "plain",
-        lambda: {name: _step_arm(scale, methods) for name, methods in _STOCHASTIC_DEPTH.items()},
-        precision,
+        lambda: {"plain": _step_arm(scale), "ours": _step_arm(scale, {"stochastic_depth": {"drop_rate": 0.5}})},
+        (("over", "ours", "plain", 0.80),),
         statistic="mean",
         blocks=max(60, scale.blocks) if scale.blocks > 2 else scale.blocks,
-        targets=(("over", "ours", "plain", 0.80),),
     )
     yield Comparison(
         f"{step}: every method with its defaults",
-        "batchnorm",
         partial(_steps_with_each_method, scale),
-        precision,
-        targets=(("over", "agc", "batchnorm", 1.01),) if scale.device.type == "cuda" else (),
+        () if on_cpu else (("over", "agc", "batchnorm", 1.01),),
     )
 
 
@@ -225,46 +212,26 @@ def _adaptive_clipping(scale: MethodScale, share: float) -> dict[str, Arm]:
     return {name: Arm(way, restore) for name, way in ways.items()}
 
 
-def _steps_with_ghost_batch_norm(scale: MethodScale) -> dict[str, Arm]:
-    settings = {"ghost_batch_size": scale.ghost_batch_size}
-    return {
-        "plain": _step_arm(scale, {}),
-        "ours": _step_arm(scale, {"ghost_batchnorm": settings}),
-        "chunk loop + cat": _step_arm(scale, {}, partial(chunk_batch_norms, ghost_batch_size=scale.ghost_batch_size)),
-    }
-
-
-def _steps_with_weight_standardization(scale: MethodScale) -> dict[str, Arm]:
-    return {
-        "plain": _step_arm(scale, {}),
-        "ours": _step_arm(scale, {"weight_standardization": {}}),
-        "batch norm calls": _step_arm(scale, {}, standardize_by_batch_norm_calls),
-        "parametrize + var_mean": _step_arm(scale, {}, standardize_by_parametrization),
-    }
-
-
-_STOCHASTIC_DEPTH = {"plain": {}, "ours": {"stochastic_depth": {"drop_rate": 0.5}}}
-
-
-def _each_method() -> list[str]:
+def _steps_with_each_method(scale: MethodScale) -> dict[str, Arm]:
     """Every method that acts within a step, plain batch norm first, to which the others are compared."""
     files = [file for group in METHOD_GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
     names = [file.stem for file in files if file.stem != "precise_batchnorm"]  # acts between epochs
-    return sorted(names, key=lambda name: name != "batchnorm")
-
-
-def _steps_with_each_method(scale: MethodScale) -> dict[str, Arm]:
     settings = {"ghost_batchnorm": {"ghost_batch_size": scale.batch_size // 2}}
-    return {name: _step_arm(scale, {name: settings.get(name, {})}) for name in _each_method()}
+    return {
+        name: _step_arm(scale, {name: settings.get(name, {})})
+        for name in sorted(names, key=lambda name: name != "batchnorm")
+    }
 
 
 def _step_arm(
-    scale: MethodScale, methods: Mapping[str, Mapping], surgery: Callable[[nn.Module], object] | None = None
+    scale: MethodScale,
+    methods: Mapping[str, Mapping] | None = None,
+    surgery: Callable[[nn.Module], object] | None = None,
 ) -> Arm:
     """A whole training step: methods, forward, loss, backward, gradient transforms, SGD with momentum."""
     model = _model(scale)
     images, targets = _batch(scale)
-    built = _built(scale, methods)
+    built = _built(scale, methods or {})
     for method in built:
         method.apply(model, torch.zeros(2, 3, scale.image_size, scale.image_size, device=scale.device))
     if surgery is not None:

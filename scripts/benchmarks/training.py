@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,8 +182,9 @@ class _Comparison:
 
     def _breakdown(self, spans: Mapping[str, list[Span]]) -> dict:
         """Milliseconds a step: of the two loops as they were compared, and of parts of the runner's, timed after it."""
-        steps, seconds = len(self.batches), _seconds(self.clock)
-        step = {name: 1e3 * statistics.median(seconds(spans[name])) / steps for name in (RUNNER, BARE)}
+        steps = len(self.batches)
+        of_blocks = {name: [getattr(span, self.clock) for span in spans[name]] for name in (RUNNER, BARE)}
+        step = {name: 1e3 * statistics.median(seconds) / steps for name, seconds in of_blocks.items()}
         between = (EVALUATION, CHECKPOINTS)
         per_step = {
             name: 1e3 * spent / (steps * BREAKDOWN_BLOCKS)
@@ -244,22 +245,16 @@ def _arm(spans: list[Span], images: int) -> dict:
 
 def ratios(of: list[Span], over: list[Span]) -> dict:
     """The images/s of one arm as a share of another's: of medians, of the fastest blocks, and from block to block."""
-    return {
-        clock: {
-            "of_medians": statistics.median(seconds(over)) / statistics.median(seconds(of)),
-            "of_fastest": min(seconds(over)) / min(seconds(of)),
-            "quartiles_over_blocks": _quartiles([b / a for a, b in zip(seconds(of), seconds(over), strict=True)]),
+    shares = {}
+    for clock in ("wall", "cpu"):
+        own, others = ([getattr(span, clock) for span in spans] for spans in (of, over))
+        by_block = [other / seconds for seconds, other in zip(own, others, strict=True)]
+        shares[clock] = {
+            "of_medians": statistics.median(others) / statistics.median(own),
+            "of_fastest": min(others) / min(own),
+            "quartiles_over_blocks": statistics.quantiles(by_block, n=4, method="inclusive"),
         }
-        for clock, seconds in (("wall", _seconds("wall")), ("cpu", _seconds("cpu")))
-    }
-
-
-def _seconds(clock: str) -> Callable[[list[Span]], list[float]]:
-    return lambda spans: [getattr(span, clock) for span in spans]
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    return statistics.quantiles(values, n=4, method="inclusive")
+    return shares
 
 
 def start(scale: TrainingScale) -> dict:

@@ -10,11 +10,13 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from tortures import survival
 from tortures.file_calls import Act, number_of_calls, watched
 from tortures.processes import Ended, Running, as_typed, fork, runner_command, script_command, spawn
 
+T = TypeVar("T")
 DONE = {0: "it is done"}
 REFUSED = {**DONE, 2: "it is refused"}
 RUN, SWEEP = "outputs/runs/run", "outputs/sweeps/sweep"
@@ -59,7 +61,7 @@ class Attack:
     transcript: list[Ended] = field(default_factory=list)
     trace: str = ""  # of an error in this script
     draw: Random = field(init=False)
-    _started: list[Running] = field(default_factory=list, repr=False)
+    started: list[Running] = field(default_factory=list, repr=False)
     _numbers: Iterator[int] = field(default_factory=count, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,12 +122,12 @@ class Attack:
 
     def kill_all(self) -> None:
         """End what it started and has not waited for, as after Ctrl-C or an error."""
-        for running in self._started:
+        for running in self.started:
             running.kill_all()
 
     def noted(self, running: Running) -> Running:
         """Something else that it started."""
-        self._started.append(running)
+        self.started.append(running)
         return running
 
     def fail(self, *reasons: str) -> None:
@@ -166,38 +168,35 @@ class Templates:
     deadline: float
     results: dict[str, object] = field(default_factory=dict)
 
-    def folder(self, name: str, make: Callable[[Attack], None]) -> Path:
-        """The working directory in which `make` left what it makes."""
-        path = self.root / name
-        if not path.exists():
-            maker = Attack("template", 0, 0, path, self, self.deadline)
+    def made(
+        self, name: str, make: Callable[[Attack], object], read: Callable[[Attack], T] = lambda maker: maker.folder
+    ) -> T:
+        """What `read` finds in the working directory `name` after `make`; both run once, whoever asks first."""
+        if name not in self.results:
+            maker = Attack("template", 0, 0, self.root / name, self, self.deadline)
             make(maker)
             if maker.reasons:
-                shutil.rmtree(path)
+                shutil.rmtree(maker.folder)
                 raise CannotBegin(f"{name}: {'; '.join(maker.reasons)}\n{said(maker.transcript)}")
-        return path
+            self.results[name] = read(maker)
+        return self.results[name]
 
-    def copy(self, name: str, make: Callable[[Attack], None], into: Attack) -> None:
-        """Begin an attack from a copy of that."""
-        shutil.copytree(self.folder(name, make), into.folder, symlinks=True, dirs_exist_ok=True)
+    def copy(self, name: str, make: Callable[[Attack], object], into: Attack) -> None:
+        """Begin an attack from a copy of that working directory."""
+        shutil.copytree(self.made(name, make), into.folder, symlinks=True, dirs_exist_ok=True)
 
     def whole(self, name: str, *command: str, spawned: bool = False, seconds: float | None = None) -> Whole:
         """A command of the runner that was left alone."""
 
         def make(maker: Attack) -> None:
             act = None if spawned else lambda *_: None
-            running = maker.start(*command, act=act, spawned=spawned)
-            taken = maker.end(running, seconds=seconds).seconds
-            self.results[name] = Whole(maker.folder, number_of_calls(running.records / "calls"), taken)
+            maker.end(maker.start(*command, act=act, spawned=spawned), seconds=seconds)
 
-        self.folder(name, make)
-        return self.results[name]
+        def read(maker: Attack) -> Whole:
+            [running], [ended] = maker.started, maker.transcript
+            return Whole(maker.folder, number_of_calls(running.records / "calls"), ended.seconds)
 
-    def once(self, name: str, make: Callable[[], object]) -> object:
-        """What `make` returned the first time."""
-        if name not in self.results:
-            self.results[name] = make()
-        return self.results[name]
+        return self.made(name, make, read)
 
 
 def said(transcript: Sequence[Ended]) -> str:

@@ -6,10 +6,11 @@ import importlib
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tortures.attack import Attack, CannotBegin, Templates, said
+from tortures.survival import leaks
 
 KINDS = {
     "kill": "SIGKILL at any moment and at any change of a file, then resume",
@@ -57,7 +58,7 @@ def run_one(kind: str, seed: int, number: int, templates: Templates, *, keep: bo
     attack = Attack(kind, seed, number, folder, templates, templates.deadline)
     try:
         importlib.import_module(f"tortures.{kind}").attack(attack)
-        attack.reasons += [] if attack.reasons else _leaks(attack)
+        attack.reasons += [] if attack.reasons else leaks(attack.folder)
     except CannotBegin as error:
         attack.fail(f"{CANNOT_BEGIN}: {error}")
     except Exception as error:  # a fault of this script, or a file that the product left in no readable form
@@ -114,9 +115,3 @@ def failure_of(attack: Attack) -> Failure:
 def printable(text: str) -> str:
     """One line of characters that a terminal can show."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)[:LONGEST_TEXT]
-
-
-def _leaks(attack: Attack) -> Iterator[str]:
-    from tortures.survival import leaks
-
-    return leaks(attack.folder)

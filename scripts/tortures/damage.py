@@ -133,10 +133,8 @@ def _expected(a: Attack, name: str, act: Callable[[Attack], object], read: Calla
     def make(b: Attack) -> None:
         b.templates.copy("runs", make_runs, b)
         act(b)
-        a.templates.results[name] = read(b)
 
-    a.templates.folder(f"made-{name.replace('/', '-')}", make)
-    return a.templates.results[name]
+    return a.templates.made(f"made-{name.replace('/', '-')}", make, read)
 
 
 def make_runs(a: Attack) -> None:

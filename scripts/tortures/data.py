@@ -7,6 +7,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tortures import survival
-from tortures.attack import DONE, RUN, Attack
+from tortures.attack import DONE, REFUSED, RUN, Attack
 
 SETTINGS = ("dataset.root=data", "dataset.image_size=16", "dataset.test_size=16", "dataset.num_workers=0", "name=run")
 SETTINGS += ("dataset.validation=0.25", "train.global_batch_size=4", "train.epochs=1", "train.device=cpu")
@@ -26,11 +27,18 @@ COMMANDS = {
 SPLITS = {"images": ("train", "val"), "masks": ("training", "validation")}
 CLASSES, TRAINING, TEST = ("cat", "dog"), 8, 4
 SIZE = (24, 20)
-REFUSED = {2: "it is refused"}
 FAILED = {1: "a file could not be read, once training had begun"}
 TURNED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # by EXIF 274
 TURNED |= {2: Image.Transpose.FLIP_LEFT_RIGHT}
 ORIENTATION = 274
+MASK_MODES: dict[str, Callable[[np.ndarray], Image.Image]] = {
+    "16 bits": lambda values: Image.fromarray(values.astype(np.uint16)),
+    "colours": lambda values: Image.fromarray(np.stack([values * 255] * 3, 2)),
+    "one bit": lambda values: Image.fromarray(values.astype(bool)),
+    "a palette": lambda values: Image.fromarray(values).convert("P"),
+    "an alpha channel": lambda values: Image.fromarray(values).convert("LA"),
+}
+UNREADABLE = ("unreadable", "cannot be read")
 JUNK_FOLDERS = (".ipynb_checkpoints", "__MACOSX", ".thumbnails", ".git", "@eaDir", ".Trash-1000")
 JUNK_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png", ".hidden.png", ".directory")
 
@@ -39,20 +47,14 @@ JUNK_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png", ".hidden.png",
 class Case:
     """What was done to a data set, and what may come of it.
 
-    `is_same` if the result is to be that of the data set without it. Else the run is refused, or one of the words in
-    `told` stands in its output. `words` are added to the command line.
+    `is_same` if the result is to be that of the data set without it. Else one of the words in `told` stands in the
+    output, and the run may be refused or fail. `words` are added to the command line.
     """
 
     text: str
     is_same: bool = False
     told: Sequence[str] = ()
-    may_refuse: bool = True
     words: Sequence[str] = ()
-
-    @classmethod
-    def harmless(cls, text: str) -> Case:
-        """One that changes nothing."""
-        return cls(text, is_same=True, may_refuse=False)
 
 
 def attack(a: Attack) -> None:
@@ -63,8 +65,7 @@ def attack(a: Attack) -> None:
     case = a.draw.choice(BOTH + (OF_IMAGES if kind == "images" else OF_MASKS))(a.draw, a.folder / "data", kind)
     a.title = f"{kind}: {case.text}"
     before = survival.tree(a.folder / "data")
-    allowed = {**DONE, **(REFUSED if case.may_refuse else {}), **({} if case.is_same else FAILED)}
-    ended = a.run(*COMMANDS[kind], *case.words, allowed=allowed)
+    ended = a.run(*COMMANDS[kind], *case.words, allowed=DONE if case.is_same else {**REFUSED, **FAILED})
     if changed := survival.changes(before, survival.tree(a.folder / "data")):
         a.fail(f"the data was changed: {', '.join(changed)}")
     if ended.code == 0 and case.is_same:
@@ -80,33 +81,30 @@ def _expected(a: Attack, kind: str) -> dict:
         _make(maker.folder / "data", kind)
         maker.run(*COMMANDS[kind])
 
-    folder = a.templates.folder(f"data-{kind}", run)
-    return a.templates.once(f"data-{kind}", lambda: survival.result(folder / RUN))
+    return a.templates.made(f"data-{kind}", run, lambda maker: survival.result(maker.folder / RUN))
 
 
 def _make(root: Path, kind: str) -> None:
     """Images of noise, the same each time; 8 of each class or 16 with masks in training, half as many for the test."""
     noise = np.random.default_rng(0)
     for split, number in zip(SPLITS[kind], (TRAINING, TEST), strict=True):
-        for name in CLASSES:
-            for index in range(number):
-                image = Image.fromarray(noise.integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8))
-                folder = root / split / name if kind == "images" else root / "images" / split
-                folder.mkdir(parents=True, exist_ok=True)
-                image.save(folder / f"{name}{index}.png")
-                if kind == "masks":
-                    mask = Image.fromarray(noise.integers(0, 2, SIZE[::-1], dtype=np.uint8))
-                    folder = root / "annotations" / split
-                    folder.mkdir(parents=True, exist_ok=True)
-                    mask.save(folder / f"{name}{index}.png")
+        for name, index in product(CLASSES, range(number)):
+            folder = root / split / name if kind == "images" else root / "images" / split
+            _save(noise.integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8), folder / f"{name}{index}.png")
+            if kind == "masks":
+                mask = noise.integers(0, 2, SIZE[::-1], dtype=np.uint8)
+                _save(mask, root / "annotations" / split / f"{name}{index}.png")
 
 
-def _images(root: Path, kind: str) -> list[Path]:
-    return sorted((root if kind == "images" else root / "images").rglob("*.png"))
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
-def _training(root: Path, kind: str) -> list[Path]:
-    return [path for path in _images(root, kind) if SPLITS[kind][0] in path.parts]
+def _images(root: Path, kind: str, split: str = "") -> list[Path]:
+    """All images, or those of a split."""
+    paths = sorted((root if kind == "images" else root / "images").rglob("*.png"))
+    return [path for path in paths if not split or split in path.parts]
 
 
 def _junk_folder(draw: Random, root: Path, kind: str) -> Case:
@@ -116,14 +114,14 @@ def _junk_folder(draw: Random, root: Path, kind: str) -> Case:
     (place / name).mkdir()
     for path in draw.sample(_images(root, kind), 2):
         shutil.copy(path, place / name / path.name)
-    return Case.harmless(f"a folder {name} in {place.relative_to(root)}")
+    return Case(f"a folder {name} in {place.relative_to(root)}", is_same=True)
 
 
 def _junk_file(draw: Random, root: Path, kind: str) -> Case:
     image = draw.choice(_images(root, kind))
     name = draw.choice((*JUNK_FILES, f"._{image.name}"))
     (image.parent / name).write_bytes(b"\x00\x05\x16\x07" + bytes(200))
-    return Case.harmless(f"a file {name} in {image.parent.relative_to(root)}")
+    return Case(f"a file {name} in {image.parent.relative_to(root)}", is_same=True)
 
 
 def _linked_file(draw: Random, root: Path, kind: str) -> Case:
@@ -131,20 +129,20 @@ def _linked_file(draw: Random, root: Path, kind: str) -> Case:
         target = root.parent / f"elsewhere-{image.parent.parent.name}-{image.name}"
         image.rename(target)
         image.symlink_to(target)
-    return Case.harmless("images are links to files elsewhere")
+    return Case("images are links to files elsewhere", is_same=True)
 
 
 def _linked_folder(draw: Random, root: Path, kind: str) -> Case:
     folder = draw.choice(sorted({path.parent for path in _images(root, kind)}))
     folder.rename(root.parent / "elsewhere")
     folder.symlink_to(root.parent / "elsewhere")
-    return Case.harmless(f"{folder.relative_to(root)} is a link to a folder elsewhere")
+    return Case(f"{folder.relative_to(root)} is a link to a folder elsewhere", is_same=True)
 
 
 def _loop(draw: Random, root: Path, kind: str) -> Case:
     folder = draw.choice(sorted({path.parent for path in _images(root, kind)}))
     (folder / "up").symlink_to(draw.choice(("..", ".", "../..")))
-    return Case.harmless(f"a link in {folder.relative_to(root)} that leads back up")
+    return Case(f"a link in {folder.relative_to(root)} that leads back up", is_same=True)
 
 
 def _turned(draw: Random, root: Path, kind: str) -> Case:
@@ -153,12 +151,12 @@ def _turned(draw: Random, root: Path, kind: str) -> Case:
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
         Image.open(path).transpose(TURNED[orientation]).save(path, exif=exif)
-    return Case.harmless(f"photos with EXIF orientation {orientation}")
+    return Case(f"photos with EXIF orientation {orientation}", is_same=True)
 
 
 def _opaque(draw: Random, root: Path, kind: str) -> Case:
     _each(draw.sample(_images(root, kind), 5), lambda image: image.convert("RGBA"))
-    return Case.harmless("images with an opaque alpha channel")
+    return Case("images with an opaque alpha channel", is_same=True)
 
 
 def _broken(draw: Random, root: Path, kind: str) -> Case:
@@ -176,16 +174,14 @@ def _broken(draw: Random, root: Path, kind: str) -> Case:
         forged = content[:16] + (60_000).to_bytes(4, "big") * 2 + content[24:29]
         forged += zlib.crc32(forged[12:29]).to_bytes(4, "big") + content[33:]
         path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"text", "bomb": forged}[way])
-    return Case(
-        f"an image is broken ({way}): {path.relative_to(root)}", told=(path.name, "unreadable", "cannot be read")
-    )
+    return Case(f"an image is broken ({way}): {path.relative_to(root)}", told=(path.name, *UNREADABLE))
 
 
 def _all_broken(draw: Random, root: Path, kind: str) -> Case:
     for path in _images(root, kind):
         if path.name.startswith("cat"):
             path.write_bytes(b"no image")
-    return Case("every image with a cat is unreadable", told=("cat", "unreadable", "cannot be read"))
+    return Case("every image with a cat is unreadable", told=("cat", *UNREADABLE))
 
 
 def _sixteen_bits(draw: Random, root: Path, kind: str) -> Case:
@@ -194,21 +190,17 @@ def _sixteen_bits(draw: Random, root: Path, kind: str) -> Case:
 
 
 def _copies(draw: Random, root: Path, kind: str) -> Case:
-    first, last = (sorted(path for path in _images(root, kind) if split in path.parts) for split in SPLITS[kind])
+    first, last = (_images(root, kind, split) for split in SPLITS[kind])
     for one, other in zip(first[:2], last[:2], strict=True):
         shutil.copy(one, other)
-    return Case(
-        "test images that are copies of training images", told=("identical", "same bytes", "duplicate", "copies")
-    )
+    return Case("test images that are copies of training images", told=("identical",))
 
 
 def _thin(draw: Random, root: Path, kind: str) -> Case:
-    path = draw.choice(_training(root, kind))
-    size = draw.choice(((3000, 1), (1, 3000), (1, 1)))
-    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path)
-    return Case(
-        f"an image of {size[0]}x{size[1]} pixels", told=(path.name, f"{size[0]}x{size[1]}", "status: completed")
-    )
+    path = draw.choice(_images(root, kind, SPLITS[kind][0]))
+    width, height = draw.choice(((3000, 1), (1, 3000), (1, 1)))
+    Image.new("RGB", (width, height)).save(path)
+    return Case(f"{path.name} of {width}x{height} pixels", told=(path.name, f"{width}x{height}", "status: completed"))
 
 
 def _nothing_left(draw: Random, root: Path, kind: str) -> Case:
@@ -243,9 +235,8 @@ def _odd_class_names(draw: Random, root: Path, kind: str) -> Case:
 
 def _no_files(draw: Random, root: Path, kind: str) -> Case:
     split = draw.choice(SPLITS[kind])
-    for path in _images(root, kind):
-        if split in path.parts:
-            path.unlink()
+    for path in _images(root, kind, split):
+        path.unlink()
     return Case(f"no image in {split}", told=(split, "data"))
 
 
@@ -267,7 +258,7 @@ def _each(paths: Sequence[Path], change: Callable[[Image.Image], Image.Image]) -
 
 def _black_and_white(draw: Random, root: Path, kind: str) -> Case:
     _each(_masks(root), lambda mask: Image.fromarray(np.asarray(mask) * 255))
-    return Case("masks of 0 and 255", told=("255",), may_refuse=True)
+    return Case("masks of 0 and 255", told=("255",))
 
 
 def _all_ignored(draw: Random, root: Path, kind: str) -> Case:
@@ -281,31 +272,12 @@ def _one_value(draw: Random, root: Path, kind: str) -> Case:
     return Case("masks with one class alone", told=("class",))
 
 
-def _palette(draw: Random, root: Path, kind: str) -> Case:
-    for path in _masks(root):
-        mask = Image.fromarray(np.asarray(Image.open(path)), "P")
-        mask.putpalette([0, 0, 0, 128, 0, 0])
-        mask.save(path)
-    return Case("masks with a palette", is_same=True)
-
-
-def _mask_of(mode: str) -> Callable[[Random, Path, str], Case]:
+def _other_mode(draw: Random, root: Path, kind: str) -> Case:
     """Masks of another kind of image, which say the same or cannot be read as indices."""
-
-    changes: dict[str, Callable[[np.ndarray], Image.Image]] = {
-        "16 bits": lambda values: Image.fromarray(values.astype(np.uint16)),
-        "colours": lambda values: Image.fromarray(np.stack([values * 255] * 3, 2)),
-        "one bit": lambda values: Image.fromarray(values.astype(bool)),
-        "an alpha channel": lambda values: Image.fromarray(values).convert("LA"),
-    }
-
-    def change(draw: Random, root: Path, kind: str) -> Case:
-        _each(_masks(root), lambda mask: changes[mode](np.asarray(mask)))
-        return Case(
-            f"masks of {mode}", told=("mask", "colour", "channel", "16"), is_same=mode in ("16 bits", "one bit")
-        )
-
-    return change
+    mode = draw.choice(list(MASK_MODES))
+    _each(_masks(root), lambda mask: MASK_MODES[mode](np.asarray(mask)))
+    is_same = mode in ("16 bits", "one bit", "a palette")
+    return Case(f"masks of {mode}", told=("mask", "colour", "channel"), is_same=is_same)
 
 
 def _other_mask(draw: Random, root: Path, kind: str) -> Case:
@@ -329,5 +301,5 @@ Change = Callable[[Random, Path, str], Case]
 BOTH: tuple[Change, ...] = (_junk_folder, _junk_file, _linked_file, _linked_folder, _loop, _turned, _opaque, _broken)
 BOTH += (_broken, _all_broken, _sixteen_bits, _copies, _thin, _nothing_left, _no_files)
 OF_IMAGES: tuple[Change, ...] = (_one_class, _class_of_one_split, _empty_class, _odd_class_names)
-OF_MASKS: tuple[Change, ...] = (_black_and_white, _all_ignored, _one_value, _palette, _same_stem, _other_mask)
-OF_MASKS += (_other_mask, *map(_mask_of, ("16 bits", "colours", "one bit", "an alpha channel")))
+OF_MASKS: tuple[Change, ...] = (_black_and_white, _all_ignored, _one_value, _same_stem, _other_mask)
+OF_MASKS += (_other_mask, *[_other_mode] * 5)

@@ -9,14 +9,13 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 from tortures import survival
 from tortures.attack import DONE, RUN, SWEEP, TINY, Attack
 from tortures.damage import make_runs
 from tortures.file_calls import Refuse
 from tortures.kill import RECIPES, STEPS, whole_run
-from tortures.processes import as_typed, fork, runner_command
+from tortures.processes import as_typed, runner_command
 
 ERRORS = (errno.ENOSPC, errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 FULL = {1: "something could not be written", **DONE}
@@ -34,19 +33,14 @@ def attack(a: Attack) -> None:
 def _refused(a: Attack) -> None:
     recipe = a.draw.choice(list(RECIPES))
     whole = whole_run(a, recipe)
-    at, code = a.draw.randint(1, whole.calls), a.draw.choice(ERRORS)
-    lasts = a.draw.random() < 0.7
-    a.title = (
-        f"a run ({recipe}) whose disk says {errno.errorcode[code]} {'from' if lasts else 'at'} call {at}{' on' * lasts}"
-    )
+    act = Refuse(a.draw.randint(1, whole.calls), a.draw.choice(ERRORS), lasts=a.draw.random() < 0.7)
+    a.title = f"a run ({recipe}) whose disk says {act}"
     command = (*TINY, *RECIPES[recipe], *STEPS)
-    allowed = {**FULL, **(NO_FOLDER if code in (errno.EACCES, errno.EROFS) else {})}
+    allowed = {**FULL, **(NO_FOLDER if act.code in (errno.EACCES, errno.EROFS) else {})}
     # if it lasts, an empty folder made before the disk refused is one that it will not let go of either
-    ended = a.ended_or_unchanged(
-        lambda: a.end(a.start(*command, act=Refuse(at, code, lasts)), allowed), but_folders=lasts
-    )
-    if ended.code in (1, 2) and os.strerror(code) not in ended.text:
-        a.fail(f"no word of {os.strerror(code)!r}")
+    ended = a.ended_or_unchanged(lambda: a.end(a.start(*command, act=act), allowed), but_folders=act.lasts)
+    if ended.code in (1, 2) and os.strerror(act.code) not in ended.text:
+        a.fail(f"no word of {os.strerror(act.code)!r}")
     _goes_on(a, recipe)
 
 
@@ -79,7 +73,7 @@ def _small_disk(a: Attack) -> None:
             shutil.copytree(OUTPUTS, "saved")  # the disk is gone with this process
 
     (a.folder / OUTPUTS).mkdir()
-    if not a.templates.once("may mount", lambda: _may_mount(a)):
+    if not _may_mount(a):
         (a.folder / OUTPUTS).rmdir()
         _refused(a)
         return
@@ -92,10 +86,10 @@ def _small_disk(a: Attack) -> None:
 def _report(a: Attack) -> None:
     """The report of a sweep: what lies there is not lost, and a later report is whole."""
     a.templates.copy("runs", make_runs, a)
-    at, code = a.draw.randint(1, 60), a.draw.choice(ERRORS)
-    a.title = f"the report of a sweep whose disk says {errno.errorcode[code]} from call {at} on"
+    act = Refuse(a.draw.randint(1, 60), a.draw.choice(ERRORS))
+    a.title = f"the report of a sweep whose disk says {act}"
     before = survival.tree(a.folder)
-    a.script("report", SWEEP, allowed={**FULL, 2: "no report can be written"}, act=Refuse(at, code))
+    a.script("report", SWEEP, allowed={**FULL, 2: "no report can be written"}, act=act)
     kept = [path for path in before if "report" not in path and "results" not in path and "figures" not in path]
     if lost := survival.changes(before, survival.tree(a.folder), kept):
         a.fail(f"lost: {', '.join(lost)}")
@@ -127,12 +121,7 @@ def _mount(where: str, kilobytes: int) -> None:
 
 
 def _may_mount(a: Attack) -> bool:
-    def try_it() -> None:
-        place = Path("mount")
-        place.mkdir()
-        _mount(str(place), 64)
+    def try_it(maker: Attack) -> bool:
+        return maker.forked(lambda: _mount("mount", 64), "mount").end(a.deadline).code == 0
 
-    folder = a.templates.root / "mount-trial"
-    folder.mkdir()
-    running = a.noted(fork(try_it, "mount", folder, a.new_records()))
-    return running.end(a.deadline).code == 0
+    return a.templates.made("mount-trial", lambda maker: (maker.folder / "mount").mkdir(), try_it)

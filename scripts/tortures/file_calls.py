@@ -39,6 +39,9 @@ class Refuse:
     code: int
     lasts: bool = True
 
+    def __str__(self) -> str:
+        return f"{errno.errorcode[self.code]} {'from' if self.lasts else 'at'} call {self.at}{' on' * self.lasts}"
+
     def __call__(self, number: int, call: str, path: str) -> Decision:
         is_met = number == self.at or (number > self.at and self.lasts)
         if is_met and (call in GROWS or self.code not in (errno.ENOSPC, errno.EDQUOT)):

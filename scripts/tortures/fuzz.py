@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import yaml
 
+from runner.config.diagnose import chosen_options, known_settings
+from runner.config.options import CONF, METHOD_GROUPS
 from tortures import damage
 from tortures.attack import DONE, REFUSED, TINY, Attack
 from tortures.odd_words import FLAGS, FOLDERS, LENGTHS, LINKS, NUMBERS, OUTPUTS, WHOLE_WORDS, WORDS
-from tortures.processes import REPOSITORY, Ended
+from tortures.processes import Ended
 
-CONF = REPOSITORY / "conf"
 BASE = (*TINY, "train.max_steps=1", "train.epochs=1")
 LONG_SECONDS = 15  # after which a run that has begun is asked to end
 STOPPED = {130: "it was long, and was asked to end", **DONE}
@@ -111,23 +111,9 @@ def _options(group: str) -> list[str]:
 @cache
 def _keys() -> list[str]:
     """Every key of the configuration: those of the base run more often than those of what it has not."""
-    root = yaml.safe_load((CONF / "config.yaml").read_text())
-    keys = [key for node in root if node not in ("defaults", "hydra") for key in _paths(node, root[node])]
-    for group, option in (("model", "resnet20"), ("dataset", "random"), ("optimizer", "sgd"), ("schedule", "cosine")):
-        keys += _paths(group, yaml.safe_load((CONF / group / f"{option}.yaml").read_text()))
-    keys = 4 * keys
-    for group in ("norm", "regularization"):
-        for path in sorted((CONF / group).glob("*.yaml")):
-            nodes = yaml.safe_load(path.read_text())
-            keys += [key for node in nodes if node != "defaults" for key in _paths(node, nodes[node])]
+    methods = {group: [path.stem for path in (CONF / group).glob("*.yaml")] for group in METHOD_GROUPS}
+    keys = [*4 * [*known_settings(chosen_options(BASE))], *known_settings(methods)]
     return [key for key in keys if key not in LEFT_OUT]
-
-
-def _paths(prefix: str, node: object) -> Iterator[str]:
-    yield prefix
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _paths(f"{prefix}.{key}", value)
 
 
 def _silently_other(a: Attack, command: list[str]) -> list[str]:

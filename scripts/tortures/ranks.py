@@ -6,18 +6,14 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-
-import yaml
 
 from tortures import survival
 from tortures.attack import DONE, RUN, TINY, Attack
-from tortures.processes import REPOSITORY, Running, command_line
+from tortures.processes import Running, command_line
 
 SETTINGS = (*TINY, "dataset.num_images=64", "train.epochs=4", "train.checkpoint_every_steps=2", "train.num_devices=2")
 COMMAND = (*SETTINGS, "name=run", "train.auto_resume=true")
 DEADLINE_SECONDS = 120
-TIMEOUT = "train.rank_timeout"  # the watchdog over ranks that stopped answering
 FAILED = {1: "a rank died"}
 INTERRUPTED = {130: "it was interrupted"}
 
@@ -55,7 +51,7 @@ def attack(a: Attack) -> None:
 
 
 def _blows(rank: int) -> list[Blow]:
-    blows = [
+    return [
         Blow(f"SIGKILL to rank {rank}", ((rank, signal.SIGKILL, 0),), FAILED),
         Blow(f"SIGTERM to rank {rank}", ((rank, signal.SIGTERM, 0),), {**FAILED, **INTERRUPTED}),
         Blow(f"SIGINT to rank {rank}", ((rank, signal.SIGINT, 0),), {**FAILED, **INTERRUPTED}),
@@ -77,16 +73,13 @@ def _blows(rank: int) -> list[Blow]:
             ((rank, signal.SIGSTOP, 1), ("launcher", signal.SIGINT, 1), ("launcher", signal.SIGINT, 0)),
             {**INTERRUPTED, **FAILED},
         ),
+        Blow(
+            f"rank {rank} stands still, train.rank_timeout=5",
+            ((rank, signal.SIGSTOP, 0),),
+            FAILED,
+            ("train.rank_timeout=5",),
+        ),
     ]
-    if _has_watchdog():
-        still = ((rank, signal.SIGSTOP, 0),)
-        blows.append(Blow(f"rank {rank} stands still, {TIMEOUT}=5", still, FAILED, (f"{TIMEOUT}=5",)))
-    return blows
-
-
-@cache
-def _has_watchdog() -> bool:
-    return TIMEOUT.partition(".")[2] in yaml.safe_load((REPOSITORY / "conf/config.yaml").read_text())["train"]
 
 
 def _once_it_trains(a: Attack, running: Running) -> list[int]:

@@ -6,6 +6,7 @@ import errno
 import shutil
 import signal
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from tortures import survival
@@ -50,8 +51,7 @@ def _odd(a: Attack) -> None:
     for name in ("results.csv", "report.html"):
         if not (folders[0] / name).is_file():
             a.fail(f"exit code 0 and no {name}")
-    jobs = _jobs(folders[0])
-    if not jobs:
+    if not _jobs(folders[0]):
         a.fail("exit code 0 and no job")
     if unlike := {path.name for path in a.folder.iterdir()} - {"outputs"}:
         a.fail(f"files beside outputs: {', '.join(sorted(unlike))}")
@@ -80,10 +80,10 @@ def _started_to_be_stopped(a: Attack, calls: int, seconds: float):
 
 def _full(a: Attack) -> None:
     whole = _whole(a)
-    at, lasts = a.draw.randint(1, whole.calls), a.draw.random() < 0.7
     code = a.draw.choice((errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EIO))
-    a.title = f"a sweep whose disk says {errno.errorcode[code]} {'from' if lasts else 'at'} call {at}{' on' * lasts}"
-    ended = a.end(a.start(*COMMAND, act=Refuse(at, code, lasts)), NOT_ALL_DONE)
+    act = Refuse(a.draw.randint(1, whole.calls), code, lasts=a.draw.random() < 0.7)
+    a.title = f"a sweep whose disk says {act}"
+    ended = a.end(a.start(*COMMAND, act=act), NOT_ALL_DONE)
     if ended.code == 1 and "cannot be" not in ended.text:
         a.fail("no word of what cannot be written")
     a.run(*COMMAND)
@@ -154,5 +154,9 @@ def _whole(a: Attack) -> Whole:
 
 def _results(a: Attack) -> dict[str, dict]:
     """The results of its jobs by name."""
-    folder = _whole(a).folder / SWEEP
-    return a.templates.once("sweep-results", lambda: {n: survival.result(job) for n, job in _jobs(folder).items()})
+    return _results_in(_whole(a).folder / SWEEP)
+
+
+@cache
+def _results_in(folder: Path) -> dict[str, dict]:
+    return {name: survival.result(job) for name, job in _jobs(folder).items()}
