@@ -29,7 +29,8 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "width": "[0.015625, 64]",
         "alpha": "> 0",
         "output_stride": OneOf((8, 16)),
-        "head_channels": CHANNELS,
+        "head": ["composer", "paper"],
+        "head_channels": f"{CHANNELS} or null",
         "methods_on": ["all", "backbone", "head"],
         "shortcut": ["zero_pad", "projection"],
         "dropout": "[0, 1)",  # null, of an NFNet: the published rate

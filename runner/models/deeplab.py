@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from runner.config.limits import check
 
 LOW_LEVEL_CHANNELS = 48
+HEADS = {"composer": (3, 512), "paper": (1, 256)}  # the kernel that joins the pyramid's branches, the channels
 
 
 class DilatedResNet(nn.Module):
@@ -60,9 +61,10 @@ class DeepLabHead(nn.Module):
     """Atrous spatial pyramid pooling (ASPP) and the decoder: two feature maps to logits at the size of the first.
 
     ASPP on the last features: the mean over the image through a 1x1 convolution, a 1x1 convolution, and three 3x3
-    convolutions with the rates 6, 12, 18 at output stride 16 or 12, 24, 36 at 8, joined by a 3x3 convolution; all have
-    `channels` channels. Decoder: the first features through a 1x1 convolution to 48 channels are concatenated with the
-    upsampled result; two 3x3 convolutions, dropout of whole channels and a 1x1 convolution, `classifier`, follow.
+    convolutions with the rates 6, 12, 18 at output stride 16 or 12, 24, 36 at 8, joined by a convolution of kernel size
+    `joining_size`; all have `channels` channels. The paper joins them by a 1x1 convolution, Composer by a 3x3 one, with
+    nine times the weights. Decoder: the first features through a 1x1 convolution to 48 channels are concatenated with
+    the upsampled result; two 3x3 convolutions, dropout of whole channels and a 1x1 convolution, `classifier`, follow.
 
     `separable` makes the three atrous convolutions and the decoder's two depthwise ones followed by 1x1 convolutions,
     each with batch norm and ReLU: 15 convolutions in all, and 10 without. Training takes two images or more, since the
@@ -78,6 +80,7 @@ class DeepLabHead(nn.Module):
         output_stride: int,
         separable: bool,
         channels: int,
+        joining_size: int,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class DeepLabHead(nn.Module):
         self.image_pool = ConvNormReLU(high_channels, channels, 1)
         self.aspp = nn.ModuleList([ConvNormReLU(high_channels, channels, 1)])
         self.aspp.extend(_conv3x3(high_channels, channels, separable, rate) for rate in rates)
-        self.bottleneck = ConvNormReLU(5 * channels, channels, 3)
+        self.bottleneck = ConvNormReLU(5 * channels, channels, joining_size)
         self.low_level = ConvNormReLU(low_channels, LOW_LEVEL_CHANNELS, 1)
         self.decoder = nn.Sequential(
             _conv3x3(channels + LOW_LEVEL_CHANNELS, channels, separable), _conv3x3(channels, channels, separable)
@@ -113,9 +116,10 @@ class DeepLabV3Plus(nn.Module):
     `DeepLabHead`.
 
     `output_stride`: 8 or 16, by how much the last features are smaller than the image. `separable`: depthwise separable
-    convolutions in the head. `head_channels`: 512 as in Composer; the paper has 256. `dropout`: rate of dropped
-    channels before the classifier. `zero_init_residual` starts the last batch norm of each of the backbone's branches
-    at weight 0. Raises ValueError for a setting outside its range.
+    convolutions in the head. `head`: "composer" joins the branches of the pyramid by a 3x3 convolution and has 512
+    channels, as Composer's recipe for ADE20K; "paper" joins them by a 1x1 convolution and has 256. `head_channels`
+    instead of these. `dropout`: rate of dropped channels before the classifier. `zero_init_residual` starts the last
+    batch norm of each of the backbone's branches at weight 0. Raises ValueError for a setting outside its range.
     """
 
     def __init__(
@@ -124,13 +128,15 @@ class DeepLabV3Plus(nn.Module):
         num_classes: int = 150,
         output_stride: int = 8,
         separable: bool = True,
-        head_channels: int = 512,
+        head: str = "composer",
+        head_channels: int | None = None,
         dropout: float = 0.1,
         zero_init_residual: bool = False,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check("model", output_stride=output_stride, head_channels=head_channels, dropout=dropout)
+        check("model", output_stride=output_stride, head=head, head_channels=head_channels, dropout=dropout)
+        joining_size, channels = HEADS[head]
         self.backbone = DilatedResNet(build(zero_init_residual=zero_init_residual), output_stride)
         if in_channels != 3:
             self.backbone.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
@@ -140,7 +146,8 @@ class DeepLabV3Plus(nn.Module):
             num_classes,
             output_stride=output_stride,
             separable=separable,
-            channels=head_channels,
+            channels=channels if head_channels is None else head_channels,
+            joining_size=joining_size,
             dropout=dropout,
         )
 

@@ -74,6 +74,35 @@ def test_rates_and_channels_of_the_published_head(output_stride, rates):
     assert model.head.classifier.out_channels == 150
 
 
+def test_the_papers_head_joins_the_branches_by_a_1x1_convolution_of_256_channels():
+    """The pyramid and the decoder of arXiv 1802.02611, from the layers one by one."""
+    torch.manual_seed(0)
+    model = with_statistics(deeplabv3plus_resnet50(num_classes=3, head="paper")).double()
+    head = model.head
+    assert head.bottleneck[0].weight.shape == (256, 5 * 256, 1, 1)
+    low, high = torch.randn(1, 256, 12, 10, dtype=torch.float64), torch.randn(1, 2048, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        pooled = head.image_pool(high.mean((2, 3), keepdim=True)).expand(-1, -1, 6, 5)
+        joined = torch.cat([pooled, *(branch(high) for branch in head.aspp)], 1)
+        weight, norm = head.bottleneck[0].weight[:, :, 0, 0], head.bottleneck[1]
+        x = torch.einsum("oc,nchw->nohw", weight, joined)
+        mean, var, gain, shift = (
+            t.view(-1, 1, 1) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        x = ((x - mean) / (var + norm.eps).sqrt() * gain + shift).clamp(min=0)
+        x = nn.functional.interpolate(x, (12, 10), mode="bilinear", align_corners=False)
+        expected = head.classifier(head.decoder(torch.cat([x, head.low_level(low)], 1)))
+        torch.testing.assert_close(head(low, high), expected)
+
+
+def test_of_the_papers_head_the_channels_can_be_chosen_and_composers_is_the_default():
+    with torch.device("meta"):
+        heads = [deeplabv3plus_resnet50(**settings).head for settings in ({}, {"head": "paper", "head_channels": 8})]
+    assert [tuple(head.bottleneck[0].weight.shape) for head in heads] == [(512, 2560, 3, 3), (8, 40, 1, 1)]
+    with pytest.raises(ValueError, match=r"model\.head=papers: it must be one of composer, paper"):
+        deeplabv3plus_resnet50(head="papers")
+
+
 @pytest.mark.parametrize("size", [(33, 47), (64, 64), (1, 40)])
 def test_any_image_gives_logits_of_its_own_size_and_everything_trains(size):
     torch.manual_seed(0)
