@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
+
+from runner.layers.tracing import leaf_call
 
 
 class SamePadConv2d(nn.Conv2d):
@@ -28,6 +31,9 @@ class SamePadConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, 0 if is_same else padding, *args, **kwargs)
         if is_same:
             self.padding = "same"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return leaf_call(self, input) if isinstance(input, Proxy) else super().forward(input)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding != "same":

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
+
+from runner.layers.tracing import leaf_call, not_scriptable
 
 
 class StandardizedConv:
@@ -22,7 +25,12 @@ class StandardizedConv:
         """Without the cached weight, whose context a copy or pickle outlives."""
         return {key: value for key, value in self.__dict__.items() if key != "_weight_of_evaluation"}
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise not_scriptable(self, "fold_weight_standardization(model) first turns it into a plain convolution")
+
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return leaf_call(self, x)
         weight = self._weight_of_evaluation
         if weight is None or torch.is_grad_enabled():
             weight = self.standardized_weight()

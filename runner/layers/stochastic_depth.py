@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from runner.config.limits import check
 
 
+def refuse_export() -> None:
+    """Raise a RuntimeError under torch.export, which would record the gates of one step."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(
+            "stochastic depth draws its gates in Python, anew for each step, which torch.export cannot record: call "
+            "model.eval() before the export"
+        )
+
+
 class StochasticDepth(nn.Module):
     """The gate b ~ Bernoulli(1 - p) of a residual branch f (Huang et al. 2016, arXiv 1603.09382).
 
@@ -54,11 +63,17 @@ class StochasticDepth(nn.Module):
         """Set the current rate to `share` (0 to 1) of the final one."""
         self.current_rate = share * self.drop_rate
 
+    @property
+    def evaluation_factor(self) -> float:
+        """What evaluation multiplies the branch by."""
+        return 1 - self.current_rate if self.rescale == "inference" else 1.0
+
     def forward(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
         if self.training:
+            refuse_export()
             return self._forward_training(branch, x)
-        out = branch(x)
-        return out * (1 - self.current_rate) if self.rescale == "inference" and self.current_rate > 0 else out
+        factor = self.evaluation_factor
+        return branch(x) * factor if factor != 1 else branch(x)
 
     # Tracing would fix the gates and the rate in a compiled model. The branch itself is still compiled.
     @torch.compiler.disable(recursive=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
-from runner.layers.surgery import refuse_modules
+from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
+from runner.layers.tracing import leaf_call, not_scriptable
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.groupnorm import group_norm
 from runner.methods.method import Method
@@ -70,6 +72,8 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
             nn.init.zeros_(self.group_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return leaf_call(self, x)
         self._check_input_dim(x)
         z = self._normalize_with_estimates(x) if self.training and self.estimate else super().forward(x)
         return group_norm(z, self.num_groups, *self._group_affine(), self.eps)
@@ -97,6 +101,9 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
         channels = self.num_features // self.num_groups
         # Not repeat_interleave, whose backward pass is slow.
         return tuple(p[:, None].expand(-1, channels).reshape(-1) for p in (self.group_weight, self.group_bias))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise not_scriptable(self, "fold_batch_channel_norm(model) first turns it into plain batch norm and group norm")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}, estimate={self.estimate}"
@@ -156,6 +163,37 @@ def apply_batch_channel_norm(model: nn.Module, *, num_groups: int = 32, estimate
     for norm in converted.values():
         changed += norm.estimate != estimate
         norm.estimate = estimate
+    return changed
+
+
+def fold_batch_channel_norm(model: nn.Module) -> int:
+    """Turn each batch-channel norm of `model` into an `nn.Sequential` of its `nn.BatchNorm2d` and an `nn.GroupNorm`.
+
+    In place; returns how many. Evaluation is the same to the bit, and so is training without `estimate`. The batch
+    norm keeps its Parameter and buffer objects; the group norm gets new ones, of one value a channel. Keys gain a "0."
+    or "1.". Raises ValueError if there is no batch-channel norm, and if the model itself is one.
+
+    >>> from torch import nn
+    >>> from runner.methods import BatchChannelNorm2d, fold_batch_channel_norm
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), BatchChannelNorm2d(8, num_groups=4))
+    >>> fold_batch_channel_norm(model), type(model[1][1]).__name__
+    (1, 'GroupNorm')
+    """
+
+    def make(norm: BatchChannelNorm2d) -> nn.Sequential:
+        batch = nn.BatchNorm2d(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+        )
+        batch._parameters = {name: norm._parameters[name] for name in batch._parameters}
+        batch._buffers = dict(norm._buffers)
+        group = nn.GroupNorm(norm.num_groups, norm.num_features, norm.eps, norm.affine, device="meta")
+        for name, value in zip(("weight", "bias"), norm._group_affine(), strict=True):
+            setattr(group, name, None if value is None else nn.Parameter(value.detach()))
+        return nn.Sequential(batch, group).train(norm.training)
+
+    changed = replace_modules(model, (BatchChannelNorm2d,), make)
+    if not changed:
+        raise nothing_to_change(model, "batch-channel norms (BatchChannelNorm2d)")
     return changed
 
 

@@ -11,10 +11,12 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from runner.layers.preserve_state import preserve_state
-from runner.layers.stochastic_depth import StochasticDepth
+from runner.layers.stochastic_depth import StochasticDepth, refuse_export
+from runner.layers.tracing import leaf_call, not_scriptable
 
 
 def is_torchvision_block(block_class: type[nn.Module]) -> bool:
@@ -43,19 +45,49 @@ class _Gated:
 
     stochastic_depth: StochasticDepth
 
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if not self.training:
+            return self._forward_evaluation(x, *args, **kwargs)
+        if isinstance(x, Proxy):  # a trace of the block itself would fix its gate
+            return leaf_call(self, x, *args, **kwargs)
+        refuse_export()
+        return self._forward_training(x, *args, **kwargs)
+
+    def _forward_evaluation(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        raise NotImplementedError
+
+    # A subclass disables the compiler here but not for what is called: it breaks the graph once, at the gate, and
+    # compiles the branch and the sum, each a function with one graph for each shape.
+    def _forward_training(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        raise NotImplementedError
+
+    def _ungated_forward(self, *args: object, **kwargs: object) -> Tensor:
+        return super().forward(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise not_scriptable(self, "it has a gate of stochastic depth, which fold_stochastic_depth(model) takes out")
+
     def __reduce_ex__(self, protocol: int) -> tuple:
         _, _, *state = super().__reduce_ex__(max(protocol, 2))
         return _new_gated_block, (self._ungated_class,), *state
 
 
 class _GatedTorchvisionBlock(_Gated):
-    def forward(self, x: Tensor) -> Tensor:
+    def _forward_evaluation(self, x: Tensor) -> Tensor:
+        return self._sum(self.stochastic_depth(self.residual_branch, x), x)
+
+    @torch.compiler.disable(recursive=False)
+    def _forward_training(self, x: Tensor) -> Tensor:
         out = self.stochastic_depth(self.residual_branch, x)
-        identity = x if self.downsample is None else self.downsample(x)
-        if out is None:
-            return self.relu(identity.clone())  # the ReLU is in place and x belongs to the block before
-        out += identity
+        return self._shortcut(x) if out is None else self._sum(out, x)
+
+    def _sum(self, out: Tensor, x: Tensor) -> Tensor:
+        out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu(identity.clone())  # the ReLU is in place and x belongs to the block before
 
 
 class _GatedBasicBlock(_GatedTorchvisionBlock):
@@ -76,23 +108,31 @@ class _GatedBlock(_Gated):
 
     _keeps_shape: bool | None = None
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def _forward_evaluation(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if isinstance(x, Proxy):  # which does not know its shape
+            return leaf_call(self, x, *args, **kwargs)
+        out = self._ungated_forward(x, *args, **kwargs)
+        if self._shape_of(out) != x.shape:
+            return out
+        return x + self.stochastic_depth(lambda x: out - x, x)
+
+    @torch.compiler.disable(recursive=False)
+    def _forward_training(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self._keeps_shape is None:
             self._keeps_shape = self._find_out_shape(x, *args, **kwargs) == x.shape
         if not self._keeps_shape:
-            return super().forward(x, *args, **kwargs)
-        change = self.stochastic_depth(lambda x: self._change(x, *args, **kwargs), x)
+            return self._ungated_forward(x, *args, **kwargs)
+        change = self.stochastic_depth(lambda x: self._ungated_forward(x, *args, **kwargs) - x, x)
         return x if change is None else x + change
-
-    def _change(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return super().forward(x, *args, **kwargs) - x
 
     @torch.compiler.disable
     def _find_out_shape(self, x: Tensor, *args: object, **kwargs: object) -> torch.Size:
         """The shape of F(x)."""
         with preserve_state(self), torch.no_grad():
             self.eval()
-            out = super().forward(x, *args, **kwargs)
+            return self._shape_of(self._ungated_forward(x, *args, **kwargs))
+
+    def _shape_of(self, out: object) -> torch.Size:
         if not isinstance(out, Tensor):
             name, kind = type(self).__name__, type(out).__name__
             raise ValueError(

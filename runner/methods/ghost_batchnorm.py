@@ -24,6 +24,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
@@ -31,6 +32,7 @@ from runner.layers.ghost_normalize import ghost_normalize
 from runner.layers.norm_act import norm_class
 from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
+from runner.layers.tracing import leaf_call, not_scriptable
 from runner.methods.method import Method
 
 
@@ -67,9 +69,11 @@ class _GhostBatchNorm(_BatchNorm):
         self.running_stats = running_stats
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return leaf_call(self, x)
         self._check_input_dim(x)
-        sizes = ghost_batch_sizes(len(x), self.ghost_batch_size)
-        if not self.training or len(sizes) == 1:
+        sizes = ghost_batch_sizes(len(x), self.ghost_batch_size) if self.training else []
+        if len(sizes) < 2:
             return super().forward(x)
         if min(sizes) * x.shape[2:].numel() == 1:
             raise ValueError(
@@ -102,6 +106,9 @@ class _GhostBatchNorm(_BatchNorm):
             into.addmv_(statistics.t(), weights, beta=(1 - step) ** count)
             if into is not running:
                 running.copy_(into)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise not_scriptable(self, "fold_ghost_batchnorm(model) first turns it into plain batch norm")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}, running_stats={self.running_stats}"
@@ -211,6 +218,31 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
     changed += replace_modules(model, tuple(GHOST_BATCH_NORMS), make)
     if not changed and not converted:
         raise nothing_to_change(model, "batch norm (nn.BatchNorm1d, 2d, 3d)")
+    return changed
+
+
+def fold_ghost_batchnorm(model: nn.Module) -> int:
+    """Turn the ghost batch norms of `model` into plain ones, in place; return how many.
+
+    Parameter and buffer objects, hooks and state-dict keys stay. Evaluation is the same to the bit; training from then
+    on takes the statistics of the whole mini-batch. For torch.jit.script and other tools that take torch's own layers
+    alone. Raises ValueError if there is no ghost batch norm, and if the model itself is one.
+
+    >>> from torchvision.models import resnet18
+    >>> from runner.methods import apply_ghost_batchnorm, fold_ghost_batchnorm
+    >>> model = resnet18()
+    >>> apply_ghost_batchnorm(model), fold_ghost_batchnorm(model), type(model.bn1).__name__
+    (20, 20, 'BatchNorm2d')
+    """
+    plain_class = {ghost: plain for plain, ghost in GHOST_BATCH_NORMS.items()}
+
+    def make(ghost: _BatchNorm) -> _BatchNorm:
+        settings = (ghost.num_features, ghost.eps, ghost.momentum, ghost.affine, ghost.track_running_stats)
+        return plain_class[type(ghost)](*settings, device="meta")
+
+    changed = replace_modules(model, tuple(plain_class), make)
+    if not changed:
+        raise nothing_to_change(model, "ghost batch norms (GhostBatchNorm1d, 2d, 3d)")
     return changed
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from runner.layers.norm_act import norm_class
+from runner.layers.surgery import carry_over
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
+from runner.layers.tracing import leaf_call
 from runner.methods.ghost_batchnorm import GHOST_BATCH_NORMS
 from runner.methods.method import Method
 from runner.methods.norm_replacement import batch_norms, replace_batch_norms
@@ -30,6 +33,15 @@ class _BatchedInstanceNorm(_InstanceNorm):
         super().__init__(num_features, eps, affine=affine, device=device, dtype=dtype)
         self._buffers.clear()
         self.running_mean = self.running_var = self.num_batches_tracked = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return leaf_call(self, input) if isinstance(input, Proxy) else super().forward(input)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script: torch's own layer with the same parameters, which computes the same."""
+        plain = type(self).__bases__[1](self.num_features, self.eps, affine=self.affine, device="meta")
+        carry_over(self, plain)
+        return plain
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != self.num_dims:

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from runner.config.limits import check
 from runner.config.text import did_you_mean
 from runner.layers.stochastic_depth import StochasticDepth
+from runner.layers.surgery import nothing_to_change
+from runner.methods.batch_channel_norm import BatchChannelNorm2d
 from runner.methods.gated_blocks import gated_class, is_torchvision_block
 from runner.methods.method import Method
 
+# of those that the methods here put at the end of a branch
+LAST_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 ALIASES = {"ResNetBottleneck": "Bottleneck"}  # Composer's name for torchvision's class
 
 
@@ -142,7 +146,8 @@ def apply_stochastic_depth(
 
     Blocks change their class in place; parameters, state-dict keys, hooks and class names stay. A second call gives the
     blocks new gates. With `zero_grad(set_to_none=True)`, torch's default, the parameters of a dropped block have no
-    gradient, so the optimizer skips them, with their momentum and weight decay.
+    gradient, so the optimizer skips them, with their momentum and weight decay. `DistributedDataParallel` must know:
+    pass find_unused_parameters=True, or choose stochastic_method="sample", which gives every parameter a gradient.
 
     Raises ValueError for a setting outside its range, an unknown class name, and a model without residual blocks.
 
@@ -178,6 +183,47 @@ def apply_stochastic_depth(
         gate = StochasticDepth(rate, method=stochastic_method, rescale=rescale, generator=generator)
         block.stochastic_depth = gate.train(block.training)
     return len(blocks)
+
+
+def fold_stochastic_depth(model: nn.Module) -> int:
+    """Take the gates out of the blocks of `model`, in place; return their number. Evaluation stays, up to rounding.
+
+    Blocks get their own class back. With rescale="inference" the factor 1 - rate goes into new Parameters of the
+    norm that ends the branch of torchvision's blocks. Do not train the model further. Blocks that call a gate
+    themselves keep it.
+
+    Raises ValueError, and changes nothing, if there is no such block, or one whose branch does not end in a norm with
+    weight and bias: of a class of your own, say.
+
+    >>> from torchvision.models import resnet18
+    >>> from runner.methods import apply_stochastic_depth, fold_stochastic_depth
+    >>> model = resnet18()
+    >>> apply_stochastic_depth(model), fold_stochastic_depth(model), hasattr(model.layer1[0], "stochastic_depth")
+    (8, 8, False)
+    """
+    blocks = [module for module in model.modules() if hasattr(module, "_ungated_class")]
+    if not blocks:
+        raise nothing_to_change(model, "residual blocks that apply_stochastic_depth changed")
+    factors = [b.stochastic_depth.evaluation_factor for b in blocks]
+    norms = [_last_norm(block) if factor != 1 else None for block, factor in zip(blocks, factors, strict=True)]
+    for block, norm, factor in zip(blocks, norms, factors, strict=True):
+        del block.stochastic_depth
+        block.__class__ = block._ungated_class
+        for name in ("weight", "bias") if norm is not None else ():
+            parameter = getattr(norm, name)
+            setattr(norm, name, nn.Parameter(parameter.detach() * factor, requires_grad=parameter.requires_grad))
+    return len(blocks)
+
+
+def _last_norm(block: nn.Module) -> nn.Module:
+    """The norm at the end of the block's branch, as the block's own class has it."""
+    norm = getattr(block, "bn3", getattr(block, "bn2", None)) if is_torchvision_block(block._ungated_class) else None
+    if not isinstance(norm, LAST_NORMS) or isinstance(norm, BatchChannelNorm2d) or norm.weight is None:
+        raise ValueError(
+            f"a {type(block).__name__}'s branch ends in no norm with weight and bias that could take up the factor "
+            '1 - rate of evaluation: apply stochastic depth with rescale="training", which has none'
+        )
+    return norm
 
 
 def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn.Module]:
