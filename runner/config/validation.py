@@ -224,8 +224,6 @@ def _check_rules(config: Settings, conf_folders: Sequence[Path]) -> Settings:
     config = _check_methods(config, conf_folders)
     if config.optimizer.get("nesterov") and config.optimizer.momentum == 0:
         raise SettingError("optimizer.momentum=0.0: Nesterov momentum needs more; set optimizer.nesterov=false.")
-    if config.schedule.name == "plateau" and not config.schedule.milestones:
-        raise SettingError("schedule.milestones=[]: at the first of them training may be doubled; name one.")
     check_folder_name("name", config.name)
     check_folder_name("sweep.name", config.sweep.name)
     return config

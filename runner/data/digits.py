@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runner.data.memory import check_memory
 from runner.data.sampling import stratified_share
 from runner.data.splits import Split, TensorData, make_data
 
 TEST_SHARE = 0.2
+NUM_IMAGES = 1797
+BYTES_OF_A_CHANNEL = 8  # of a pixel, at the least, while they are enlarged
 
 
 def digits(*, image_size: int = 12, channels: int = 3, **settings: Any) -> TensorData:
     """The digits, enlarged to `image_size` pixels (bilinear), as equal `channels`, in fixed stratified splits.
 
-    359 test images and 1,438 for training and validation. See `make_data` for `settings`.
+    359 test images and 1,438 for training and validation. See `make_data` for `settings`. Raises SettingError if they
+    are larger than the machine's memory.
     """
+    needed = NUM_IMAGES * channels * BYTES_OF_A_CHANNEL * image_size**2
+    check_memory(f"dataset.image_size={image_size}", needed, torch.device("cpu"), "Choose fewer or smaller images.")
     splits = (
         Split(_enlarged(split.images, image_size), split.targets).with_channels(channels) for split in source_splits()
     )

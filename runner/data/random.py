@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from runner.config.text import to_override
 from runner.data.dataset import SPLITS, sides_of
+from runner.data.memory import check_memory
 from runner.data.splits import Split, TensorData
 
 
@@ -18,11 +21,15 @@ def random(
 ) -> TensorData:
     """`num_images` for training, and a quarter as many each for validation and test.
 
-    The images are drawn on the device of the batches: the same in each call, but different on CPU and GPU.
+    The images are drawn on the device of the batches: the same in each call, but different on CPU and GPU. Raises
+    SettingError if they are larger than the machine's memory.
     """
     held_out = max(num_images // 4, 1)
     sizes = (num_images, held_out, held_out)
     shape = (channels, *sides_of(image_size))
+    setting = f"dataset.num_images={num_images} with dataset.image_size={to_override(image_size)}"
+    needed = sum(sizes) * math.prod(shape) * torch.float32.itemsize
+    check_memory(setting, needed, torch.device("cpu"), "Choose fewer or smaller images.")
     splits = [RandomSplit(place, sizes, shape, num_classes) for place in range(len(SPLITS))]
     return TensorData(
         name="random",

@@ -16,12 +16,12 @@ from runner.config.text import SettingError
 from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data, size_text
 from runner.experiment.dry_run import watched
 from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
-from runner.experiment.targets import Builder, builder_of, figure_of, takes_argument, without
+from runner.experiment.targets import Builder, builder_of, checked, figure_of, takes_argument, without
 from runner.layers.stem import stem_for
 from runner.methods.method import Method
 from runner.models.initialization import initialize
 from runner.models.pretrained import check_weights, fits, load_weights, read_weights
-from runner.optim.optimizers import parameter_groups, scaled_lr
+from runner.optim.optimizers import parameter_groups, scaled_lr, states_per_parameter
 from runner.optim.schedules import LRLambda, PlateauRule
 from runner.training.probing import Probe
 
@@ -72,6 +72,12 @@ def build_optimizer(node: Settings, model: nn.Module, *, global_batch_size: int)
     settings["lr"] = scaled_lr(node.lr, global_batch_size=global_batch_size, lr_batch_size=lr_batch_size)
     decay = {key: node.get(key, 0.0) for key in ("weight_decay", "decay_norm_and_bias")}
     return builder_of("optimizer", node)(parameter_groups(model, **decay), **settings)
+
+
+def count_optimizer_states(node: Settings, *, global_batch_size: int) -> int:
+    """How many tensors of a parameter's size the optimizer keeps for it."""
+    optimizer = build_optimizer(node, nn.Linear(2, 3), global_batch_size=global_batch_size)
+    return checked(states_per_parameter, "optimizer", node[TARGET])(optimizer)
 
 
 def build_schedule(node: Settings, *, total_steps: int, steps_per_epoch: int) -> LRLambda:

@@ -14,20 +14,18 @@ from torch import nn
 
 from runner.config.extensions import extensions_folder, use_folder
 from runner.config.settings import Settings
-from runner.config.text import SettingError, to_override
+from runner.config.text import SettingError
 from runner.config.validation import method_nodes
-from runner.data.dataset import Data, check_batch_size, sides_of, size_text
+from runner.data.dataset import Data, check_batch_size, size_text
+from runner.data.memory import check_memory
 from runner.experiment import builders
-from runner.experiment.memory import FLOAT, check_memory, of_parameters
 from runner.experiment.methods import build_methods
 from runner.probes.layers import pick
 from runner.training.class_weights import check_class_weights
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 
-# bytes of a channel of a pixel, at the least, of the data sets that lie in memory and come in any size
-BYTES_OF_A_CHANNEL = {"random": 4, "digits": 8}
-NUM_DIGITS = 1797
+FLOAT = 4  # bytes
 BUILT_BY = ("num_devices", "global_batch_size", "accumulation_steps", "sync_batchnorm")  # settings of train.*
 
 
@@ -60,7 +58,6 @@ def check(config: Settings) -> Checked:
     except ValueError as error:
         raise SettingError(str(error)) from None
     _check_num_devices(config.train.num_devices, precision.device)
-    _check_images(config.dataset)
     # the jobs of a sweep share the data, and each finds its own unreadable files
     data = builders.build_data(config.dataset)
     data = replace(data, unreadable=dict(data.unreadable))
@@ -71,12 +68,12 @@ def check(config: Settings) -> Checked:
             built, multiply_adds, kept = _build_meta(_BuildKey.of(config, data))
         check_batch_size(config.train.global_batch_size, data)
         check_class_weights(config.train.class_weights, data)
-        builders.build_optimizer(config.optimizer, nn.Linear(1, 1), global_batch_size=config.train.global_batch_size)
+        num_states = builders.count_optimizer_states(config.optimizer, global_batch_size=config.train.global_batch_size)
         builders.build_schedule(config.schedule, total_steps=1, steps_per_epoch=1)(0)
         builders.build_probes(config.probe)
     except ValueError as error:
         raise SettingError(str(error)) from None
-    _check_step(config, data, built, kept, precision)
+    _check_step(config, data, built, kept, num_states, precision)
     _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
     return Checked(config, data, task_of(data, config.train), precision, built, multiply_adds, chosen)
@@ -122,24 +119,13 @@ def _check_num_devices(number: int, device: torch.device) -> None:
         )
 
 
-def _check_images(dataset: Settings) -> None:
-    """Raise a SettingError if a data set that lies in memory is too large for it."""
-    if dataset.name not in BYTES_OF_A_CHANNEL:
-        return
-    number = 3 * dataset.num_images // 2 if "num_images" in dataset else NUM_DIGITS
-    setting = f"dataset.image_size={to_override(dataset.image_size)}"
-    if "num_images" in dataset:
-        setting = f"dataset.num_images={dataset.num_images} with {setting}"
-    height, width = sides_of(dataset.image_size)
-    needed = number * dataset.channels * BYTES_OF_A_CHANNEL[dataset.name] * height * width
-    check_memory(setting, needed, torch.device("cpu"), "Choose fewer or smaller images.")
-
-
-def _check_step(config: Settings, data: Data, built: builders.Built, kept: int, precision: Precision) -> None:
+def _check_step(
+    config: Settings, data: Data, built: builders.Built, kept: int, num_states: int, precision: Precision
+) -> None:
     """Raise a SettingError if the weights, or what a training step keeps, are too large for the device's memory."""
     train, device = config.train, precision.device
     num_params = sum(parameter.numel() for parameter in built.model.parameters())
-    weights = of_parameters(num_params, config.optimizer.name, average=train.ema is not None)
+    weights = FLOAT * num_params * (2 + num_states + (train.ema is not None))  # with gradients and the average
     size = f"model={config.model.name}"
     if isinstance(config.model.get("width"), float):
         size += f" with model.width={config.model.width:g}"

@@ -27,7 +27,7 @@ def builder_of(prefix: str, node: Settings) -> Builder:
     """What `_target_` of the settings `prefix` names, which raises SettingError for settings that it does not take."""
     target = node[TARGET]
     try:
-        return _checked(import_builder(target), prefix, target)
+        return checked(import_builder(target), prefix, target)
     except ValueError as error:
         raise SettingError(f"{prefix}.{TARGET}={target}: {error}.") from None
 
@@ -38,7 +38,7 @@ def figure_of(name: str, node: Settings) -> Callable[[Measurement], Figure] | No
         return partial(draw, name)
     module = node[TARGET].rpartition(".")[0]
     figure = getattr(sys.modules[module], "figure", None)
-    drawn = figure and _checked(figure, f"probe.{name}", f"{module}.figure")
+    drawn = figure and checked(figure, f"probe.{name}", f"{module}.figure")
     return drawn and (lambda measurement: drawn([("", [measurement])]))
 
 
@@ -54,9 +54,11 @@ def takes_argument(build: Builder, name: str) -> bool:
 
 
 @lru_cache  # so that what is built once of a builder and its settings can be kept
-def _checked(build: Builder, prefix: str, target: str) -> Builder:
+def checked(build: Builder, prefix: str, target: str) -> Builder:
+    """`build`, with a SettingError for settings that it does not take, and for what code from outside raises in it."""
+
     @wraps(build)
-    def checked(*arguments: Any, **settings: Any) -> Any:
+    def call(*arguments: Any, **settings: Any) -> Any:
         try:
             inspect.signature(build).bind(*arguments, **settings)
         except TypeError as error:
@@ -70,4 +72,4 @@ def _checked(build: Builder, prefix: str, target: str) -> Builder:
                 raise
             raise SettingError(f"{prefix}.{TARGET}={target}: {describe_error(error)}.") from error
 
-    return checked
+    return call

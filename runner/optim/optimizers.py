@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -46,6 +46,16 @@ def scaled_lr(lr: float, *, global_batch_size: int, lr_batch_size: int | None) -
     0.4
     """
     return lr if lr_batch_size is None else lr * global_batch_size / lr_batch_size
+
+
+def states_per_parameter(optimizer: Optimizer) -> int:
+    """How many tensors of a parameter's size the optimizer keeps for it, found by a step with gradients of zero."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    shapes = [value.shape for value in optimizer.state[parameters[0]].values() if isinstance(value, Tensor)]
+    return shapes.count(parameters[0].shape)
 
 
 def sgd(groups: list[dict], *, lr: float, momentum: float = 0.9, nesterov: bool = True) -> Optimizer:

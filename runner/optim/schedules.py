@@ -115,7 +115,9 @@ def plateau(
     patience: int = 20,
     max_doublings: int = 4,
 ) -> Plateau:
-    """`multistep` with the rule that doubles training."""
+    """`multistep` with the rule that doubles training. Raises ValueError without milestones."""
+    if not milestones:
+        raise ValueError("schedule.milestones=[]: at the first of them training may be doubled; name one.")
     rule = PlateauRule(first_milestone=milestones[0], patience=patience, max_doublings=max_doublings)
     return Plateau(multistep(total_steps, warmup_steps, milestones=milestones, gamma=gamma), rule)
 

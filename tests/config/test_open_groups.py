@@ -212,9 +212,14 @@ def test_every_other_group_is_open_too(own, runner, tmp_path):
 
 def test_an_optimizer_of_torchs_own_takes_a_yaml_file_alone(own, tiny, tmp_path):
     (own / "optimizer/rmsprop.yaml").write_text("_target_: torch.optim.RMSprop\nname: rmsprop\nlr: 0.01\nalpha: 0.9\n")
-    words = ("paths.extensions=own", "paths.allowed_packages=[torch]", "optimizer=rmsprop", "model=resnet20")
-    outcome = tiny(*words, "train.max_steps=1", "name=run")
+    words = ("paths.extensions=own", "paths.allowed_packages=[torch]")
+    outcome = tiny(*words, "optimizer=rmsprop", "model=resnet20", "train.epochs=2", "name=whole")
     assert outcome.code == 0, outcome.err
+    assert tiny(*words, "optimizer=rmsprop", "model=resnet20", "train.epochs=1", "name=run").code == 0
+    outcome = tiny(*words, f"resume={tmp_path}/outputs/runs/run", "train.epochs=2")
+    assert outcome.code == 0, outcome.err
+    states = [load_checkpoint(tmp_path / f"outputs/runs/{name}/checkpoints/last.pt") for name in ("whole", "run")]
+    assert states[1]["optimizer"]["state"][0]["step"] == states[0]["optimizer"]["state"][0]["step"] == 8
 
 
 @pytest.mark.parametrize("way", ["paths.extensions", "--config-dir", "hydra.searchpath"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from runner.data import memory
 from runner.experiment import check as checked
-from runner.experiment import memory
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,13 @@ def test_a_layer_that_is_not_there_is_refused_before_the_run(tiny, tmp_path, set
     outcome = tiny(f"probe={settings.partition('.')[0]}", f"probe.{settings}")
     assert outcome.code == 2, outcome.out
     assert message in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_that_cannot_be_made_is_refused_before_the_run(tiny, tmp_path):
+    outcome = tiny("schedule=plateau", "schedule.milestones=[]")
+    assert outcome.code == 2
+    assert "schedule.milestones=[]: at the first of them training may be doubled; name one." in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from runner.methods import (
     remove_batchnorm,
 )
 from runner.models import nf_resnet26, nfnet_f0, resnet18
-from runner.optim.optimizers import adamw, lars, parameter_groups, scaled_lr, sgd
+from runner.optim.optimizers import adamw, lars, parameter_groups, scaled_lr, sgd, states_per_parameter
 
 
 def names_of(model, parameters):
@@ -113,6 +113,20 @@ def test_the_fused_step_is_that_of_the_formula():
 def test_adamw_takes_its_betas():
     optimizer = adamw([{"params": [nn.Parameter(torch.ones(2))]}], lr=0.1, beta1=0.8, beta2=0.95)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("make", "number"),
+    [
+        *[(sgd, 1), (lars, 1), (adamw, 2), (torch.optim.RMSprop, 1), (torch.optim.Adagrad, 1), (torch.optim.SGD, 0)],
+        (lambda groups, **settings: torch.optim.Adam(groups, amsgrad=True, **settings), 3),
+    ],
+)
+def test_what_an_optimizer_keeps_of_a_parameter_is_counted(make, number):
+    layer = nn.Linear(2, 3)
+    before = layer.weight.detach().clone()
+    assert states_per_parameter(make(parameter_groups(layer, weight_decay=0.0), lr=0.1)) == number
+    assert torch.equal(layer.weight, before)
 
 
 @pytest.mark.parametrize("make", [sgd, adamw])

@@ -11,8 +11,6 @@ from runner.config.text import SettingError
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 GIB = 2**30
-FLOAT = 4  # bytes
-OPTIMIZER_STATES = {"sgd": 1, "lars": 1, "adamw": 2}  # tensors of the size of a parameter
 
 
 def memory_of(device: torch.device) -> int:
@@ -34,8 +32,3 @@ def check_memory(setting: str, needed: float, device: torch.device, remedy: str)
             f"{setting}: this takes about {needed / GIB:,.0f} GiB of memory, and this machine's "
             f"{'GPU' if device.type == 'cuda' else 'CPU'} has {available / GIB:,.0f} GiB. {remedy}"
         )
-
-
-def of_parameters(num_params: int, optimizer: str, *, average: bool) -> int:
-    """Bytes for the weights, their gradients, the optimizer's state and the average of the weights."""
-    return FLOAT * num_params * (2 + OPTIMIZER_STATES.get(optimizer, 0) + average)
