@@ -299,7 +299,7 @@ X = "_target_: mynet.mynet\nname: x\n"
         ("model/x.yaml", NET + "_ranges_: {wide: text}", ["x.yaml: _ranges_.wide: there is no such setting", "width?"]),
         ("model/x.yaml", NET + "_ranges_: 5", ["x.yaml: _ranges_=5: it must be a mapping"]),
         ("model/x.yaml", NET + "_ranges_: {width: '> 9 int'}", ["model.width=8: it must be a whole number in (9"]),
-        ("model/x.yaml", NET + "_kind_: [segments]", ["x.yaml: _kind_=[segments]: it must be a list of segm"]),
+        ("model/x.yaml", NET + "_kind_: [segments]", ["x.yaml: _kind_=[segments]: it must be a list of "]),
         ("norm/x.yaml", "x:\n  _target_: mynet.mynet\n", ["first line", "must be # @package _global_"]),
     ],
 )
