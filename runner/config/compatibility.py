@@ -33,10 +33,11 @@ def check_combinations(methods: Mapping[str, Settings], *, model: Settings, trai
     """Raise a ValueError with the reason and the remedy if `methods`, the settings of each by its name, do not go
     together, or not with the settings of the model, of training or of the data set; or if these do not.
     """
-    _model_of_the_task(model, dataset)
-    _loss_of_the_task(train, dataset)
+    if not (_is("segmentation", dataset) and _is("classification", dataset)):  # else its files alone tell
+        _model_of_the_task(model, dataset)
+        _loss_of_the_task(train, dataset)
+        _labels_to_mix(methods, dataset)
     _weights_of_classes(train)
-    _labels_to_mix(methods, dataset)
     _one_normalization(methods)
     _one_clip(methods)
     _ghost_batches_fill_a_batch(methods, train)

@@ -229,7 +229,15 @@ def _check_rules(config: Settings, conf_folders: Sequence[Path]) -> Settings:
     return config
 
 
-def _check_methods(config: Settings, conf_folders: Sequence[Path]) -> Settings:
+def check_task(config: Settings, task: str) -> None:
+    """Raise a SettingError if the model, the loss or a method does not go with the data set's task, for a data set of
+    which its files alone tell that.
+    """
+    folders = [CONF, extensions_folder(config.paths.extensions)] if config.paths.extensions else [CONF]
+    _check_methods(config, folders, task)
+
+
+def _check_methods(config: Settings, conf_folders: Sequence[Path], task: str | None = None) -> Settings:
     """The rules between methods; `portion: auto` gives way to what it means here."""
 
     def with_kinds(name: str, node: Settings, *groups: str) -> dict[str, Any]:
@@ -238,6 +246,8 @@ def _check_methods(config: Settings, conf_folders: Sequence[Path]) -> Settings:
 
     methods = {name: with_kinds(name, node, *METHOD_GROUPS) for name, node in method_nodes(config).items()}
     nodes = {group: with_kinds(config[group].name, config[group], group) for group in ("model", "dataset")}
+    if task is not None:
+        nodes["dataset"][KIND] = (task,)
     try:
         check_combinations(methods, train=config.train.plain(), **nodes)
     except ValueError as error:

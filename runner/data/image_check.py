@@ -74,7 +74,7 @@ def unseen_classes(
     samples: Iterable[tuple[str, int]], class_names: Sequence[str], unreadable: Mapping[str, str]
 ) -> list[str]:
     """The classes without a readable image."""
-    readable = {number for path, number in samples if path not in unreadable}
+    readable = {number for path, number in samples if str(path) not in unreadable}
     return [name for number, name in enumerate(class_names) if number not in readable]
 
 

@@ -9,14 +9,11 @@ from typing import Any
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from runner.config.text import to_override
-from runner.data.dataset import sides_of
-from runner.data.file_data import FileData, make_file_data
+from runner.data.file_data import TIMEOUT_SECONDS, FileData, make_file_data
 from runner.data.file_finder import FileFinder, Identity, check_disjoint, first
-from runner.data.image_transforms import LoadImage, evaluation_transform, normalizing, train_transform
+from runner.data.image_transforms import LoadImage, image_transforms
 
 TRAIN, TEST = "train", "val"  # the folders
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 LAYOUT = (
     f"Put one folder a class with its images into {TRAIN} and into {TEST}, the same classes in both: "
@@ -58,32 +55,20 @@ def image_data(
     folders: ClassFolders,
     *,
     image_size: int | Sequence[int] = 224,
-    test_size: int | Sequence[int] = 224,
-    test_resize: int = 256,
-    scale_min: float = 0.08,
-    flip: bool = True,
-    rand_augment_layers: int = 0,
-    rand_augment_magnitude: int = 0,
-    random_erasing: float = 0.0,
-    interpolation: str = "bilinear",
     channels: int = 3,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    **reading: Any,
+    validation: float | str = 0.1,
+    num_workers: int | None = None,
+    max_unreadable: int = 10,
+    check_duplicates: bool | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    **transforming: Any,
 ) -> FileData:
-    """The images of `folders`, transformed by `train_transform` and `evaluation_transform`.
+    """The images of `folders`, transformed as `image_transforms` says of its settings `transforming`.
 
-    `reading`: validation, num_workers, max_unreadable, check_duplicates and timeout_seconds, see `make_file_data`.
-    Raises what `ClassFolders.samples` does, and ValueError for settings that do not fit.
+    See `make_file_data` for the others. Raises what `ClassFolders.samples` does, and ValueError for settings that do
+    not fit.
     """
-    colours = normalizing(channels, mean, std)
-    if test_resize < (side := min(sides_of(test_size))):
-        raise ValueError(
-            f"dataset.test_resize={test_resize}: smaller than the crop of it, dataset.test_size="
-            f"{to_override(test_size)}. Choose {side} or more; {side + 32} is usual."
-        )
-    if scale_min > 1:
-        raise ValueError(f"dataset.scale_min={scale_min}: it is a share of the image's area, at most 1. Lower it.")
+    transforms = image_transforms(image_size=image_size, channels=channels, **transforming)
     return make_file_data(
         *folders.samples(),
         folders.finder,
@@ -92,25 +77,15 @@ def image_data(
         class_names=tuple(folders.classes),
         root=str(folders.root),
         image_size=image_size,
-        mean=colours.mean,
-        std=colours.std,
-        load_train=LoadImage(
-            train_transform(
-                image_size=image_size,
-                scale_min=scale_min,
-                flip=flip,
-                rand_augment_layers=rand_augment_layers,
-                rand_augment_magnitude=rand_augment_magnitude,
-                random_erasing=random_erasing,
-                interpolation=interpolation,
-                fill=colours.fill,
-            ),
-            channels,
-        ),
-        load_evaluation=LoadImage(
-            evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation), channels
-        ),
-        **reading,
+        mean=transforms.mean,
+        std=transforms.std,
+        load_train=LoadImage(transforms.train, channels),
+        load_evaluation=LoadImage(transforms.evaluation, channels),
+        validation=validation,
+        num_workers=num_workers,
+        max_unreadable=max_unreadable,
+        check_duplicates=check_duplicates,
+        timeout_seconds=timeout_seconds,
     )
 
 

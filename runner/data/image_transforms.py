@@ -12,9 +12,11 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from runner.config.text import to_override
 from runner.data.dataset import sides_of
 from runner.data.file_loader import Sample
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_ASPECT_RATIO = 100
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
 # EXIF orientation -> the transpose that turns the pixels upright
@@ -64,10 +66,15 @@ def read_image(path: str, channels: int = 3) -> Image.Image:
     Raises PIL's errors, and those of `check_header`.
     """
     with Image.open(path) as image:
-        check_header(image)
-        # a palette with transparency goes through RGBA: else PIL warns
-        source = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-        return upright(source.convert(MODES[channels]), image)
+        return as_pixels(image, channels)
+
+
+def as_pixels(image: Image.Image, channels: int) -> Image.Image:
+    """What `read_image` makes of an open image file."""
+    check_header(image)
+    # a palette with transparency goes through RGBA: else PIL warns
+    source = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    return upright(source.convert(MODES[channels]), image)
 
 
 def check_header(image: Image.Image) -> None:
@@ -104,6 +111,53 @@ class LoadImage:
     def __call__(self, sample: Sample) -> tuple[Tensor, int]:
         path, target = sample
         return self.transform(read_image(path, self.channels)), target
+
+
+class ImageTransforms(NamedTuple):
+    """From a PIL image to a uint8 tensor (C, H, W), in training and in evaluation; and the channels' statistics."""
+
+    train: nn.Module
+    evaluation: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def image_transforms(
+    *,
+    image_size: int | Sequence[int] = 224,
+    test_size: int | Sequence[int] = 224,
+    test_resize: int = 256,
+    scale_min: float = 0.08,
+    flip: bool = True,
+    rand_augment_layers: int = 0,
+    rand_augment_magnitude: int = 0,
+    random_erasing: float = 0.0,
+    interpolation: str = "bilinear",
+    channels: int = 3,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> ImageTransforms:
+    """Those of `train_transform` and `evaluation_transform`. Raises ValueError for settings that do not fit."""
+    colours = normalizing(channels, mean, std)
+    if test_resize < (side := min(sides_of(test_size))):
+        raise ValueError(
+            f"dataset.test_resize={test_resize}: smaller than the crop of it, dataset.test_size="
+            f"{to_override(test_size)}. Choose {side} or more; {side + 32} is usual."
+        )
+    if scale_min > 1:
+        raise ValueError(f"dataset.scale_min={scale_min}: it is a share of the image's area, at most 1. Lower it.")
+    train = train_transform(
+        image_size=image_size,
+        scale_min=scale_min,
+        flip=flip,
+        rand_augment_layers=rand_augment_layers,
+        rand_augment_magnitude=rand_augment_magnitude,
+        random_erasing=random_erasing,
+        interpolation=interpolation,
+        fill=colours.fill,
+    )
+    evaluation = evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation)
+    return ImageTransforms(train, evaluation, colours.mean, colours.std)
 
 
 def train_transform(

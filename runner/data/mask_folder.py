@@ -9,8 +9,7 @@ from typing import Any
 from runner.data.dataset import SEGMENTATION
 from runner.data.file_data import FileData, make_file_data
 from runner.data.file_finder import FileFinder
-from runner.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
-from runner.data.image_transforms import normalizing
+from runner.data.image_transforms import IMAGENET_MEAN, IMAGENET_STD, normalizing
 from runner.data.label_check import check_labels
 from runner.data.mask_labels import MaskLabels
 from runner.data.scene_files import LAYOUT, SPLIT_FOLDERS, LoadScene, Scene, scene_splits

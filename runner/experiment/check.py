@@ -15,7 +15,7 @@ from torch import nn
 from runner.config.extensions import extensions_folder, use_folder
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.config.validation import method_nodes
+from runner.config.validation import check_task, method_nodes
 from runner.data.dataset import Data, check_batch_size, size_text
 from runner.data.memory import check_memory
 from runner.experiment import builders
@@ -61,6 +61,7 @@ def check(config: Settings) -> Checked:
     # the jobs of a sweep share the data, and each finds its own unreadable files
     data = builders.build_data(config.dataset)
     data = replace(data, unreadable=dict(data.unreadable))
+    check_task(config, data.task)
     config = builders.choose_stem(config, data)
     try:
         with warnings.catch_warnings():

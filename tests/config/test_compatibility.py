@@ -170,7 +170,13 @@ def test_the_kinds_are_those_of_the_papers():
     norms = "batch_channel_norm batchnorm ghost_batchnorm groupnorm instancenorm layernorm none"
     assert norms.split() == NORMALIZATIONS
     assert options_of_kind("norm", "clip") == ["agc", "clip_by_norm", "clip_by_value"]
-    assert options_of_kind("dataset", "segmentation") == ["ade20k", "digit_scenes", "fashion_scenes", "mask_folder"]
+    assert options_of_kind("dataset", "segmentation") == [
+        "ade20k",
+        "digit_scenes",
+        "fashion_scenes",
+        "mask_folder",
+        "torchvision",
+    ]
 
 
 def test_a_kind_is_no_setting(composed):

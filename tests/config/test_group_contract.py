@@ -31,7 +31,7 @@ GIVEN = {  # what the runner itself acts on
     "dataset": {"name"},
     "probe": {"num_batches"},
 }
-DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist", "fashion_scenes")
+DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist", "fashion_scenes", "torchvision")
 IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", *DOWNLOADED)
 SMALL = ("resnet18", "resnet20", "nf_resnet26", "deeplabv3plus_resnet18", "mynet")
 

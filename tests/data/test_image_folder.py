@@ -10,9 +10,8 @@ from torchvision.transforms import functional as reference
 
 from runner.config.limits import LIMITS
 from runner.config.text import SettingError
-from runner.data import image_folder as module
-from runner.data.image_folder import image_folder, imagenet, train_transform
-from runner.data.image_transforms import read_image
+from runner.data.image_folder import image_folder, imagenet
+from runner.data.image_transforms import evaluation_transform, read_image, train_transform
 from runner.experiment.builders import build_data
 
 CPU = torch.device("cpu")
@@ -320,7 +319,7 @@ def test_settings_that_do_not_fit_are_refused(root, options, message):
 def test_every_interpolation_of_the_table_can_be_chosen(interpolation):
     image = picture(0)
     assert transform(image, interpolation=interpolation, rand_augment_layers=2).shape == (3, 24, 24)
-    assert module.evaluation_transform(size=24, resize=30, interpolation=interpolation)(image).shape == (3, 24, 24)
+    assert evaluation_transform(size=24, resize=30, interpolation=interpolation)(image).shape == (3, 24, 24)
 
 
 def test_grey_images_have_one_channel_and_the_average_statistics(root):
@@ -331,7 +330,7 @@ def test_grey_images_have_one_channel_and_the_average_statistics(root):
     torch.testing.assert_close(data.std, torch.tensor([(0.229 + 0.224 + 0.225) / 3]))
     path, target = data.test[4]
     image, same_target = data.load_evaluation((path, target))
-    expected = module.evaluation_transform(size=24, resize=32, interpolation="bilinear")(Image.open(path).convert("L"))
+    expected = evaluation_transform(size=24, resize=32, interpolation="bilinear")(Image.open(path).convert("L"))
     assert target == same_target
     assert torch.equal(image, expected)
     augmented = data_of(root, channels=1, mean=[0.4], std=[0.3], **AUGMENTED)
@@ -352,12 +351,12 @@ def test_crops_need_not_be_square(root):
 def test_an_evaluation_covers_a_crop_that_is_not_square(size, resized):
     """Of 16x32 pixels and a test_resize of 25: an image (width, height) is resized to cover 25x50, not more."""
     image = picture(1, size=size)
-    found = module.evaluation_transform(size=(16, 32), resize=25, interpolation="bilinear")(image)
+    found = evaluation_transform(size=(16, 32), resize=25, interpolation="bilinear")(image)
     pixels = reference.pil_to_tensor(image.resize(resized, Image.Resampling.BILINEAR))
     assert torch.equal(found, reference.center_crop(pixels, [16, 32]))
 
 
 def test_a_square_crop_is_resized_as_torchvision_does():
     image = picture(1, size=(61, 47))
-    found = module.evaluation_transform(size=24, resize=30, interpolation="bilinear")(image)
+    found = evaluation_transform(size=24, resize=30, interpolation="bilinear")(image)
     assert torch.equal(found, reference.pil_to_tensor(reference.center_crop(reference.resize(image, 30), [24, 24])))
