@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 
 def is_norm_act(module: nn.Module) -> bool:
@@ -30,5 +31,8 @@ def keep_activation(old: nn.Module, new: nn.Module) -> None:
 
 
 def activate(norm: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The hook."""
+    """The hook. A node of torch.fx that calls `norm` calls the hook too."""
+    is_node = isinstance(out, Proxy) and out.node.op == "call_module"
+    if is_node and out.tracer.root.get_submodule(out.node.target) is norm:
+        return out
     return norm.act(norm.drop(out))

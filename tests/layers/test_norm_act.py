@@ -153,3 +153,16 @@ def test_another_subclass_is_refused_still():
 
     with pytest.raises(ValueError, match="another subclass may compute more than batch norm"):
         apply_ghost_batchnorm(nn.Sequential(Mine(8)))
+
+
+@each_method
+@pytest.mark.parametrize("training", [False, True])
+def test_a_trace_activates_once(method, training):
+    apply, _ = METHODS[method]
+    model = make()
+    apply(model)
+    try:
+        traced = torch.fx.symbolic_trace(model.train(training))
+    except (TypeError, torch.fx.proxy.TraceError) as error:
+        pytest.skip(f"torch.fx does not trace this layer: {error}")
+    torch.testing.assert_close(traced(images()), model(images()), rtol=1e-12, atol=1e-12)
