@@ -12,6 +12,7 @@ from runner.config.text import did_you_mean
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.layers.surgery import nothing_to_change
 from runner.methods.batch_channel_norm import BatchChannelNorm2d
+from runner.methods.drop_path import DropPathGate, has_drop_path, refuse_other_rate
 from runner.methods.gated_blocks import gated_class, is_torchvision_block
 from runner.methods.method import Method
 
@@ -136,7 +137,8 @@ def apply_stochastic_depth(
 
     Blocks are torchvision's `BasicBlock` and `Bottleneck` (and subclasses that keep their `forward`), where the ReLU
     after the sum and the convolution of the shortcut always act; and modules that call their gate themselves, in an
-    attribute `stochastic_depth` that is None or a gate, as `NFResBlock`.
+    attribute `stochastic_depth` that is None or a gate, as `NFResBlock`. In timm's blocks, and others that call their
+    `drop_path` on the branch, the gate takes its place; "block" then computes a dropped branch too.
 
     `target_layer_name` selects the blocks of one class by its name. A class that is neither of the above is *assumed*
     to compute F(x) = x + f(x) from its first argument, and not to change x in place. A dropped block then returns x,
@@ -170,6 +172,7 @@ def apply_stochastic_depth(
     )
     blocks = _residual_blocks(model, target_layer_name)
     for block in blocks:
+        refuse_other_rate(block)
         if hasattr(block, "stochastic_depth") and not _calls_its_gate(block):
             raise ValueError(
                 f"stochastic_depth.target_layer_name={target_layer_name}: a {type(block).__name__} has an attribute "
@@ -177,11 +180,14 @@ def apply_stochastic_depth(
                 "branch already; set its own rate and leave stochastic_depth out, or name another class."
             )
     for index, block in enumerate(blocks, start=1):
-        if not _calls_its_gate(block):
-            block.__class__ = gated_class(type(block))
         rate = drop_rate * index / len(blocks) if drop_distribution == "linear" else drop_rate
         gate = StochasticDepth(rate, method=stochastic_method, rescale=rescale, generator=generator)
-        block.stochastic_depth = gate.train(block.training)
+        gate.train(block.training)
+        if has_drop_path(block):
+            block.drop_path = DropPathGate(gate)
+        elif not _calls_its_gate(block):
+            block.__class__ = gated_class(type(block))
+        block.stochastic_depth = gate
     return len(blocks)
 
 
@@ -229,11 +235,15 @@ def _last_norm(block: nn.Module) -> nn.Module:
 def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn.Module]:
     classes = _classes_of_blocks(model)
     if target_layer_name is None:
-        blocks = [module for module in model.modules() if _calls_its_gate(module) or is_torchvision_block(type(module))]
+        blocks = [
+            module
+            for module in model.modules()
+            if _calls_its_gate(module) or is_torchvision_block(type(module)) or has_drop_path(module)
+        ]
         if not blocks:
             raise ValueError(
                 "stochastic_depth: the model has no residual block: looked for torchvision's BasicBlock and Bottleneck "
-                "and for modules with an attribute stochastic_depth. Name the class of its blocks with "
+                "and for modules with an attribute stochastic_depth or drop_path. Name the class of its blocks with "
                 f"stochastic_depth.target_layer_name; found: {', '.join(classes) or 'none'}."
             )
         return blocks
