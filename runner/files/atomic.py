@@ -55,7 +55,7 @@ def _write_atomically(path: Path, content: str | Callable[[IO[bytes]], object], 
             if callable(content):
                 content(file)
             else:
-                file.write(content.encode())
+                file.write(content.encode(errors="surrogateescape"))  # bytes of a path in a locale without UTF-8
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():

@@ -39,6 +39,13 @@ def test_an_atomic_write_is_complete_before_it_takes_the_name(tmp_path, monkeypa
     assert path.read_text() == "new"
 
 
+def test_the_bytes_of_a_path_in_a_locale_without_utf8_are_written_as_they_are(tmp_path):
+    path = "données/日本"
+    read_as_ascii = path.encode().decode("ascii", "surrogateescape")  # as sys.argv and os.listdir have it there
+    write_atomically(tmp_path / "results.csv", read_as_ascii)
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8") == path
+
+
 def test_numbers_that_are_not_finite_become_none():
     assert finite({"a": [math.nan, 1.0], "b": (math.inf, {"c": -math.inf})}) == {
         "a": [None, 1.0],
