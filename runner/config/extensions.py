@@ -18,7 +18,7 @@ from typing import Any
 
 from runner.config.grammar import all_parsed, quoted
 from runner.config.options import CONF, METHOD_GROUPS
-from runner.config.ranges import FilePath
+from runner.config.ranges import is_path
 from runner.config.schema import TOP_LEVEL
 from runner.config.targets import OWN_PACKAGE, check_defined
 from runner.config.text import SettingError
@@ -31,7 +31,7 @@ _on_path: Path | None = None  # the folder that `use_folder` added
 
 def extensions_folder(path: str) -> Path:
     """The absolute path of a folder with options from outside. Raises SettingError if it cannot be one."""
-    if path not in FilePath() or not (folder := Path(path).resolve()).is_dir():
+    if not is_path(path) or not (folder := Path(path).resolve()).is_dir():
         raise SettingError(f"{EXTENSIONS}={path}: there is no such folder.")
     methods = {file.stem for group in METHOD_GROUPS for file in (CONF / group).glob("*.yaml")}
     methods |= {*TOP_LEVEL, "sync_batchnorm"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -127,32 +127,6 @@ class OrNull:
 
 
 @dataclass(frozen=True)
-class TrueOrFalse:
-    """A truth value; of use where it may be null too."""
-
-    kind = bool
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, bool)
-
-    def __str__(self) -> str:
-        return "it must be true or false"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of a model: its depth from 0.0 to 1.0, its index or its name."""
-
-    kind = Any
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, (int, float, str)) and not isinstance(value, bool)
-
-    def __str__(self) -> str:
-        return "it must be a depth from 0.0 to 1.0, an index or a name"
-
-
-@dataclass(frozen=True)
 class Rising:
     """A list of numbers of a range, each larger than the one before; two of them where it is an interval."""
 
@@ -178,7 +152,7 @@ class Rising:
 class Each:
     """A list, or a mapping's values, each of which lies in a range."""
 
-    entries: Range | Text | Layer
+    entries: Range | Text | Values
 
     @property
     def kind(self) -> Any:
@@ -208,39 +182,41 @@ class Text:
 
 
 @dataclass(frozen=True)
-class FilePath:
-    """The path of a file or a folder, there or not."""
+class Values:
+    """The values of a type for which `holds` is true."""
 
-    kind = str
-
-    def __contains__(self, value: object) -> bool:
-        path = os.fsencode(str(value))
-        return 0 < len(path) < 4096 and all(len(part) <= 255 for part in path.split(b"/")) and b"\0" not in path
-
-    def __str__(self) -> str:
-        return "it must be a path of at most 4095 bytes, 255 in each of its parts"
-
-
-@dataclass(frozen=True)
-class Duration:
-    """A time with its units, which a bare number would leave to be guessed."""
-
-    kind = str
+    kind: Any
+    holds: Callable[[Any], bool]
+    text: str
 
     def __contains__(self, value: object) -> bool:
-        return 0 < seconds_of(str(value)) <= LARGEST
+        return self.holds(value)
 
     def __str__(self) -> str:
-        return "it must be a time with its unit, as in 45s, 90min, 11h or 2h30min"
+        return f"it must be {self.text}"
 
 
-Limit = Range | OneOf | OrWord | Sides | OrNull | TrueOrFalse | Layer | Rising | Each | Text | FilePath | Duration
+def is_path(value: object) -> bool:
+    """Whether a text can be the path of a file or a folder, there or not."""
+    path = os.fsencode(str(value))
+    return 0 < len(path) < 4096 and all(len(part) <= 255 for part in path.split(b"/")) and b"\0" not in path
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, (int, float, str)) and not isinstance(value, bool)
+
+
+def _is_duration(value: object) -> bool:
+    return 0 < seconds_of(str(value)) <= LARGEST
+
+
+Limit = Range | OneOf | OrWord | Sides | OrNull | Rising | Each | Text | Values
 WORDS: dict[str, Limit] = {
     "text": Text(200),
-    "path": FilePath(),
-    "layer": Layer(),
-    "bool": TrueOrFalse(),
-    "time": Duration(),
+    "path": Values(str, is_path, "a path of at most 4095 bytes, 255 in each of its parts"),
+    "layer": Values(Any, _is_layer, "a depth from 0.0 to 1.0, an index or a name"),
+    "bool": Values(bool, lambda value: isinstance(value, bool), "true or false"),
+    "time": Values(str, _is_duration, "a time with its unit, as in 45s, 90min, 11h or 2h30min"),
 }
 LISTS = {"each": Each, "rising": Rising, "interval": partial(Rising, is_interval=True), "sides": Sides}
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
