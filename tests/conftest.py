@@ -51,6 +51,14 @@ class Outcome:
     out: str
     err: str
 
+    def assert_refused(self, *parts: str) -> None:
+        """Exit code 2, and one line on stderr that has all of `parts`."""
+        assert self.code == 2, self.out + self.err
+        assert self.err.startswith("Wrong setting. ")
+        assert len(self.err.splitlines()) == 1, self.err
+        for part in parts:
+            assert part in self.err
+
 
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
@@ -171,6 +179,12 @@ def make_scenes() -> Callable[..., tuple[str, ...]]:
         return (*data, *size, *model)
 
     return call
+
+
+@pytest.fixture
+def seeded() -> None:
+    """torch's global generator starts from 0."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

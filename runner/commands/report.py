@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.files.atomic import CannotWrite
-from runner.report.report import write_report
+from runner.report.report import read_report
 from runner.results.runs import holds_run
 
 EXAMPLE = "example: runner report outputs/sweeps/NAME"
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--into", type=Path, metavar="FOLDER", help="where the report goes")
     options = parser.parse_args(arguments)
     try:
-        print(write_report(options.folders, into=options.into or default_folder(options.folders)))
+        print(read_report(options.folders, into=options.into or default_folder(options.folders)).write())
     except (ValueError, CannotWrite) as error:
         print(f"No report. {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ValueError) else 1) from None

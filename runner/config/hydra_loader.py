@@ -38,11 +38,10 @@ from runner.config.grammar import parsed
 from runner.config.options import CONF, LIST_GROUPS, NOT_SETTINGS, SINGLE_GROUPS, TARGET, check_option
 from runner.config.plugins import LAUNCHERS
 from runner.config.secrets import check_no_secret_words, check_no_secrets, secret_values
-from runner.config.targets import check_target, package_of
+from runner.config.targets import OWN_PACKAGE, check_target, package_of
 from runner.config.text import SettingError, to_override
 from runner.config.trust import EXTENSIONS, PACKAGES, Allowed, check_places, leaves, refuse_resolvers
 
-OWN = "runner"
 PLUGINS = (
     *("hydra._internal.core_plugins.basic_launcher", "hydra._internal.core_plugins.basic_sweeper"),
     *(f"hydra_plugins.hydra_{name}_launcher" for name in ("joblib", "submitit", "ray")),
@@ -228,7 +227,7 @@ def _check_hydra_target(place: str, target: str, allowed: Allowed) -> None:
         if package_of(target, PLUGINS) is None:  # Hydra itself takes no class but that of a plugin
             raise SettingError(f"{place}={target}: choose hydra/launcher={', '.join(LAUNCHERS)}, hydra/sweeper=basic.")
         return
-    check_target(place, target, (OWN, *allowed.packages), what="what Hydra instantiates")
+    check_target(place, target, (OWN_PACKAGE, *allowed.packages), what="what Hydra instantiates")
     try:
         use_folder(allowed.extensions)
         found = import_class(target)

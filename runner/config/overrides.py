@@ -148,5 +148,4 @@ def _is_open(override: Override, chosen: Mapping[str, Sequence[str]], folders: S
 
 def method_group(name: str, folders: Sequence[Path]) -> str | None:
     """The group of the method called `name`, or None if there is no such method."""
-    groups = (group for group in METHOD_GROUPS if any((f / group / f"{name}.yaml").is_file() for f in folders))
-    return next(groups, None)
+    return next((group for group in METHOD_GROUPS if option_file(group, name, folders)), None)

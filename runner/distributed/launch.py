@@ -21,13 +21,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from runner.config.text import SettingError
 from runner.distributed import collectives
-from runner.distributed.signals import STOP_SIGNALS, raise_on_signal
+from runner.distributed.signals import EXIT_INTERRUPTED, STOP_SIGNALS, raise_on_signal
 from runner.distributed.watch import RankWatch, rendezvous_folder, start_heartbeat
 
 T = TypeVar("T")
 ECHOES = ("gloo", "NCCL", *collectives.CONNECTION_LOST_TEXTS)  # of another rank's death
 ANNOUNCED = "announced"  # the file with what rank 0 has announced
-INTERRUPTED = 130  # the exit code
 
 
 class RanksFailed(Exception):
@@ -87,14 +86,14 @@ def _rank(
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     if os.getppid() != launcher:  # it died while this process started
-        os._exit(INTERRUPTED)
+        os._exit(EXIT_INTERRUPTED)
     with raise_on_signal(), collectives.process_group(own_device(device), timeout=timeout):
         try:
             outcome = function(announce=Path(folder, ANNOUNCED).write_text), None
         except SettingError as error:
             outcome = None, str(error)
     if os.getppid() != launcher:  # it died, and nobody will ever fetch the outcome, for which torch would wait
-        os._exit(INTERRUPTED)
+        os._exit(EXIT_INTERRUPTED)
     return outcome
 
 

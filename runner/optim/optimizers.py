@@ -9,6 +9,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from runner.optim.lars import Lars
 
+# what each keeps of a parameter: tensors of its size, and AdamW a count of steps
+OPTIMIZER_STATES = {"sgd": {"momentum_buffer"}, "lars": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 

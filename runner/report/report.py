@@ -40,16 +40,6 @@ MOST_PICTURES = 24  # of one probe, side by side
 MOST_JOB_NAMES = 20  # in a note
 
 
-def write_report(
-    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, into: str | os.PathLike[str]
-) -> Path:
-    """Write the report of the runs in `folder`, one or several folders of runs or sweeps, into the folder `into`.
-
-    Returns the path of report.html. Raises ValueError as `read_report` does.
-    """
-    return read_report(folder, into=into).write()
-
-
 def read_report(
     folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, into: str | os.PathLike[str]
 ) -> Report:

@@ -19,11 +19,11 @@ from runner.sweeps.job_process import run_job_apart
 from runner.sweeps.job_run import run_job
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.tracking.console import RunConsole
+from runner.tracking.tracker import EXIT_CODES
 
 NAME = "sweep.name"
 PLACE = {NAME: f"{NAME}=NAME", "paths.outputs": "paths.outputs=FOLDER"}  # of all jobs, and how it is set
 PATIENCE_SECONDS = 120  # for another process that writes the sweep's record or report
-DONE, A_JOB_FAILED, WAS_INTERRUPTED = 0, 1, 130  # exit codes
 
 
 @dataclass
@@ -96,8 +96,8 @@ class PlannedSweep:
                 words = [*(word for word in words if key_of(word) != NAME), f"{NAME}={self.folder.name}"]
             print(f"Go on with the sweep: python -m runner {shlex.join(words)}", flush=True)
         if interrupted:
-            return WAS_INTERRUPTED
-        return A_JOB_FAILED if left or broken else DONE
+            return EXIT_CODES["interrupted"]
+        return EXIT_CODES["failed" if left or broken else "completed"]
 
     def _report(self) -> None:
         """Print the table of all jobs in the folder, and of a study the verdicts; write report and results.csv."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 
 from runner.tracking.console import Rows, RunConsole
@@ -16,6 +15,8 @@ EXIT_CODES = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}
 class Tracker:
     """A run's metrics file, W&B run and console.
 
+    `start`, `progress`, `epoch` and `message` are methods of the console, `figure` is one of the W&B run.
+
     Use it as a context manager: at the end of the block the live display is removed and the W&B run is closed, with
     exit code 0 only if `finish` was called for a completed or diverged run.
     """
@@ -24,31 +25,16 @@ class Tracker:
         self.metrics = metrics
         self.wandb = wandb
         self.console = console
-
-    def start(self, title: str, rows: Rows, **about: object) -> None:
-        """Show the settings; see RunConsole.start."""
-        self.console.start(title, rows, **about)
+        self.start = console.start
+        self.progress = console.progress
+        self.epoch = console.epoch
+        self.message = console.message
+        self.figure = wandb.figure
 
     def log(self, row: Mapping[str, object]) -> None:
         """Write a row of metrics to the metrics file, then to W&B."""
         self.metrics.write(row)
         self.wandb.log(row)
-
-    def figure(self, name: str, path: Path, *, step: int) -> None:
-        """Log the picture that a probe drew into the run's folder to W&B."""
-        self.wandb.figure(name, path, step=step)
-
-    def progress(self, *args, **kwargs) -> None:
-        """Update the live display; see RunConsole.progress."""
-        self.console.progress(*args, **kwargs)
-
-    def epoch(self, row: Mapping[str, object]) -> None:
-        """Show an epoch; see RunConsole.epoch."""
-        self.console.epoch(row)
-
-    def message(self, text: str, kind: str = "note") -> None:
-        """Show a note, a warning or an error."""
-        self.console.message(text, kind)
 
     @property
     def rows(self) -> int:

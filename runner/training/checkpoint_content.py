@@ -11,19 +11,13 @@ from torch import Tensor, nn
 
 from runner.config import limits
 from runner.distributed.collectives import floating_buffers
+from runner.optim.optimizers import OPTIMIZER_STATES
 from runner.training.metrics import Snapshot
 from runner.training.plan import Progress
 
 MAX_COUNT = 2**53
 MAX_DOUBLINGS = 32
-OPTIMIZER_STATES = {"sgd": {"momentum_buffer"}, "lars": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
-SCALER_KEYS = {
-    "scale",
-    "growth_factor",
-    "backoff_factor",
-    "growth_interval",
-    "_growth_tracker",
-}  # torch's
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # torch's
 
 
 def check_weights(content: object) -> None:

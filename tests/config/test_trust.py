@@ -60,11 +60,7 @@ def elsewhere(tmp_path):
 
 
 def assert_refused(outcome, tmp_path, *parts):
-    assert outcome.code == 2, outcome.out + outcome.err
-    assert outcome.err.startswith("Wrong setting. ")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    for part in parts:
-        assert part in outcome.err
+    outcome.assert_refused(*parts)
     assert not list(tmp_path.rglob(MARK))
     assert not (tmp_path / "outputs").exists()
 

@@ -9,10 +9,7 @@ from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.standardized_conv import cached_standardized_weights
 from runner.methods.weight_standardization import StdConv2d
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.fixture

@@ -4,10 +4,7 @@ from torch import nn
 
 from runner.layers.surgery import carry_over, nothing_to_change, refuse_modules, replace_modules
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Scaled(nn.Module):

@@ -13,10 +13,7 @@ from runner.methods.batch_channel_norm import (
 from runner.methods.ghost_batchnorm import GhostBatchNorm2d
 from runner.methods.weight_standardization import apply_weight_standardization
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def per_channel(values):

@@ -7,10 +7,7 @@ from runner.methods.ghost_batchnorm import GhostBatchNorm2d
 from runner.methods.groupnorm import GroupNormMethod, apply_group_norm, apply_layer_norm
 from runner.methods.weight_standardization import apply_weight_standardization
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def reference(x, groups, weight, bias, eps):

@@ -8,10 +8,7 @@ from torch import nn
 
 from runner.methods.instancenorm import apply_instance_norm
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.mark.parametrize("training", [True, False])

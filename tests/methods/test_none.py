@@ -11,10 +11,7 @@ from runner.methods.ghost_batchnorm import apply_ghost_batchnorm
 from runner.methods.none import NoNormalization, RemovedNorm, SkipInit, remove_batchnorm
 from runner.methods.weight_standardization import apply_weight_standardization
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_every_batch_norm_becomes_the_identity():

@@ -27,9 +27,7 @@ WITH_STATISTICS = [pytest.param(partial(apply_ghost_batchnorm, ghost_batch_size=
 OF_A_SAMPLE = [pytest.param(apply_instance_norm, id="instance"), pytest.param(apply_layer_norm, id="layer")]
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 # ---- instance and layer norm: no statistics of a batch

@@ -11,10 +11,7 @@ from runner.methods.ghost_batchnorm import GhostBatchNorm2d
 from runner.methods.sync_batchnorm import SyncBatchNormMethod, apply_sync_batchnorm
 from runner.methods.weight_standardization import apply_weight_standardization
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_objects_keys_and_checkpoints_stay():

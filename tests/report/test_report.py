@@ -10,7 +10,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from runner.report.report import write_report
+from runner.report.report import read_report
 from runner.results.measurement import Measurement
 from runner.results.runs import read_runs
 
@@ -61,7 +61,7 @@ def headings(markdown):
 
 
 def test_a_study_in_its_order(study):
-    page = write_report(study, into=study)
+    page = read_report(study, into=study).write()
     assert page == study / "report.html"
     text = (study / "report.md").read_text()
     assert text.startswith("# A \\& B\n\nSource: A paper, figure 1\n\nMuch smaller than theirs.\n\n- Runs: 8: ")
@@ -88,7 +88,7 @@ def test_a_study_in_its_order(study):
 
 
 def test_figures_lie_beside_the_markdown_and_within_the_html(study):
-    page = write_report(study, into=study).read_text()
+    page = read_report(study, into=study).write().read_text()
     text = (study / "report.md").read_text()
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert links == ["figures/test_score.png", "figures/learning_curves.png"]
@@ -105,14 +105,14 @@ def test_figures_lie_beside_the_markdown_and_within_the_html(study):
 
 
 def test_the_verdict_stands_before_all_figures(study):
-    page = write_report(study, into=study).read_text()
+    page = read_report(study, into=study).write().read_text()
     assert page.index("A is better than b.") < page.index("<img")
     assert "1 x holds." in page
 
 
 def test_the_same_runs_give_the_same_bytes(study, tmp_path):
     def digests():
-        write_report(study, into=tmp_path / "out")
+        read_report(study, into=tmp_path / "out").write()
         files = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -125,7 +125,7 @@ def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
     record = yaml.safe_load((study / "sweep.yaml").read_text())
     measures = ["test/loss", "status/diverged", "probe/sharpness/largest_eigenvalue"]
     (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "measures": measures}))
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     text = (study / "report.md").read_text()
     assert re.findall(r"!\[.*\]\((.*)\)", text)[:2] == ["figures/test_loss.png", "figures/status_diverged.png"]
     assert "No run has a value of largest eigenvalue (sharpness)." in text
@@ -134,7 +134,7 @@ def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
 
 def test_columns_without_a_value_are_left_out(make_run, tmp_path):
     folders = [make_run(f"case={case}", accuracy=None, throughput={}) for case in "ab"]
-    write_report(folders, into=tmp_path / "out")
+    read_report(folders, into=tmp_path / "out").write()
     text = (tmp_path / "out/report.md").read_text()
     assert "|  | case | runs | status |" in text
     assert "| run | status | seed | command |" in text
@@ -143,12 +143,12 @@ def test_columns_without_a_value_are_left_out(make_run, tmp_path):
 
 
 def test_figures_that_a_report_no_longer_has_are_removed_and_no_others(study):
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     own = study / "figures/my_own.png"
     own.write_bytes(b"mine")
     record = yaml.safe_load((study / "sweep.yaml").read_text())
     (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "measures": ["test/loss"]}))
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     assert {file.name for file in own.parent.glob("*.png")} == {"my_own.png", "test_loss.png", "learning_curves.png"}
 
 
@@ -163,13 +163,13 @@ def test_a_forged_list_of_figures_removes_nothing_elsewhere(study, content):
         os.mkfifo(listed)
     else:
         listed.write_bytes(content)
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     assert other.read_bytes() == b"mine"
     assert listed.read_text() == "test_score.png\nlearning_curves.png\n"
 
 
 def test_what_is_in_the_way_of_a_report_is_renamed_or_overwritten(study):
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     expected = {path: path.read_bytes() for path in (study / "results.csv", study / "figures/test_score.png")}
     names = ("report.html", "report.md", "results.csv", "figures/test_score.png", "figures/.written")
 
@@ -177,7 +177,7 @@ def test_what_is_in_the_way_of_a_report_is_renamed_or_overwritten(study):
         for name in names:
             (study / name).unlink()
             put(study / name)
-        write_report(study, into=study)
+        read_report(study, into=study).write()
 
     def folder(path):
         path.mkdir()
@@ -195,7 +195,7 @@ def test_what_is_in_the_way_of_a_report_is_renamed_or_overwritten(study):
     (study / "figures").rename(study / "before")
     (study / "figures").symlink_to("before")
     (study / "before/test_score.png").unlink()
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     assert (study / "figures").is_dir()
     assert not (study / "figures").is_symlink()
     assert not (study / "before/test_score.png").exists()  # nothing is written through a link
@@ -206,12 +206,12 @@ def test_a_job_whose_folder_is_lost_is_named(study):
     record = yaml.safe_load((study / "sweep.yaml").read_text())
     jobs = {path.name: [] for path in study.iterdir() if path.is_dir() and path.name != "figures"}
     (study / "sweep.yaml").write_text(yaml.safe_dump({**record, "jobs": jobs}))
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     assert "No run in" not in (study / "report.md").read_text()
     shutil.rmtree(folder)
     for put in (lambda: folder.symlink_to(folder.name), folder.unlink, lambda: folder.write_text("x")):
         put()
-        write_report(study, into=study)
+        read_report(study, into=study).write()
         assert "No run in the folders of these jobs: case=a,seed=1." in (study / "report.md").read_text()
 
 
@@ -225,7 +225,7 @@ def test_probes_are_shown_over_one_another_and_side_by_side(study):
     for path in own:
         Figure(figsize=(1, 1)).savefig(path)
     Figure(figsize=(1, 1)).savefig(study / "case=a,seed=0/probes/learning_curves.png")  # the report has its own
-    write_report(study, into=study)
+    read_report(study, into=study).write()
     text = (study / "report.md").read_text()
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert links == [
@@ -240,7 +240,7 @@ def test_probes_are_shown_over_one_another_and_side_by_side(study):
 def test_any_runs_make_a_report(make_run, tmp_path):
     folders = [make_run("norm=agc", "agc.clip=0.1"), make_run("norm=agc", "agc.clip=0.2", accuracy=0.95)]
     into = tmp_path / "reports/both"
-    assert write_report(folders, into=into).is_file()
+    assert read_report(folders, into=into).write().is_file()
     text = (into / "report.md").read_text()
     assert text.startswith("# norm=agc,agc.clip=0.1 and norm=agc,agc.clip=0.2\n")
     assert "(../../sweep/norm%3Dagc%2Cagc.clip%3D0.1)" in text
@@ -249,10 +249,10 @@ def test_any_runs_make_a_report(make_run, tmp_path):
 
 def test_a_single_run_and_one_of_which_nothing_is_known(make_run, tmp_path):
     folder = make_run("a=1")
-    write_report(folder, into=tmp_path / "one")
+    read_report(folder, into=tmp_path / "one").write()
     assert "Learning curves" in (tmp_path / "one/report.md").read_text()
     (folder / "summary.json").write_text("{")
-    write_report(folder, into=tmp_path / "none")
+    read_report(folder, into=tmp_path / "none").write()
     assert headings((tmp_path / "none/report.md").read_text()) == ["Every run", "Runs that could not be read"]
 
 
@@ -261,5 +261,5 @@ def test_no_run_no_report(tmp_path, create):
     if create:
         (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: there is no"):
-        write_report(tmp_path / "empty", into=tmp_path / "out")
+        read_report(tmp_path / "empty", into=tmp_path / "out").write()
     assert not (tmp_path / "out").exists()
