@@ -6,7 +6,7 @@ epoch and its index: not on the number of workers, nor on where an epoch began.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from runner.data.batches import SplitBatches
-from runner.data.dataset import DataFault, EvaluationBatches, Label, TrainBatches
+from runner.data.dataset import Data, DataFault, EvaluationBatches, Label, TrainBatches
 from runner.data.file_loader import (
     EpochSampler,
     LoadedBatch,
@@ -60,14 +60,8 @@ class _FileBatches(SplitBatches):
         return batches_of(loader, self.data.timeout_seconds)
 
     def record(self, failures: Iterable[tuple[Sample, str]]) -> None:
-        """Record samples that cannot be read, with the reason. Raises DataFault beyond `max_unreadable`."""
-        self.unreadable.update({str(sample[0]): reason for sample, reason in failures})
-        limit = self.data.max_unreadable
-        if len(self.unreadable) > limit:
-            raise DataFault(
-                f"dataset.max_unreadable={limit}: {len(self.unreadable)} files could not be read: "
-                f"{with_reason(self.unreadable)}. Repair or remove them, or raise the limit."
-            )
+        """See record_unreadable."""
+        record_unreadable(self.data, {str(sample[0]): reason for sample, reason in failures})
 
     def none_readable(self) -> DataFault:
         """The error if `max_unreadable` allows for more files than the split has."""
@@ -102,7 +96,7 @@ class FileTrainBatches(_FileBatches, TrainBatches):
         self._sampler.batches = _seeded_samples(self.samples, own, self.seed, epoch)
         loaded = zip(self.loaded(self._loader), own, strict=True)
         filled = (self._filled(batch, indices.tolist(), epoch) for batch, indices in loaded)
-        for images, targets, _, mask_shapes, *_ in _on_device(filled, self.device):
+        for images, targets, _, mask_shapes, *_ in on_device(filled, self.device):
             assert self._current_epoch is current, "another epoch was begun meanwhile"
             yield self.normalized(images), targets.view(-1, *mask_shapes[0]).long() if mask_shapes else targets
 
@@ -145,7 +139,7 @@ class FileEvaluationBatches(_FileBatches, EvaluationBatches):
         loader = self.loader([[(sample, 0) for sample in part] for part in parts], persistent=False)
         any_readable = False
         readable = (batch for batch in self._recorded(zip(self.loaded(loader), parts, strict=True)) if batch.sizes)
-        for images, targets, sizes, mask_shapes, *_ in _on_device(readable, self.device):
+        for images, targets, sizes, mask_shapes, *_ in on_device(readable, self.device):
             any_readable = True
             if not mask_shapes:
                 yield self.normalized(images), targets
@@ -167,6 +161,16 @@ class FileEvaluationBatches(_FileBatches, EvaluationBatches):
             yield batch
 
 
+def record_unreadable(data: Data, failures: Mapping[str, str]) -> None:
+    """Record files that cannot be read, with the reasons. Raises DataFault beyond `max_unreadable` of the data set."""
+    data.unreadable.update(failures)
+    if len(data.unreadable) > data.max_unreadable:
+        raise DataFault(
+            f"dataset.max_unreadable={data.max_unreadable}: {len(data.unreadable)} files could not be read: "
+            f"{with_reason(data.unreadable)}. Repair or remove them, or raise the limit."
+        )
+
+
 def _seeded_samples(
     samples: Sequence[Sample], batches: list[Tensor], seed: int, epoch: int
 ) -> Iterator[list[SeededSample]]:
@@ -175,7 +179,7 @@ def _seeded_samples(
         yield [(samples[index], mixed_seed(seed, epoch, index)) for index in indices.tolist()]
 
 
-def _on_device(batches: Iterable[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:
+def on_device(batches: Iterable[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:
     """Move batches to the device; on CUDA with a side stream, one batch ahead."""
     if device.type != "cuda":
         for batch in batches:

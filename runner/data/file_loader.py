@@ -45,7 +45,7 @@ def make_loader(
         batch_sampler=batches,
         collate_fn=Collate(tuple(fill)),
         num_workers=num_workers,
-        worker_init_fn=_leave_signals_to_main,
+        worker_init_fn=leave_signals_to_main,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
         timeout=POLL_SECONDS if num_workers > 0 else 0,
@@ -146,7 +146,7 @@ def _pinned(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.pin_memory()
 
 
-def _leave_signals_to_main(worker: int) -> None:
+def leave_signals_to_main(worker: int) -> None:
     """Ignore SIGINT in a worker, and SIGTERM unless the main process sent it, where the platform tells.
 
     Signals to the process group are the main process's to handle: a worker that died of one would end the run with an

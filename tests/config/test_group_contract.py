@@ -32,7 +32,7 @@ GIVEN = {  # what the runner itself acts on
     "probe": {"num_batches"},
 }
 DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist", "fashion_scenes", "torchvision")
-IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", *DOWNLOADED)
+IN_FILES = ("imagenet", "image_folder", "ade20k", "mask_folder", "huggingface", *DOWNLOADED)
 SMALL = ("resnet18", "resnet20", "nf_resnet26", "deeplabv3plus_resnet18", "mynet")
 
 each_option = pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -183,7 +183,8 @@ def test_a_models_first_layer_takes_the_channels_of_the_images(folders, name):
 )
 def test_a_data_set_is_built_or_says_what_is_missing(folders, name, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "PACKAGE_FOLDER", Path("nowhere"))
-    root = {"root": str(folders[1] / "nowhere")} if name in IN_FILES else {}
+    key = "path" if name == "huggingface" else "root"
+    root = {key: str(folders[1] / "nowhere")} if name in IN_FILES else {}
     root |= {"download": False} if name in DOWNLOADED else {}
     settings = settings_of(folders, "dataset", name, **root)
     if name in IN_FILES:
