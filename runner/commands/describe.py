@@ -1,7 +1,7 @@
 """The size of every model: parameters, multiply-adds and activations (the numbers that convolutions put out).
 
 Counted for one image on torch's meta device, where nothing is computed. Without --image-size each model is counted at
-the size it is published for in evaluation.
+the size it is published for in evaluation. With --methods: which methods work on which models of timm and torchvision.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.table import Table
 from runner.commands.help import by_number
 from runner.config.extensions import import_builder
 from runner.config.options import CONF, TARGET, read_option
+from runner.config.text import SettingError
 from runner.results.number_text import format_count
 
 EXAMPLE = "example: runner describe resnet50 nfnet_f0 --image-size 256"
@@ -26,7 +27,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a model, as for model=NAME; all without any")
     parser.add_argument("--image-size", type=_positive, metavar="PIXELS")
     parser.add_argument("--num-classes", type=_positive, metavar="NUMBER")
+    parser.add_argument("--methods", action="store_true", help="what each method does to models such as timm/resnet50d")
     options = parser.parse_args(arguments)
+    if options.methods:
+        _describe_methods(options.names)
+        return
 
     files = sorted((CONF / "model").glob("*.yaml"), key=lambda file: by_number(file.stem))
     models = {file.stem: file for file in files}
@@ -48,6 +53,20 @@ def main(arguments: Sequence[str]) -> None:
         counts = (size.parameters, size.multiply_adds, size.activations)
         table.add_row(name, f"{size.image_size} px", *(format_count(count) for count in counts))
     Console(highlight=False).print(table)
+
+
+def _describe_methods(names: Sequence[str]) -> None:
+    """Print the table of methods by models, each named as in timm/resnet50d; without names, that of the README."""
+    from runner.experiment.method_support import ARCHITECTURES, LIBRARIES, table_of
+
+    architectures = [tuple(name.split("/", 1)) for name in names]
+    for name, (library, *architecture) in zip(names, architectures, strict=True):
+        if library not in LIBRARIES or not architecture:
+            raise SettingError(f"{name}: name a model of {' or '.join(LIBRARIES)}, as in timm/resnet50d.")
+    try:
+        print(table_of(architectures or ARCHITECTURES))
+    except ValueError as error:
+        raise SettingError(str(error)) from None
 
 
 def _positive(text: str) -> int:

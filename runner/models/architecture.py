@@ -35,7 +35,7 @@ def build_architecture(
     for key in settings.keys() & OF_THE_RUNNER.keys():
         raise ValueError(f"model.settings.{key}={to_override(settings[key])}: leave it out; {OF_THE_RUNNER[key]}.")
     try:
-        return build(**settings)
+        return _build(build, settings)
     except Exception as error:  # whatever a model of the library raises for arguments that it does not take
         if not settings:
             raise
@@ -54,3 +54,14 @@ def set_in_channels(model: nn.Module, in_channels: int) -> None:
     conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = torch.arange(in_channels, device=conv.weight.device) % conv.in_channels
     conv.in_channels, conv.weight = in_channels, nn.Parameter(conv.weight.detach()[:, channels])
+
+
+def _build(build: Callable[..., nn.Module], settings: Mapping[str, object]) -> nn.Module:
+    """`build(**settings)`, on the meta device too where it reads values, as torchvision's RegNet and Swin do."""
+    try:
+        return build(**settings)
+    except NotImplementedError:
+        if torch.get_default_device().type != "meta":
+            raise
+        with torch.device("cpu"):
+            return build(**settings).to("meta")

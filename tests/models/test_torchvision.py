@@ -40,6 +40,14 @@ def test_in_training_too_it_gives_logits_alone(architecture):
         assert model(torch.empty(2, 3, 96, 96)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("architecture", ["regnet_y_400mf", "swin_t"])
+def test_a_model_that_reads_values_while_it_is_built_is_built_on_the_meta_device_too(architecture):
+    with torch.device("meta"):
+        model = torchvision_model(5, architecture=architecture)
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 5)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
@@ -74,7 +82,7 @@ def test_an_auxiliary_classifier_in_weights_is_left_out():
     ("words", "message"),
     [
         (["model.architecture=fcn_resnet50"], "an output of shape (2, 10, 8, 8) for images of shape (2, 3, 8, 8)"),
-        (["model.architecture=vit_b_16"], "it does not take images of 8 pixels (Wrong image height!"),
+        (["model.architecture=vit_b_16"], "it does not take images of 8x8 pixels (Wrong image height!"),
     ],
 )
 def test_a_model_that_does_not_suit_the_data_is_refused(tiny, tmp_path, words, message):
