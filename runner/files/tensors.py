@@ -32,6 +32,21 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", *, mapped: bool
         raise ValueError("it is damaged, or holds more than tensors") from None
 
 
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of the package safetensors. Raises ValueError as `read_tensors`, and without the package."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("it needs the package safetensors, which timm brings: pip install '.[timm]'") from None
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror or error}") from None
+    except SafetensorError:
+        raise ValueError("it is damaged") from None
+
+
 def _refuse_bomb(path: Path) -> None:
     """Raise ValueError if the parts of a zip file are larger than the file: torch does not compress."""
     with zipfile.ZipFile(path) as archive:

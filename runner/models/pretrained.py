@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from runner.files.tensors import UNREADABLE, read_tensors
+from runner.files.tensors import UNREADABLE, read_safetensors, read_tensors
 from runner.layers.classifier import find_classifier
 from runner.layers.stem import STEMS
 from runner.models import timm
@@ -52,8 +52,9 @@ def read_weights(source: str | Path, model_name: str, architecture: str | None =
 
     A file holds a state dict by itself, as torchvision's do, or under a key: "model" (a checkpoint of this package),
     another of `STATE_DICTS`, or the only one that has any. Prefixes of wrappers ("module.", "_orig_mod.", "model.",
-    ...) are removed. The file is read with `weights_only=True`, and its tensors stay on the disk until they are used.
-    torchvision's weights, for a deeplabv3plus_resnetN those of its ResNet, are downloaded to torch's cache folder.
+    ...) are removed. A file of torch.save is read with `weights_only=True`, and its tensors stay on the disk until they
+    are used; one that ends in .safetensors holds nothing but tensors. torchvision's weights, for a
+    deeplabv3plus_resnetN those of its ResNet, are downloaded to torch's cache folder.
 
     Raises ValueError, with a remedy, if there is neither such a file nor such a name, if the file is damaged or holds
     anything else, and if the download fails.
@@ -204,7 +205,7 @@ def _other_classes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping
 
 def _read(path: Path) -> object:
     try:
-        return read_tensors(path, mapped=True)
+        return read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path, mapped=True)
     except ValueError as error:
         raise ValueError(
             f"model.pretrained={path}: {error}; give a file that torch.save(model.state_dict(), FILE) wrote, or a "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runner.config.secrets import redact
 
-PACKAGES = ("torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "rich", "scikit-learn")
+PACKAGES = ("torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "rich", "scikit-learn", "timm")
 GIT_TIMEOUT_SECONDS = 5
 
 

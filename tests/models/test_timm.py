@@ -109,3 +109,14 @@ def test_a_run_is_resumed_and_loaded(tiny, runner, tmp_path):
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
     evaluated = runner("evaluate", str(folder), "--checkpoint", "last", "train.device=cpu")
     assert evaluated.code == 0, evaluated.err
+
+
+def test_a_file_of_safetensors_is_read_and_a_damaged_one_is_named(tmp_path):
+    published = timm.create_model("test_resnet", num_classes=7)
+    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    model = timm_model(7, architecture="test_resnet")
+    assert load_weights(model, read_weights(tmp_path / "model.safetensors", "timm", "test_resnet")).notes == ()
+    assert all(torch.equal(value, published.state_dict()[key]) for key, value in model.state_dict().items())
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=r"model\.pretrained=.*model\.safetensors: it is damaged"):
+        read_weights(tmp_path / "model.safetensors", "timm", "test_resnet")
