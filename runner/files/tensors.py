@@ -33,7 +33,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", *, mapped: bool
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of the package safetensors. Raises ValueError as `read_tensors`, and without the package."""
+    """The tensors of a file of safetensors. Raises ValueError as `read_tensors`, and without that package."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
