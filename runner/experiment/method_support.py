@@ -25,7 +25,6 @@ TORCHVISION = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "de
 TORCHVISION += ("efficientnet_v2_s", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "regnet_y_400mf")
 TORCHVISION += ("shufflenet_v2_x0_5", "googlenet", "squeezenet1_1", "vgg11_bn", "convnext_tiny", "vit_b_32", "swin_t")
 TORCHVISION += ("deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
-LIBRARIES = ("timm", "torchvision")
 ARCHITECTURES = [*(("timm", name) for name in TIMM), *(("torchvision", name) for name in TORCHVISION)]
 SETTINGS = {name: {"num_groups": 8} for name in ("groupnorm", "batch_channel_norm")}  # 32 divides few models' channels
 PIXELS, NUM_IMAGES, NUM_CLASSES = 224, 64, 10

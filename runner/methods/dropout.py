@@ -80,5 +80,6 @@ def _refuse_own_dropout(model: nn.Module, classifier: nn.Module) -> None:
                 place = f"{parent_name}.{name}" if parent_name else name
                 raise ValueError(
                     f"the {type(model).__name__} drops before its classifier already: {place} is a "
-                    f"{type(child).__name__} with p={child.p}; set that to 0 (model.dropout=0), or leave dropout out"
+                    f"{type(child).__name__} with p={child.p}; set that to 0 (model.dropout=0; of torchvision's models "
+                    "model.settings.dropout=0), or leave dropout out"
                 )

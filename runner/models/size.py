@@ -50,4 +50,5 @@ def _published_size(model: nn.Module) -> int:
         return model.variant.test_size
     if isinstance(model, DeepLabV3Plus):
         return 512
-    return 32 if isinstance(model, CifarResNet) else 224
+    of_timm = getattr(model, "default_cfg", None) or {}
+    return 32 if isinstance(model, CifarResNet) else of_timm.get("input_size", (224,))[-1]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from runner import load_run
+from runner.layers.classifier import find_classifier
 from runner.models.pretrained import load_weights, read_weights
 from runner.models.timm import timm_model
 
@@ -120,3 +121,11 @@ def test_a_file_of_safetensors_is_read_and_a_damaged_one_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=r"model\.pretrained=.*model\.safetensors: it is damaged"):
         read_weights(tmp_path / "model.safetensors", "timm", "test_resnet")
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "efficientnet_b0", "regnety_002", "convnext_atto", "densenet121"])
+def test_agc_leaves_the_classifier_that_timm_names(architecture):
+    with torch.device("meta"):
+        model = timm_model(7, architecture=architecture)
+    assert find_classifier(model) is model.get_classifier()
+    assert model.get_classifier().out_features == 7
