@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -145,10 +147,11 @@ def _open(path: str, config_name: str | None, names: Mapping[str, str], streamin
         found = library.load_dataset(path, config_name, streaming=streaming)
     except Exception as error:  # of the libraries beneath, one for each kind of file and of connection
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        no_folder = "" if Path(path).is_dir() else "it is no folder here, and "
         raise ValueError(
-            f"dataset.path={path}: it cannot be read ({reason}). Give a folder of parquet files, or of images with a "
-            "folder for each class, or a name on the Hugging Face hub, for which a network is needed unless it lies in "
-            "its cache."
+            f"dataset.path={path}: {no_folder}it cannot be read ({reason}). Give a folder of parquet files, or of images "
+            "with a folder for each class, or a name on the Hugging Face hub, for which a network is needed unless it "
+            "lies in its cache."
         ) from None
     for key, name in names.items():
         if name not in found:
@@ -168,6 +171,7 @@ def _library() -> ModuleType:
             "dataset=huggingface: the library datasets is not installed. Install it: pip install '.[huggingface]'."
         ) from None
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt to reach the hub
     return datasets
 
 

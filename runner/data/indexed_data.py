@@ -17,6 +17,7 @@ from runner.data.file_data import FileData
 from runner.data.image_transforms import ImageTransforms, as_pixels
 from runner.data.mask_labels import MASK_MODES, MaskLabels
 from runner.data.sampling import split_validation, stratified_share
+from runner.data.scene_files import check_sizes
 
 TEST_SHARE = 0.2  # of a data set that has one split
 Source = Sequence[tuple[Image.Image, Any]]  # of images and their targets
@@ -63,10 +64,9 @@ class LoadIndexedScene:
         image, mask = self.sources[place.split][place.index]
         if mask.mode not in MASK_MODES:
             raise ValueError(f"its mask does not hold one class index a pixel (Pillow's mode {mask.mode})")
-        if image.size != mask.size:
-            raise ValueError(f"its mask has {mask.width}x{mask.height} pixels, the image {image.width}x{image.height}")
         values = torch.from_numpy(np.array(mask).astype(np.int32))
         pixels = pil_to_tensor(as_pixels(image, self.channels))
+        check_sizes(pixels, values, str(place))
         return self.transform(pixels, self.labels.classes_of(values, str(place)))
 
 

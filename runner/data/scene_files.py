@@ -44,12 +44,15 @@ class LoadScene:
     def __call__(self, scene: Scene) -> tuple[Tensor, Tensor]:
         image = pil_to_tensor(read_image(scene.image, self.channels))
         mask = self.labels.classes_of(read_values(scene.mask), scene.mask)
-        if image.shape[1:] != mask.shape:
-            height, width = mask.shape
-            raise ValueError(
-                f"the mask {scene.mask} has {width}x{height} pixels, the image {image.shape[2]}x{image.shape[1]}"
-            )
+        check_sizes(image, mask, scene.mask)
         return self.transform(image, mask)
+
+
+def check_sizes(image: Tensor, mask: Tensor, name: str) -> None:
+    """Raise a ValueError unless an image (C, H, W) and its mask (H, W) are of one size."""
+    if image.shape[1:] != mask.shape:
+        height, width = mask.shape
+        raise ValueError(f"the mask {name} has {width}x{height} pixels, the image {image.shape[2]}x{image.shape[1]}")
 
 
 def scene_splits(root: Path, *, finder: FileFinder, place: str, remedy: str) -> tuple[list[Scene], list[Scene]]:

@@ -179,8 +179,14 @@ def test_images_that_cannot_be_read_are_replaced_and_limited(streaming, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "/nowhere/at/all"}, r"dataset\.path=/nowhere/at/all: it cannot be read \(.*\)\. Give a folder"),
-        ({"path": "someone/something"}, r"dataset\.path=someone/something: it cannot be read .* the Hugging Face hub"),
+        (
+            {"path": "/nowhere/at/all"},
+            r"dataset\.path=/nowhere/at/all: it is no folder here.* read \(.*\)\. Give a folder",
+        ),
+        (
+            {"path": "someone/something"},
+            r"dataset\.path=someone/something: it is no .* read .* the Hugging Face hub",
+        ),
         ({"image_column": "img"}, r"dataset\.image_column=img: there is no such column; there are image, label\."),
         ({"label_column": "image"}, r"dataset\.label_column=image: it must hold a class"),
         ({"test_split": "val"}, r"dataset\.test_split=val: .* has the splits train, test\. .* null has a fifth"),
