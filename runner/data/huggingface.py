@@ -149,9 +149,9 @@ def _open(path: str, config_name: str | None, names: Mapping[str, str], streamin
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         no_folder = "" if Path(path).is_dir() else "it is no folder here, and "
         raise ValueError(
-            f"dataset.path={path}: {no_folder}it cannot be read ({reason}). Give a folder of parquet files, or of images "
-            "with a folder for each class, or a name on the Hugging Face hub, for which a network is needed unless it "
-            "lies in its cache."
+            f"dataset.path={path}: {no_folder}it cannot be read ({reason}). Give a folder of parquet files, or of "
+            "images with a folder for each class, or a name on the Hugging Face hub, for which a network is needed "
+            "unless it lies in its cache."
         ) from None
     for key, name in names.items():
         if name not in found:
