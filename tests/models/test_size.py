@@ -58,6 +58,19 @@ def test_the_command_prints_a_row_a_model_and_refuses_unknown_ones(capsys):
     assert "resnet51: there is no such model" in capsys.readouterr().err
 
 
+def test_a_model_of_a_library_is_described_by_its_own_name(capsys):
+    """With the parameters and multiply-adds that torchvision and timm publish."""
+    main(["torchvision/efficientnet_b0", "timm/resnet50d"])
+    efficientnet, resnet = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert efficientnet[:6] == ["torchvision/efficientnet_b0", "224", "px", "5.29", "M", "386"]
+    assert resnet[:7] == ["timm/resnet50d", "224", "px", "25.6", "M", "4.33", "G"]
+    for name in ("timm/resnet50dd", "elsewhere/resnet50"):
+        with pytest.raises(SystemExit) as end:
+            main([name])
+        assert end.value.code == 2
+        assert name in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--image-size", "0"], ["--num-classes", "-1"], ["--image-size", "x"]])
 def test_impossible_sizes_are_refused(capsys, arguments):
     with pytest.raises(SystemExit) as end:
