@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from runner.files.tensors import UNREADABLE, read_safetensors, read_tensors
 from runner.layers.classifier import find_classifier
 from runner.layers.stem import STEMS
+from runner.layers.surgery import CONVOLUTIONS
 from runner.models import timm
 from runner.models.deeplab import DeepLabV3Plus
 
@@ -167,6 +168,11 @@ def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
     if left_out := [name for name in tensors if name.partition(".")[0] in AUXILIARY and name not in own]:
         tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
         notes.append(f"the auxiliary classifier {left_out[0].partition('.')[0]} is left out")
+    first = next((name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)), None)
+    there, here = tensors.get(f"{first}.weight"), own.get(f"{first}.weight")
+    if _differ_in_channels(there, here):
+        tensors[f"{first}.weight"] = _with_channels(there, here.shape[1])
+        notes.append(f"the first layer {first} had {there.shape[1]} channels of images, and has {here.shape[1]} here")
     classifier = _other_classes(model, own, tensors)
     if classifier is not None:
         weight = f"{classifier}.weight"
@@ -188,6 +194,25 @@ def _compare_all(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
             if name in own and tensor.shape != own[name].shape
         },
     )
+
+
+def _differ_in_channels(there: Tensor | None, here: Tensor | None) -> bool:
+    """Whether two weights of a convolution differ in the number of channels of their input alone."""
+    if there is None or here is None or there.dim() != here.dim() or there.shape[1] == here.shape[1]:
+        return False
+    return there.shape[0] == here.shape[0] and there.shape[2:] == here.shape[2:]
+
+
+def _with_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weights of a first convolution for images of another number of channels, by timm's rule.
+
+    One channel: their sum, which on a grey image does what all did. More: they are taken in turn, and scaled so that
+    equal channels give what they gave.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    turns = torch.arange(channels) % weight.shape[1]
+    return weight[:, turns] * (weight.shape[1] / channels)
 
 
 def _other_classes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:

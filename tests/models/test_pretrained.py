@@ -8,6 +8,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+from timm.models import adapt_input_conv
 from torch import nn
 from torchvision.models import ResNet18_Weights, get_model_weights
 
@@ -476,3 +477,22 @@ def test_weights_that_are_not_finite_are_refused(source, load):
     wrong = weights_of(source, fc__weight=torch.full((10, 512), torch.nan))
     with pytest.raises(ValueError, match=r"1 tensor with values that are not finite: fc\.weight"):
         load(resnet18(num_classes=10, stem="imagenet"), wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_the_first_layer_takes_images_of_other_channels_by_timms_rule(channels):
+    torch.manual_seed(0)
+    plain, model = resnet18(num_classes=3).eval(), resnet18(num_classes=3, in_channels=channels).eval()
+    fit = load_weights(model, PretrainedWeights("file.pt", plain.state_dict()))
+    assert fit.notes == (f"the first layer conv1 had 3 channels of images, and has {channels} here",)
+    expected = adapt_input_conv(channels, plain.conv1.weight.detach())
+    torch.testing.assert_close(model.conv1.weight.detach(), expected)
+    grey = torch.randn(2, 1, 32, 32)
+    if channels in (1, 6):
+        torch.testing.assert_close(model(grey.expand(-1, channels, -1, -1)), plain(grey.expand(-1, 3, -1, -1)))
+
+
+def test_the_first_layer_of_another_width_is_refused():
+    weights = PretrainedWeights("file.pt", resnet18(num_classes=3, width=0.5).state_dict())
+    with pytest.raises(ValueError, match=r"of another shape: conv1\.weight"):
+        load_weights(resnet18(num_classes=3, in_channels=1), weights)
