@@ -153,8 +153,10 @@ def own_ranges(name: str, *groups: str) -> Mapping[str, Limit]:
 def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: object) -> None:
     """Raise a ValueError that names the first of `settings` outside its range.
 
-    Without `ranges` they are those of the table, or of the method called `node`.
+    Without `ranges`, as the library calls this, they are those of the table, or of the method called `node`, and the
+    message names an argument; with them it names a key of the command line.
     """
+    prefix = f"{node}." if node and ranges is not None else ""
     if ranges is None:
         ranges = LIMITS[node] if node in LIMITS else own_ranges(node)
     for key, value in settings.items():
@@ -162,4 +164,4 @@ def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: o
         if limit is not None and value not in limit:
             hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
             spoken = to_override(value) if isinstance(value, Sequence) else value
-            raise ValueError(f"{f'{node}.{key}'.lstrip('.')}={spoken}: {limit}.{hint}".rstrip())
+            raise ValueError(f"{prefix}{key}={spoken}: {limit}.{hint}".rstrip())

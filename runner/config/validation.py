@@ -101,7 +101,7 @@ def validate(config: DictConfig, conf_folders: Sequence[Path] = (CONF,)) -> Sett
     typed["probe"] = {
         name: _typed_probe(name, node, conf_folders, packages) for name, node in settings["probe"].items()
     }
-    _check_limits("", {key: typed[key] for key in limits.LIMITS[""]})
+    _check_limits("", {key: typed[key] for key in limits.LIMITS[""]}, limits.LIMITS[""])
     return _check_rules(Settings({key: typed[key] for key in (*TOP_LEVEL, *method_nodes(settings))}), conf_folders)
 
 
@@ -178,7 +178,9 @@ def _typed_root_node(name: str, kind: type, written: Written) -> Settings:
     """The settings of a node that belongs to no option."""
     typed = typed_node(name, kind, written.node)
     if name in limits.LIMITS:
-        _check_limits(name, {key: value for key, value in typed.plain().items() if value is not None})
+        _check_limits(
+            name, {key: value for key, value in typed.plain().items() if value is not None}, limits.LIMITS[name]
+        )
     return typed
 
 
@@ -199,7 +201,7 @@ def _method_group(name: str, node: Any, conf_folders: Sequence[Path]) -> str:
     return group
 
 
-def _check_limits(node: str, settings: Mapping, ranges: Mapping[str, Limit] | None = None) -> None:
+def _check_limits(node: str, settings: Mapping, ranges: Mapping[str, Limit]) -> None:
     try:
         limits.check(node, ranges, **{str(key): value for key, value in settings.items()})
     except ValueError as error:

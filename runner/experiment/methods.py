@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from inspect import unwrap
+import re
+from collections.abc import Iterable, Sequence
+from inspect import signature, unwrap
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def build_methods(config: Settings) -> dict[str, Method]:
         except SettingError:
             raise
         except ValueError as error:
-            raise SettingError(_with_key(name, error, conf_folders_of(config))) from None
+            raise SettingError(_with_key(name, without(node), error, conf_folders_of(config))) from None
     if config.train.sync_batchnorm:
         methods["sync_batchnorm"] = SyncBatchNormMethod()
     return dict(sorted(methods.items(), key=lambda item: (item[1].order, item[0])))
@@ -69,7 +70,7 @@ def apply_methods(
             else:
                 counts[name] = method.apply(model.head, _features(model, example_input), seed)
         except ValueError as error:
-            raise ValueError(_with_key(name, error, conf_folders)) from None
+            raise ValueError(_with_key(name, signature(type(method)).parameters, error, conf_folders)) from None
     return counts
 
 
@@ -85,11 +86,16 @@ def conf_folders_of(config: Settings) -> list[Path]:
     return [CONF, *([extensions_folder(config.paths.extensions)] if config.paths.extensions else [])]
 
 
-def _with_key(method: str, error: ValueError, conf_folders: Sequence[Path]) -> str:
-    """The message with the choice of the method in front, if it names no setting of it, and with a remedy."""
-    message = str(error).removesuffix(".")
+def _with_key(method: str, settings: Iterable[str], error: ValueError, conf_folders: Sequence[Path]) -> str:
+    """The message with keys in the place of arguments, as `agc.clip=0` of `clip=0`.
+
+    If it does not begin with one, the choice of the method goes in front, and a remedy behind.
+    """
+    either = "|".join(map(re.escape, settings)) or "(?!)"
+    keys = re.sub(rf"^(?:{either})(?=[.:])|(?<![\w.])(?:{either})(?==)", rf"{method}.\g<0>", str(error))
+    message = keys.removesuffix(".")
     if message.startswith(f"{method}."):
-        return str(error)
+        return keys
     remedy = "Choose a method that suits the model." if message.startswith(NOTHING_TO_CHANGE) else ""
     return f"{_choice(method, conf_folders)}: {message.removeprefix(f'{method}: ')}. {remedy}".rstrip()
 

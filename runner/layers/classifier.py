@@ -26,7 +26,7 @@ def find_classifier(
     6. the only `nn.Linear` among the children, when others, as in squeeze-and-excitation, lie deeper.
 
     Raises ValueError if no rule applies, if two children have such names, or if the rules lead to another layer. Its
-    message begins with `setting`, as in "none.fixup=True: ", and ends with `remedy`.
+    message begins with `setting`, as in "fixup=True: ", and ends with `remedy`.
     """
     classifier = _search(model)
     if classifier is None:

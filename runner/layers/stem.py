@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.config.limits import check
+from runner.config.limits import LIMITS, check
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def stem_for(image_size: int) -> str:
     still has at least 3x3 positions. Below that "wide": the shortcuts of an NF-ResNet keep every eighth position only,
     and while its skip gains are near 0 the classifier sees just the windows around those.
     """
-    check("dataset", image_size=image_size)
+    check("dataset", LIMITS["dataset"], image_size=image_size)
     if image_size >= 128:
         return "imagenet"
     if image_size >= 48:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from runner.config.limits import check
+from runner.config.limits import check, own_ranges
 
 
 def refuse_export() -> None:
@@ -50,7 +50,10 @@ class StochasticDepth(nn.Module):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        check("stochastic_depth", drop_rate=drop_rate, stochastic_method=method, rescale=rescale)
+        ranges = own_ranges("stochastic_depth")
+        check(
+            "", {**ranges, "method": ranges["stochastic_method"]}, drop_rate=drop_rate, method=method, rescale=rescale
+        )
         self.drop_rate = drop_rate
         self.current_rate = drop_rate
         self.method = method

@@ -198,7 +198,7 @@ def _clipped_parameters(
     """(name, parameter, clip) of each parameter to clip, once; the name is "" if unknown."""
     exclude = (exclude,) if isinstance(exclude, (str, Tensor)) else tuple(exclude)
     if wrong := [entry for entry in exclude if not isinstance(entry, (str, Tensor))]:
-        raise ValueError(f"agc.exclude={wrong}: it takes the names of parameters or modules, or parameters.")
+        raise ValueError(f"exclude={wrong}: it takes the names of parameters or modules, or parameters.")
     left_out = {id(entry) for entry in exclude if isinstance(entry, Tensor)}
     if isinstance(parameters, nn.Module):
         named = list(_unwrapped(parameters).named_parameters(remove_duplicate=False))
@@ -213,11 +213,11 @@ def _clipped_parameters(
     own_clips: dict[int, float] = {}
     for name, own_clip in sorted((groups or {}).items(), key=lambda item: len(str(item[0]))):
         if own_clip not in (limit := own_ranges("agc")["clip"]):
-            raise ValueError(f"agc.groups.{name}={own_clip}: {limit}.")
+            raise ValueError(f"groups.{name}={own_clip}: {limit}.")
         members = _members_of(name, named, "groups")
         if members <= left_out:
             raise ValueError(
-                f"agc.groups.{name}={own_clip}: nothing in it is clipped, being the classifier's weight or named in "
+                f"groups.{name}={own_clip}: nothing in it is clipped, being the classifier's weight or named in "
                 "exclude; leave it out."
             )
         own_clips |= dict.fromkeys(members, own_clip)
@@ -256,5 +256,5 @@ def _members_of(name: str, named: Sequence[tuple[str, Tensor]], setting: str) ->
     if not members:
         names = list(dict.fromkeys(part for full, _ in named for part in accumulate(full.split("."), "{}.{}".format)))
         hint = did_you_mean(name, names) if any(names) else "Names need a model, or (name, tensor) pairs."
-        raise ValueError(f"agc.{setting}: no parameter or module is called {name!r}. {hint}".rstrip())
+        raise ValueError(f"{setting}: no parameter or module is called {name!r}. {hint}".rstrip())
     return members

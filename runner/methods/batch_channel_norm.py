@@ -55,9 +55,9 @@ class BatchChannelNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int, *args, num_groups: int = 32, estimate: bool = False, **kwargs) -> None:
         check("batch_channel_norm", num_groups=num_groups)
         super().__init__(num_features, *args, **kwargs)
-        check_num_groups("batch_channel_norm", num_groups, {"the layer": self})
+        check_num_groups(num_groups, {"the layer": self})
         if estimate and not self.track_running_stats:
-            raise ValueError("batch_channel_norm.estimate=True needs running statistics: set track_running_stats=True")
+            raise ValueError("estimate=True needs running statistics: set track_running_stats=True")
         self.num_groups = num_groups
         self.estimate = estimate
         for name, value in ("group_weight", 1.0), ("group_bias", 0.0):
@@ -141,18 +141,18 @@ def apply_batch_channel_norm(model: nn.Module, *, num_groups: int = 32, estimate
     )
     converted = {name: norm for name, norm in norms.items() if isinstance(norm, BatchChannelNorm2d)}
     plain = {name: norm for name, norm in norms.items() if name not in converted}
-    check_num_groups("batch_channel_norm", num_groups, plain)
+    check_num_groups(num_groups, plain)
     for name, norm in converted.items():
         if norm.num_groups != num_groups:
             raise ValueError(
-                f"batch_channel_norm.num_groups={num_groups}: {name or 'the model'} is a batch-channel norm of "
+                f"num_groups={num_groups}: {name or 'the model'} is a batch-channel norm of "
                 f"{norm.num_groups} groups already; make the model anew to change their number"
             )
     for name, norm in norms.items():
         if estimate and not norm.track_running_stats:
             raise ValueError(
-                f"batch_channel_norm.estimate=True: {name or 'the model'} has no running statistics; set "
-                "track_running_stats=True there, or batch_channel_norm.estimate=False"
+                f"estimate=True: {name or 'the model'} has no running statistics; set "
+                "track_running_stats=True there, or estimate=False"
             )
 
     def make(norm: _BatchNorm) -> BatchChannelNorm2d:

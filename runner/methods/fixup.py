@@ -87,11 +87,11 @@ def residual_branches(model: nn.Module, setting: str) -> list[ResidualBranch]:
     torchvision's BasicBlock and Bottleneck, and the many ResNets of that form.
 
     Raises ValueError if there is none, and for a module with such an attribute but another shape. The message names
-    `setting`, as in "none.skipinit".
+    `setting`, as in "skipinit".
 
     >>> from torchvision.models.resnet import Bottleneck
     >>> from runner.methods.fixup import residual_branches
-    >>> [branch] = residual_branches(Bottleneck(64, 16), "none.skipinit")
+    >>> [branch] = residual_branches(Bottleneck(64, 16), "skipinit")
     >>> len(branch.convolutions), len(branch.norms), branch.shortcut
     (3, 3, None)
     """

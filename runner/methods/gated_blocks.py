@@ -136,7 +136,7 @@ class _GatedBlock(_Gated):
         if not isinstance(out, Tensor):
             name, kind = type(self).__name__, type(out).__name__
             raise ValueError(
-                f"stochastic_depth.target_layer_name={name}: the block returns a {kind}, not x + f(x); "
+                f"target_layer_name={name}: the block returns a {kind}, not x + f(x); "
                 "name another class, or give the class an attribute stochastic_depth and let its forward call it."
             )
         return out.shape

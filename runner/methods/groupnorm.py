@@ -52,7 +52,7 @@ def apply_group_norm(model: nn.Module, *, num_groups: int = 32) -> int:
     """
     check("groupnorm", num_groups=num_groups)
     norms = batch_norms(model, "become group norms")
-    check_num_groups("groupnorm", num_groups, norms)
+    check_num_groups(num_groups, norms)
     return _replace(model, norms, num_groups)
 
 

@@ -63,15 +63,15 @@ def remove_batchnorm(model: nn.Module, *, skipinit: bool = False, fixup: bool = 
     (RemovedNorm(), SkipInit())
     """
     if skipinit and fixup:
-        raise ValueError("none.fixup=True: it takes the place of none.skipinit=True; set one of the two to False")
+        raise ValueError("fixup=True: it takes the place of skipinit=True; set one of the two to False")
     norms = batch_norms(model, "are removed")
-    setting = "none.skipinit" if skipinit else "none.fixup" if fixup else None
+    setting = "skipinit" if skipinit else "fixup" if fixup else None
     branches = residual_branches(model, setting) if setting and norms else []
     last_norms = {branch.norms[-1] for branch in branches}
     in_shortcuts = {module for branch in branches if branch.shortcut for module in branch.shortcut.modules()}
     classifier = None
     if norms and fixup:
-        classifier = find_classifier(model, setting="none.fixup=True: ", remedy="set none.fixup=False")
+        classifier = find_classifier(model, setting="fixup=True: ", remedy="set fixup=False")
 
     def make(norm: _BatchNorm) -> nn.Module:
         if norm in last_norms:

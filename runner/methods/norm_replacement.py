@@ -39,16 +39,13 @@ def batch_norms(
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
-def check_num_groups(node: str, num_groups: int, norms: Mapping[str, _BatchNorm]) -> None:
-    """Raise a ValueError, with the divisors to choose from, if `num_groups` does not divide the features of a layer.
-
-    `node` is the name of the method's settings.
-    """
+def check_num_groups(num_groups: int, norms: Mapping[str, _BatchNorm]) -> None:
+    """Raise a ValueError, with the divisors to choose from, if `num_groups` does not divide the features of a layer."""
     for name, norm in norms.items():
         if norm.num_features % num_groups:
             divisors = [str(n) for n in range(1, norm.num_features + 1) if norm.num_features % n == 0]
             raise ValueError(
-                f"{node}.num_groups={num_groups} does not divide the {norm.num_features} features of "
+                f"num_groups={num_groups} does not divide the {norm.num_features} features of "
                 f"{name or 'the model'}; its divisors are {', '.join(divisors)}"
             )
 

@@ -175,7 +175,7 @@ def apply_stochastic_depth(
         refuse_other_rate(block)
         if hasattr(block, "stochastic_depth") and not _calls_its_gate(block):
             raise ValueError(
-                f"stochastic_depth.target_layer_name={target_layer_name}: a {type(block).__name__} has an attribute "
+                f"target_layer_name={target_layer_name}: a {type(block).__name__} has an attribute "
                 f"stochastic_depth of another kind, a {type(block.stochastic_depth).__name__}, so that it may drop its "
                 "branch already; set its own rate and leave stochastic_depth out, or name another class."
             )
@@ -244,7 +244,7 @@ def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn
             raise ValueError(
                 "stochastic_depth: the model has no residual block: looked for torchvision's BasicBlock and Bottleneck "
                 "and for modules with an attribute stochastic_depth or drop_path. Name the class of its blocks with "
-                f"stochastic_depth.target_layer_name; found: {', '.join(classes) or 'none'}."
+                f"target_layer_name=CLASS; found: {', '.join(classes) or 'none'}."
             )
         return blocks
     names = {type(module).__name__ for module in model.modules()}
@@ -253,7 +253,7 @@ def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn
     if not any(list(block.children()) for block in blocks):
         fault = "that is a single layer, not a residual block" if blocks else "the model has no block of that class"
         raise ValueError(
-            f"stochastic_depth.target_layer_name={target_layer_name}: {fault}; found: {', '.join(classes) or 'none'}. "
+            f"target_layer_name={target_layer_name}: {fault}; found: {', '.join(classes) or 'none'}. "
             f"{did_you_mean(target_layer_name, classes)}".rstrip()
         )
     return blocks

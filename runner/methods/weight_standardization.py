@@ -229,12 +229,12 @@ def _last_executed(
         return []
     if number >= len(convolutions):
         raise ValueError(
-            f"weight_standardization.n_last_layers_ignore={number}: the {type(model).__name__} has "
+            f"n_last_layers_ignore={number}: the {type(model).__name__} has "
             f"{len(convolutions)} convolutions, so none would be standardized; it must be less"
         )
     if example_input is None:
         raise ValueError(
-            f"weight_standardization.n_last_layers_ignore={number} needs example_input, a batch on the model's device: "
+            f"n_last_layers_ignore={number} needs example_input, a batch on the model's device: "
             f"the order of the layers is that of their execution"
         )
     last_run = {layer: index for index, layer in enumerate(execution_order(model, convolutions, example_input))}
@@ -248,9 +248,7 @@ def _inside(model: nn.Module, names: Iterable[str]) -> set[nn.Module]:
     for name in names:
         if name not in modules:
             hint = did_you_mean(name, modules)
-            raise ValueError(
-                f"weight_standardization.ignore: the {type(model).__name__} has no module {name!r}. {hint}".rstrip()
-            )
+            raise ValueError(f"ignore: the {type(model).__name__} has no module {name!r}. {hint}".rstrip())
         inside.update(modules[name].modules())
     return inside
 

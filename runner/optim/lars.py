@@ -53,7 +53,7 @@ class Lars(Optimizer):
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         settings["trust_coefficient"] = trust_coefficient
-        check("optimizer", own_ranges("lars", "optimizer"), **settings)
+        check("", own_ranges("lars", "optimizer"), **settings)
         super().__init__(params, {**settings, "nesterov": nesterov, "adapt": True})
 
     def add_param_group(self, param_group: dict) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.config.limits import check
+from runner.config.limits import LIMITS, check
 from runner.results.metrics import SPLITS, metric_names
 
 INIT_TIMEOUT_SECONDS = 15
@@ -94,7 +94,7 @@ class WandbRun:
         config: Mapping[str, object] | None = None,
         job_type: str | None = None,
     ) -> None:
-        check("wandb", mode=mode)
+        check("wandb", LIMITS["wandb"], mode=mode)
         self.mode = mode
         self.folder = Path(folder)
         self.url: str | None = None

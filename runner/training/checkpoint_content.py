@@ -37,7 +37,9 @@ def check_weights(content: object) -> None:
     for key, values in (("num_classes", [about.get("num_classes")]), ("image_size", sides)):
         _require(all(_is_count(value) and value > 0 for value in values), f"about.{key} is no number of 1 or more")
     _require(len(sides) == 2, "about.image_size is no number, nor a height and a width")
-    limits.check("dataset", image_size=max(*sides, 8), num_classes=max(about["num_classes"], 2))
+    limits.check(
+        "dataset", limits.LIMITS["dataset"], image_size=max(*sides, 8), num_classes=max(about["num_classes"], 2)
+    )
     for key in ("mean", "std"):
         values = about.get(key)
         is_list = isinstance(values, list) and all(isinstance(value, float) for value in values)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from runner.config.limits import check
+from runner.config.limits import LIMITS, check
 
 
 class Ema:
@@ -31,7 +31,7 @@ class Ema:
     # model's values after the first step.
 
     def __init__(self, model: nn.Module, *, decay: float = 0.99999, warmup: bool = True) -> None:
-        check("train", ema=decay)
+        check("", {"decay": LIMITS["train"]["ema"]}, decay=decay)
         self.decay = decay
         self.warmup = warmup
         self.updates = 0

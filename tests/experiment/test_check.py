@@ -93,3 +93,31 @@ def test_more_processes_than_gpus_are_refused_with_both_numbers(composed, monkey
 
 def _reached(node):
     raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["norm=groupnorm", "groupnorm.num_groups=7"], "groupnorm.num_groups=7 does not divide the "),
+        (
+            ["regularization=stochastic_depth", "stochastic_depth.target_layer_name=BasicBlok"],
+            "stochastic_depth.target_layer_name=BasicBlok: the model has no block of that class",
+        ),
+        (
+            ["norm=weight_standardization", "weight_standardization.n_last_layers_ignore=99"],
+            "weight_standardization.n_last_layers_ignore=99: the ",
+        ),
+        (
+            ["norm=weight_standardization", "weight_standardization.ignore=[layer11]"],
+            "weight_standardization.ignore: the ",
+        ),
+        (["norm=agc", "agc.exclude=[layer11]"], "agc.exclude: no parameter or module is called 'layer11'"),
+        (["norm=agc", "agc.groups={fc.weight: 0.5}"], "agc.groups.fc.weight=0.5: nothing in it is clipped"),
+    ],
+)
+def test_a_method_that_does_not_suit_the_model_is_refused_by_its_key(tiny, tmp_path, words, message):
+    """The library's own messages are of arguments, as num_groups=7."""
+    outcome = tiny(*words)
+    assert outcome.code == 2, outcome.out
+    assert message in outcome.err
+    assert list(tmp_path.iterdir()) == []

@@ -288,11 +288,11 @@ def test_half_precision_has_fp32_norms(dtype):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match=r"agc\.clip=0"):
+    with pytest.raises(ValueError, match=r"^clip=0"):
         adaptive_clip_grad_([], clip=0)
-    with pytest.raises(ValueError, match=r"agc\.eps=-1"):
+    with pytest.raises(ValueError, match=r"^eps=-1"):
         AdaptiveGradientClipping(eps=-1)
-    with pytest.raises(ValueError, match=r"agc\.granularity=units.*Did you mean unit\?"):
+    with pytest.raises(ValueError, match=r"^granularity=units.*Did you mean unit\?"):
         AdaptiveGradientClipping(granularity="units")
 
 
@@ -365,16 +365,16 @@ def test_groups_have_a_clip_of_their_own():
 
 def test_wrong_groups_are_refused():
     model = resnet18(num_classes=4)
-    with pytest.raises(ValueError, match=r"agc\.groups: .* 'layer5'. Did you mean layer"):
+    with pytest.raises(ValueError, match=r"^groups: .* 'layer5'. Did you mean layer"):
         adaptive_clip_grad_(model, groups={"layer5": 0.1})
     for wrong in (0, float("inf"), None, "a"):
-        with pytest.raises(ValueError, match=rf"agc\.groups\.layer4={wrong}: it must lie in"):
+        with pytest.raises(ValueError, match=rf"^groups\.layer4={wrong}: it must lie in"):
             adaptive_clip_grad_(model, groups={"layer4": wrong})
-    with pytest.raises(ValueError, match=r"agc\.groups\.fc\.weight=0\.5: nothing in it is clipped"):
+    with pytest.raises(ValueError, match=r"^groups\.fc\.weight=0\.5: nothing in it is clipped"):
         adaptive_clip_grad_(model, groups={"fc.weight": 0.5})
-    with pytest.raises(ValueError, match=r"agc\.groups\.layer4=0\.5: nothing in it is clipped"):
+    with pytest.raises(ValueError, match=r"^groups\.layer4=0\.5: nothing in it is clipped"):
         adaptive_clip_grad_(model, groups={"layer4": 0.5}, exclude=["layer4"])
-    with pytest.raises(ValueError, match=r"agc\.exclude=\[1\]: it takes the names"):
+    with pytest.raises(ValueError, match=r"^exclude=\[1\]: it takes the names"):
         adaptive_clip_grad_(model, exclude=[1])
     with pytest.raises(ValueError, match="Names need a model"):
         adaptive_clip_grad_(model.parameters(), groups={"layer4": 0.1})

@@ -387,11 +387,11 @@ def test_what_cannot_be_turned_is_refused_before_anything_changes(model, message
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(ValueError, match=r"ghost_batchnorm\.ghost_batch_size=0"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size=0"):
         apply_ghost_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), ghost_batch_size=0)
-    with pytest.raises(ValueError, match=r"ghost_batchnorm\.running_stats=scald.*Did you mean scaled"):
+    with pytest.raises(ValueError, match=r"^running_stats=scald.*Did you mean scaled"):
         GhostBatchNormMethod(running_stats="scald")
-    with pytest.raises(ValueError, match=r"ghost_batchnorm\.ghost_batch_size=0"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size=0"):
         GhostBatchNorm2d(3, ghost_batch_size=0)
     with pytest.raises(ValueError, match="expected 4D input"):
         GhostBatchNorm2d(3)(torch.randn(8, 3))

@@ -136,7 +136,7 @@ def test_apply_counts_what_is_trained(clip):
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
 def test_bounds_out_of_range_are_refused(bound):
-    with pytest.raises(ValueError, match=r"clip_by_norm\.max_norm="):
+    with pytest.raises(ValueError, match=r"^max_norm="):
         ClipByNorm(max_norm=bound)
-    with pytest.raises(ValueError, match=r"clip_by_value\.max_value="):
+    with pytest.raises(ValueError, match=r"^max_value="):
         ClipByValue(max_value=bound)

@@ -25,5 +25,5 @@ def test_default_is_one_tenth():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
 def test_smoothing_out_of_range_is_refused(smoothing):
-    with pytest.raises(ValueError, match=r"label_smoothing\.smoothing=.*\[0, 1\)"):
+    with pytest.raises(ValueError, match=r"^smoothing=.*\[0, 1\)"):
         LabelSmoothing(smoothing=smoothing)

@@ -278,13 +278,13 @@ def test_fixup_on_other_models():
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        (torchvision.models.resnet18(num_classes=4), {"skipinit": True}, r"none\.fixup=True: .* none\.skipinit=True"),
-        (nn.ModuleList([OneConvolution()]), {}, r"none\.fixup=True: cannot tell .* get_classifier\(\)"),
-        (nn.Sequential(OtherBlock(norms_first=True), nn.Linear(4, 2)), {}, r"none\.fixup=True: 0, a OtherBlock, looks"),
+        (torchvision.models.resnet18(num_classes=4), {"skipinit": True}, r"^fixup=True: .* skipinit=True"),
+        (nn.ModuleList([OneConvolution()]), {}, r"^fixup=True: cannot tell .* get_classifier\(\)"),
+        (nn.Sequential(OtherBlock(norms_first=True), nn.Linear(4, 2)), {}, r"^fixup=True: 0, a OtherBlock, looks"),
         (
             nn.Sequential(nn.BatchNorm2d(4), nn.Linear(4, 2)),
             {},
-            r"none\.fixup=True: looked for residual blocks .* none",
+            r"^fixup=True: looked for residual blocks .* none",
         ),
     ],
 )

@@ -89,5 +89,5 @@ def test_stochastic_depth_zero_init_and_wrong_settings():
     model = models.resnet110(zero_init_residual=True)
     assert apply_stochastic_depth(model, drop_rate=0.5) == 54
     assert not any(model.get_parameter(f"layer2.{i}.bn2.weight").any() for i in range(18))
-    with pytest.raises(ValueError, match=r"model\.shortcut=conv: it must be one of zero_pad, projection"):
+    with pytest.raises(ValueError, match=r"^shortcut=conv: it must be one of zero_pad, projection"):
         CifarResNet(3, shortcut="conv")

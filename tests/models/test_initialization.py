@@ -122,8 +122,8 @@ def test_on_the_meta_device_it_counts_the_same():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scheme": "xavier"}, r"model\.initialization=xavier: it must be one of default, .*Did you mean xavier_"),
-        ({"scheme": "default", "layers": "linear"}, r"model\.initialized_layers=linear: it must be one of conv, all"),
+        ({"scheme": "xavier"}, r"^initialization=xavier: it must be one of default, .*Did you mean xavier_"),
+        ({"scheme": "default", "layers": "linear"}, r"^initialized_layers=linear: it must be one of conv, all"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

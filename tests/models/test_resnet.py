@@ -81,7 +81,7 @@ def test_stem_for_image_size(image_size, stem):
 @pytest.mark.parametrize("name", ["resnet18", "nf_resnet26"])
 @pytest.mark.parametrize(
     ("stem", "message"),
-    [("auto", r"model\.stem=auto: .*stem_for"), ("smal", r"model\.stem=smal: .*Did you mean small\?")],
+    [("auto", r"model\.stem=auto: .*stem_for"), ("smal", r"^stem=smal: .*Did you mean small\?")],
 )
 def test_refuses_a_stem_that_is_not_one(name, stem, message):
     with pytest.raises(ValueError, match=message):
@@ -107,5 +107,5 @@ def test_width_multiplies_every_number_of_channels(build):
         found = list(dict(narrow.named_parameters())[name].shape)
         assert found[:2] == expected[:2], name
     assert narrow(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
-    with pytest.raises(ValueError, match=r"model\.width=0"):
+    with pytest.raises(ValueError, match=r"^width=0"):
         build(width=0)

@@ -114,7 +114,7 @@ def test_the_average_of_a_converted_model_is_evaluated_as_the_model_with_these_v
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1])
 def test_a_decay_out_of_its_range_is_refused(decay):
-    with pytest.raises(ValueError, match=rf"^train\.ema={decay}: it must lie in \(0, 1\)"):
+    with pytest.raises(ValueError, match=rf"^decay={decay}: it must lie in \(0, 1\)"):
         Ema(nn.Linear(1, 1), decay=decay)
 
 
