@@ -377,3 +377,16 @@ def test_a_filter_of_a_single_weight_stays_as_it_is(single):
         assert apply_weight_standardization(model) == 1
     assert model[0] is single
     assert isinstance(model[2], StdConv2d)
+
+
+@pytest.mark.parametrize(
+    ("deviation", "eps", "variance"), [(0.005, 1e-5, 0.7143), (0.05, 1e-5, 0.996), (0.005, 1e-10, 1.0)]
+)
+def test_eps_lowers_the_variance_of_filters_of_small_weights(deviation, eps, variance):
+    conv = StdConv2d(16, 4, 3, eps=eps)
+    torch.manual_seed(0)
+    weight = torch.randn(4, 16 * 9, dtype=torch.float64)
+    weight = deviation * (weight - weight.mean(1, keepdim=True)) / weight.std(1, correction=0, keepdim=True)
+    conv.weight.data = weight.view_as(conv.weight)
+    found = conv.standardized_weight().flatten(1).var(1, correction=0)
+    torch.testing.assert_close(found, torch.full_like(found, variance), rtol=1e-4, atol=0)
