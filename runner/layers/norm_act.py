@@ -26,8 +26,19 @@ def keep_activation(old: nn.Module, new: nn.Module) -> None:
     """
     if is_norm_act(old):
         new.register_forward_hook(activate, prepend=True)  # a user's hook has the activation in its output, as before
-    if activate in old._forward_hooks.values():
+    if has_activation(old):
         new.drop, new.act = old.drop, old.act
+
+
+def has_activation(norm: nn.Module) -> bool:
+    """Whether `norm` took the place of a `BatchNormAct2d`."""
+    return activate in norm._forward_hooks.values()
+
+
+def drop_activation_hook(module: nn.Module) -> None:
+    """Remove the hook from a module whose own forward computes the activation."""
+    for key in [key for key, hook in module._forward_hooks.items() if hook is activate]:
+        del module._forward_hooks[key]
 
 
 def activate(norm: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
+from runner.layers.norm_act import drop_activation_hook
 from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.layers.tracing import leaf_call, not_scriptable
@@ -189,11 +190,15 @@ def fold_batch_channel_norm(model: nn.Module) -> int:
         group = nn.GroupNorm(norm.num_groups, norm.num_features, norm.eps, norm.affine, device="meta")
         for name, value in zip(("weight", "bias"), norm._group_affine(), strict=True):
             setattr(group, name, None if value is None else nn.Parameter(value.detach()))
-        return nn.Sequential(batch, group).train(norm.training)
+        folded.append(nn.Sequential(batch, group).train(norm.training))
+        return folded[-1]
 
+    folded: list[nn.Sequential] = []
     changed = replace_modules(model, (BatchChannelNorm2d,), make)
     if not changed:
         raise nothing_to_change(model, "batch-channel norms (BatchChannelNorm2d)")
+    for layers in folded:  # those of timm's BatchNormAct2d have its drop and act as further layers
+        drop_activation_hook(layers)
     return changed
 
 

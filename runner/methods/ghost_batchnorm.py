@@ -20,6 +20,7 @@ the mean over its ghost batches; both rules agree. `num_batches_tracked` counts 
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 import torch
@@ -29,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.limits import check
 from runner.layers.ghost_normalize import ghost_normalize
-from runner.layers.norm_act import norm_class
+from runner.layers.norm_act import drop_activation_hook, has_activation, is_norm_act, norm_class
 from runner.layers.surgery import nothing_to_change, refuse_modules, replace_modules
 from runner.layers.sync_batch_norm import SYNC_BATCH_NORMS
 from runner.layers.tracing import leaf_call, not_scriptable
@@ -224,9 +225,10 @@ def apply_ghost_batchnorm(model: nn.Module, *, ghost_batch_size: int = 32, runni
 def fold_ghost_batchnorm(model: nn.Module) -> int:
     """Turn the ghost batch norms of `model` into plain ones, in place; return how many.
 
-    Parameter and buffer objects, hooks and state-dict keys stay. Evaluation is the same to the bit; training from then
-    on takes the statistics of the whole mini-batch. For torch.jit.script and other tools that take torch's own layers
-    alone. Raises ValueError if there is no ghost batch norm, and if the model itself is one.
+    Parameter and buffer objects, hooks and state-dict keys stay, and timm's `BatchNormAct2d` comes back where it was.
+    Evaluation is the same to the bit; training from then on takes the statistics of the whole mini-batch. For
+    torch.jit.script and other tools that take torch's own layers alone. Raises ValueError if there is no ghost batch
+    norm, and if the model itself is one.
 
     >>> from torchvision.models import resnet18
     >>> from runner.methods import apply_ghost_batchnorm, fold_ghost_batchnorm
@@ -237,12 +239,15 @@ def fold_ghost_batchnorm(model: nn.Module) -> int:
     plain_class = {ghost: plain for plain, ghost in GHOST_BATCH_NORMS.items()}
 
     def make(ghost: _BatchNorm) -> _BatchNorm:
+        kind = sys.modules["timm.layers"].BatchNormAct2d if has_activation(ghost) else plain_class[type(ghost)]
         settings = (ghost.num_features, ghost.eps, ghost.momentum, ghost.affine, ghost.track_running_stats)
-        return plain_class[type(ghost)](*settings, device="meta")
+        return kind(*settings, device="meta")
 
     changed = replace_modules(model, tuple(plain_class), make)
     if not changed:
         raise nothing_to_change(model, "ghost batch norms (GhostBatchNorm1d, 2d, 3d)")
+    for module in filter(is_norm_act, model.modules()):
+        drop_activation_hook(module)
     return changed
 
 

@@ -196,7 +196,7 @@ def fold_stochastic_depth(model: nn.Module) -> int:
 
     Blocks get their own class back. With rescale="inference" the factor 1 - rate goes into new Parameters of the
     norm that ends the branch of torchvision's blocks. Do not train the model further. Blocks that call a gate
-    themselves keep it.
+    themselves, timm's with a `drop_path` among them, keep it.
 
     Raises ValueError, and changes nothing, if there is no such block, or one whose branch does not end in a norm with
     weight and bias: of a class of your own, say.

@@ -264,3 +264,21 @@ def test_gates_in_blocks_of_ones_own_class_compile_one_graph_for_each_shape(stoc
                 early = len(graphs)
     assert len(graphs) == early <= 10
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("name", ["ghost_batchnorm", "batch_channel_norm"])
+def test_timms_norms_with_an_activation_are_folded_with_it(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    block = timm.create_model("efficientnet_b0").blocks[0]
+    plain_keys = set(block.state_dict())
+    CONVERSIONS[name](block)
+    block.eval()
+    x = torch.randn(2, 32, 6, 6)
+    expected = block(x)
+    FOLDS[name](block)
+    assert torch.equal(block(x), expected)
+    assert not any(module._forward_hooks for module in block.modules())
+    assert name != "ghost_batchnorm" or set(block.state_dict()) == plain_keys
+    torch.testing.assert_close(torch.jit.script(block)(x), expected)
