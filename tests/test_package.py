@@ -104,7 +104,8 @@ def test_every_requirement_is_pinned_within_its_bounds():
 def test_every_package_that_is_imported_is_a_requirement():
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "hydra": "hydra-core"}
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    extras = {"wandb_workspaces", "hydra_plugins", "triton"}  # triton comes with torch for CUDA
+    extras = {"wandb_workspaces", "hydra_plugins", "datasets", "timm"}
+    extras |= {"triton", "huggingface_hub", "safetensors"}  # which come with torch for CUDA, and with timm
     imported = set()
     for path in (ROOT / "runner").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -13,6 +13,9 @@ from runner.data.fashion_mnist import fashion_mnist
 SIZES = {"train": 40, "t10k": 20}
 
 
+PACKAGE = module.PACKAGE_FOLDER
+
+
 @pytest.fixture(autouse=True)
 def package_folder(tmp_path, monkeypatch):
     """An empty folder in the place of that of Debian's package, which this machine may have."""
@@ -96,6 +99,15 @@ def test_a_damaged_file_is_named(name, change, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         fashion_mnist(root=str(folder))
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.skipif(not PACKAGE.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_the_published_set_has_its_published_mean_and_deviation(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "PACKAGE_FOLDER", PACKAGE)
+    data = fashion_mnist(root=str(tmp_path), download=False, validation="test", check_duplicates=False)
+    assert (len(data.train), len(data.test)) == (60_000, 10_000)
+    assert data.train.targets.bincount().tolist() == [6_000] * 10
+    assert (round(data.mean.item(), 4), round(data.std.item(), 4)) == (0.2860, 0.3530)
 
 
 def test_another_image_size_is_refused():
