@@ -236,15 +236,17 @@ def check_task(config: Settings, task: str) -> None:
     which its files alone tell that.
     """
     folders = [CONF, extensions_folder(config.paths.extensions)] if config.paths.extensions else [CONF]
-    _check_methods(config, folders, task)
+    file = option_file("dataset", config.dataset.name, folders)
+    if file is not None and {"classification", "segmentation"} <= {*read_option("dataset", file.stem, file).kinds}:
+        _check_methods(config, folders, task)
 
 
 def _check_methods(config: Settings, conf_folders: Sequence[Path], task: str | None = None) -> Settings:
     """The rules between methods; `portion: auto` gives way to what it means here."""
 
     def with_kinds(name: str, node: Settings, *groups: str) -> dict[str, Any]:
-        group, file = next((group, file) for group in groups if (file := option_file(group, name, conf_folders)))
-        return {**node.plain(), KIND: read_option(group, name, file).kinds}
+        files = ((group, file) for group in groups if (file := option_file(group, name, conf_folders)))
+        return {**node.plain(), KIND: next((read_option(group, name, file).kinds for group, file in files), ())}
 
     methods = {name: with_kinds(name, node, *METHOD_GROUPS) for name, node in method_nodes(config).items()}
     nodes = {group: with_kinds(config[group].name, config[group], group) for group in ("model", "dataset")}
