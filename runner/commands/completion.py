@@ -25,7 +25,7 @@ OPTIONS = {
     "report": ("--help", "--into"),
     "compare": ("--help",),
     "evaluate": ("--help", "--checkpoint", "--split"),
-    "describe": ("--help", "--image-size", "--num-classes"),
+    "describe": ("--help", "--image-size", "--methods", "--num-classes"),
     "workspace": ("--help", "--project", "--entity", "--json"),
 }
 
