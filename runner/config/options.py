@@ -60,9 +60,9 @@ def option_file(group: str, name: str, conf_folders: Iterable[Path] = (CONF,)) -
     return next((file for file in files if file.is_file()), None) if re.fullmatch(OPTION_NAME, name) else None
 
 
-def model_label(model: Mapping[str, Any]) -> str:
-    """The name of a model in a word, as resnet50 or timm-resnet50d."""
-    return "-".join(str(model[key]) for key in ("name", "architecture") if key in model)
+def option_label(settings: Mapping[str, Any]) -> str:
+    """The name of a model or a data set in a word, as resnet50, timm-resnet50d or torchvision-SVHN."""
+    return "-".join(str(settings[key]) for key in ("name", "architecture", "class_name") if key in settings)
 
 
 def read_option(group: str, name: str, file: Path) -> Option:

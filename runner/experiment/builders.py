@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner.config.options import TARGET, model_label
+from runner.config.options import TARGET, option_label
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data, size_text
@@ -165,11 +165,11 @@ def build_meta(
     except SettingError:
         raise
     except ValueError as error:
-        raise SettingError(f"{error} (model={model_label(config.model)})") from None
+        raise SettingError(f"{error} (model={option_label(config.model)})") from None
     except (RuntimeError, AssertionError) as error:  # layers of torch, asserts of models from elsewhere
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SettingError(
-            f"model={model_label(config.model)}: it does not take images of "
+            f"model={option_label(config.model)}: it does not take images of "
             f"{size_text(example_input.shape[2:])} pixels ({reason})."
         ) from None
     _check_output(config.model, output, example_input, num_classes, task)
@@ -183,7 +183,7 @@ def _check_output(model: Settings, output: object, images: Tensor, num_classes: 
     if shape != (len(images), num_classes, *positions):
         gives = f"a {type(output).__name__}" if shape is None else f"an output of shape {tuple(shape)}"
         raise SettingError(
-            f"model={model_label(model)}: it gives {gives} for images of shape {tuple(images.shape)}, and the data set "
-            f"has one of {num_classes} classes for each {'pixel' if positions else 'image'}. Choose another model or "
-            "data set."
+            f"model={option_label(model)}: it gives {gives} for images of shape {tuple(images.shape)}, and the data "
+            f"set has one of {num_classes} classes for each {'pixel' if positions else 'image'}. Choose another model "
+            "or data set."
         )

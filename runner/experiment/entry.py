@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from runner.config.options import model_label
+from runner.config.options import option_label
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.trust import places_again, resolved, without_places, words_again
@@ -126,7 +126,7 @@ def _enter(checked: Checked, overrides: Sequence[str], job: Job | None) -> Entry
         make_folder(job.path)
         return _latest(Entry(RunFolder(job.path)), checked, str(job.path), again=True)
     acting = [name for name in checked.chosen if not is_noop(name, checked.built.counts)]
-    name = settings.name or "-".join([settings.dataset.name, model_label(settings.model), *acting])
+    name = settings.name or "-".join([option_label(settings.dataset), option_label(settings.model), *acting])
     folder = Path(outputs, "runs", name)
     if settings.train.auto_resume and folder.is_dir():
         source = "train.auto_resume=true"

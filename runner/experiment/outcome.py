@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from runner.config.options import model_label
+from runner.config.options import option_label
 from runner.config.secrets import redact
 from runner.config.text import visible
 from runner.data.dataset import DataFault
@@ -39,7 +39,7 @@ class Outcome:
             "metrics": {checked.task.score: None, "loss": None},
             "best": {},
             "model": {
-                "name": model_label(checked.settings.model),
+                "name": option_label(checked.settings.model),
                 "num_params": checked.num_params,
                 "multiply_adds": checked.multiply_adds,
             },

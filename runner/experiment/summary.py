@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from runner.config.options import model_label
+from runner.config.options import option_label
 from runner.config.text import to_override
 from runner.config.validation import method_nodes
 from runner.data.dataset import Data, size_text
@@ -26,7 +26,7 @@ def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Row
     num_params, multiply_adds = format_count(checked.num_params), format_count(checked.multiply_adds)
     size = f"{num_params} parameters, {multiply_adds} multiply-adds an image"
     stem = f", {config.model.stem} stem" if "stem" in config.model else ""
-    rows = [("model", f"{model_label(config.model)}{stem}; {size}")]
+    rows = [("model", f"{option_label(config.model)}{stem}; {size}")]
     for name, method in methods.items():
         if name == "batchnorm" and "sync_batchnorm" in methods:
             continue  # they are not left as they are

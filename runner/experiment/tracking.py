@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from runner.config.options import model_label
+from runner.config.options import option_label
 from runner.config.overrides import method_group
 from runner.config.secrets import redact
 from runner.config.validation import METHOD_GROUPS
@@ -69,7 +69,7 @@ def _wandb_run(checked: Checked, entry: Entry, run_id: str, overrides: Sequence[
         name=entry.folder.path.name,
         entity=wandb.entity,
         group=wandb.group or sweep,
-        tags=[*wandb.tags, model_label(settings.model), settings.dataset.name, *methods],
+        tags=[*wandb.tags, option_label(settings.model), option_label(settings.dataset), *methods],
         config={**settings.plain(), "methods": methods, **chosen, **override_columns(overrides)},
         job_type="sweep" if sweep else "run",
         report=lambda text: console.message(redact(text), "warning"),

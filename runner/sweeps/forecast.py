@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runner.config.options import model_label
+from runner.config.options import option_label
 from runner.config.ranges import seconds_of
 from runner.config.schema import TOP_LEVEL
 from runner.config.settings import Settings
@@ -87,7 +87,7 @@ class Forecast:
             return self._finished[cost], FINISHED
         if cost not in self._measured:
             terminal(stderr=True).print(
-                "timing a few steps of", model_label(config.model), *method_nodes(config), style="dim"
+                "timing a few steps of", option_label(config.model), *method_nodes(config), style="dim"
             )
             self._measured[cost] = measure_step(checked)
         found, data, train = self._measured[cost], checked.data, config.train

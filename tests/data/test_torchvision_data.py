@@ -232,9 +232,10 @@ def test_each_kind_trains_from_the_command_line(runner, tmp_path, monkeypatch):
     outcome = runner(*BASE, "model=resnet20", "dataset.class_name=KMNIST", "dataset.validation=0.25", "name=small")
     assert outcome.code == 0, outcome.err
     assert "KMNIST: 30 training, 10 validation, 20 test images of 28x28, 10 classes" in outcome.out
-    outcome = runner(*BASE, *SCENES, "model=deeplabv3plus_resnet18", "train.dice_weight=1", "name=scenes")
+    outcome = runner(*BASE, *SCENES, "model=deeplabv3plus_resnet18", "train.dice_weight=1")
     assert outcome.code == 0, outcome.err
     assert "mean IoU" in outcome.out
+    assert "torchvision-VOCSegmentation-deeplabv3plus_resnet18-batchnorm" in outcome.out.replace("\n", "")
 
 
 def test_a_model_a_loss_or_a_method_of_the_other_task_is_refused(runner, tmp_path, monkeypatch):
