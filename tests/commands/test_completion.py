@@ -139,7 +139,7 @@ def test_a_bash_that_is_typed_into_completes(tmp_path, program):
             ("'norm=[agc,w", "'norm=[agc,weight_standardization'"),
             ("norm=[agc,w", "norm=[agc,weight_standardization"),
             ("plan optimizer=a", "optimizer=adamw"),
-            ("norm=agc agc.gr", "agc.granularity="),
+            ("norm=agc agc.ep", "agc.eps="),
             ("resume=fi", "resume=first"),
             ("report outputs/runs/s", "outputs/runs/second "),
         ):
