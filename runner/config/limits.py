@@ -163,5 +163,5 @@ def check(node: str, ranges: Mapping[str, Limit] | None = None, /, **settings: o
         limit = ranges.get(key)
         if limit is not None and value not in limit:
             hint = f" {did_you_mean(str(value), limit.choices)}" if isinstance(limit, OneOf) else ""
-            spoken = to_override(value) if isinstance(value, Sequence) else value
+            spoken = to_override(value) if isinstance(value, (Sequence, Mapping)) else value
             raise ValueError(f"{prefix}{key}={spoken}: {limit}.{hint}".rstrip())

@@ -210,6 +210,11 @@ def _is_duration(value: object) -> bool:
     return 0 < seconds_of(str(value)) <= LARGEST
 
 
+def _are_arguments(value: object) -> bool:
+    entries = [each for entry in value.values() for each in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    return all(isinstance(each, (int, float, str, type(None))) for each in entries)  # a bool is an int
+
+
 Limit = Range | OneOf | OrWord | Sides | OrNull | Rising | Each | Text | Values
 WORDS: dict[str, Limit] = {
     "text": Text(200),
@@ -217,6 +222,7 @@ WORDS: dict[str, Limit] = {
     "layer": Values(Any, _is_layer, "a depth from 0.0 to 1.0, an index or a name"),
     "bool": Values(bool, lambda value: isinstance(value, bool), "true or false"),
     "time": Values(str, _is_duration, "a time with its unit, as in 45s, 90min, 11h or 2h30min"),
+    "arguments": Values(dict, _are_arguments, "keyword arguments: numbers, words, truth values, or lists of these"),
 }
 LISTS = {"each": Each, "rising": Rising, "interval": partial(Rising, is_interval=True), "sides": Sides}
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"

@@ -25,6 +25,7 @@ from runner.config.ranges import parse_range
         ("path", ["a/b"], ["", "a" * 300], "it must be a path"),
         ("bool or null", [True, None], [1], "it must be true or false"),
         ("each layer", [[0.5, 3, "conv1"]], [[True]], "each entry must be a depth"),
+        ("arguments", [{"a": None, "b": [True, "x"]}, {}], [{"a": {"b": 1}}, {"a": [[1]]}], "keyword arguments"),
         ("time", ["2h30min"], ["90"], "it must be a time with its unit"),
     ],
 )

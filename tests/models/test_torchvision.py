@@ -7,6 +7,7 @@ import torch
 import torchvision
 
 from runner import load_run
+from runner.experiment.builders import build_model
 from runner.models.pretrained import PretrainedWeights, load_weights
 from runner.models.torchvision import torchvision_model
 
@@ -90,6 +91,14 @@ def test_a_model_that_does_not_suit_the_data_is_refused(tiny, tmp_path, words, m
     assert outcome.code == 2
     assert message in outcome.err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_an_argument_may_be_a_list(composed):
+    word = "++model.settings={replace_stride_with_dilation:[false,true,true]}"
+    config = composed("model=torchvision", "model.architecture=resnet50", word)
+    with torch.device("meta"):
+        model = build_model(config.model, num_classes=3)
+    assert [layer[0].conv2.stride[0] for layer in (model.layer2, model.layer3, model.layer4)] == [2, 1, 1]
 
 
 def test_a_mapping_of_settings_is_open_on_the_command_line(tiny, tmp_path):
