@@ -131,7 +131,11 @@ def _enter(checked: Checked, overrides: Sequence[str], job: Job | None) -> Entry
     if settings.train.auto_resume and folder.is_dir():
         source = "train.auto_resume=true"
         return _latest(_held(RunFolder(folder), source), checked, source, again=True)
-    return _held(new_folder(folder.parent, name, outputs), f"name={name}")
+    lock = ExitStack()
+    try:
+        return Entry(new_folder(folder.parent, name, outputs, lock), lock=lock)
+    except Taken as error:
+        raise _is_taken(f"name={name}", error) from None
 
 
 def _latest(
@@ -173,10 +177,14 @@ def _held(folder: RunFolder, source: str) -> Entry:
     try:
         entry.lock.enter_context(hold(folder.path, signed=False))
     except Taken as error:
-        raise SettingError(f"{source}: {error} Wait for it, or name another folder.") from None
+        raise _is_taken(source, error) from None
     except OSError as error:
         raise SettingError(f"{source}: {folder.path} cannot be used ({error.strerror or error}).") from None
     return entry
+
+
+def _is_taken(source: str, error: Taken) -> SettingError:
+    return SettingError(f"{source}: {error} Wait for it, or name another folder.")
 
 
 def resume_command(folder: RunFolder, settings: Settings) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from torch import nn
@@ -33,6 +33,7 @@ from runner.methods.method import Method
 from runner.optim.optimizers import parameter_groups
 from runner.results.record import MISSING, VerifiedRecord, differences, plain, record_in, verified_record
 from runner.results.run_folder import RunFolder
+from runner.results.run_lock import hold
 from runner.training.checkpoint import Latest, load_checkpoint, load_latest
 from runner.training.checkpoint_content import check_best, check_buffers_fit, check_last, check_optimizer_fit
 
@@ -58,10 +59,14 @@ class NothingLeft(ValueError):
     """The run has been trained to its end."""
 
 
-def new_folder(parent: Path, name: str, outputs: str) -> RunFolder:
-    """A new folder for a run. Raises SettingError if none can be made below `outputs`, CannotWrite on a full disk."""
+def new_folder(parent: Path, name: str, outputs: str, lock: ExitStack) -> RunFolder:
+    """A new folder for a run, held until `lock` is closed.
+
+    Raises SettingError if none can be made below `outputs`, CannotWrite on a full disk, Taken if another process took
+    it at once.
+    """
     try:
-        return RunFolder.create(parent, name)
+        return RunFolder.create(parent, name, lambda path: lock.enter_context(hold(path, signed=False)))
     except OSError as error:
         if is_disk_fault(error):
             raise CannotWrite.from_os_error(parent / name, error) from None

@@ -108,25 +108,34 @@ def make_folder(path: Path) -> None:
         raise CannotWrite.from_os_error(path, error) from None
 
 
-def new_folder(parent: Path, name: str) -> Path:
+def new_folder(parent: Path, name: str, take: Callable[[Path], object] = lambda path: None) -> Path:
     """Make `parent/name`, or `parent/name-2`, `-3`, ... where the name is taken: nothing is overwritten.
 
-    Raises OSError if none can be made; the parents that were made for it are taken away again.
+    `take` is called with it. Raises OSError if none can be made, and what `take` raises; the folder and the parents
+    that were made for it are then taken away again.
     """
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    number = 1
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        path = _numbered_folder(parent, name)
+        made.insert(0, path)
+        take(path)
+    except OSError:
+        with suppress(OSError):
+            for folder in made:
+                if folder.exists():
+                    folder.rmdir()
+        raise
+    return path
+
+
+def _numbered_folder(parent: Path, name: str) -> Path:
+    path, number = parent / name, 1
     while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             number += 1
-        except OSError:
-            with suppress(OSError):
-                for folder in missing:
-                    if folder.exists():
-                        folder.rmdir()
-            raise
+            path = parent / f"{name}-{number}"
         else:
             return path
 

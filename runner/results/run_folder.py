@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +34,9 @@ class RunFolder:
         self.probes = path / "probes"
 
     @classmethod
-    def create(cls, parent: Path, name: str) -> RunFolder:
-        """Create `parent/name`, or `parent/name-2`, `-3`, ... if the name is taken."""
-        folder = cls(new_folder(parent, name))
-        folder.checkpoints.mkdir()
-        return folder
+    def create(cls, parent: Path, name: str, take: Callable[[Path], object] = lambda path: None) -> RunFolder:
+        """Create `parent/name`, or `parent/name-2`, `-3`, ... if the name is taken; see `new_folder` for `take`."""
+        return cls(new_folder(parent, name, take))
 
     def checkpoint(self, name: str) -> Path:
         """The path of the checkpoint `last` or `best`."""

@@ -119,7 +119,7 @@ def _locked(folder: Path, wait_seconds: float) -> _Lock:
                 raise Taken(f"{folder}: another process works on it ({holder}).") from None
             time.sleep(PAUSE_SECONDS)
         except OSError:
-            os.close(descriptor)
+            _Lock(descriptor, is_new).release(folder / LOCK_FILE)
             raise
         else:
             if _is_file(descriptor, folder / LOCK_FILE):

@@ -1,6 +1,7 @@
 """What a run leaves in its folder, which checkpoint is the best, and every method for a step on its own."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -312,3 +313,15 @@ def test_sync_batchnorm_on_one_cpu_is_batch_norm(small, tmp_path):
     assert plain == synced
     summary = json.loads((tmp_path / "outputs/runs/sync-true/summary.json").read_text())
     assert summary["methods"] == {"batchnorm": 3, "sync_batchnorm": 3}
+
+
+def test_a_new_folder_in_which_nothing_may_be_written_does_not_stay(small, tmp_path, monkeypatch):
+    def refuse(path, flags):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("runner.results.run_lock.open_unlinked", refuse)
+    outcome = small("train.epochs=1", "name=run")
+    assert outcome.code == 2
+    assert "paths.outputs=outputs: no folder can be made there" in outcome.err.replace("\n", " ")
+    assert "Permission denied" in outcome.err
+    assert not (tmp_path / "outputs").exists()

@@ -70,6 +70,19 @@ def test_where_no_folder_can_be_made_its_parents_do_not_stay(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_a_new_folder_cannot_be_taken_it_does_not_stay(tmp_path):
+    (tmp_path / "runs/run").mkdir(parents=True)
+
+    def refuse(folder):
+        assert folder == tmp_path / "runs/a/run"
+        assert folder.is_dir()
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        new_folder(tmp_path / "runs/a", "run", refuse)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+
+
 def test_a_name_that_is_taken_gets_a_number(tmp_path):
     assert [new_folder(tmp_path / "runs", "run").name for _ in range(3)] == ["run", "run-2", "run-3"]
 
