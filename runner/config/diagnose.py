@@ -23,7 +23,7 @@ from runner.config.grammar import all_parsed, is_swept, options_of, parsed
 from runner.config.options import CONF, LIST_GROUPS, METHOD_GROUPS, OPEN_GROUPS
 from runner.config.plugins import plugin_fault
 from runner.config.secrets import redact
-from runner.config.text import SettingError, did_you_mean, one_line
+from runner.config.text import SettingError, did_you_mean, first_line, one_line
 from runner.config.typed import A_LIST, A_MAPPING, no_value
 from runner.distributed.environment import is_first
 
@@ -57,7 +57,7 @@ def diagnose(
         if fault:
             return SettingError(f"{text.removeprefix('++')}: {fault}")
     cause = error.__cause__ or error
-    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    reason = first_line(cause)
     interpolations = [text for text in overrides if "${" in text]
     if isinstance(cause, (InterpolationResolutionError, GrammarParseError)) and len(interpolations) == 1:
         return SettingError(no_value(interpolations[0].removeprefix("++"), reason))

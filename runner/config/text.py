@@ -66,6 +66,16 @@ def override_key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if it has none.
+
+    >>> from runner.config.text import first_line
+    >>> first_line(ValueError("\\nno such file\\nin data")), first_line(AssertionError())
+    ('no such file', 'AssertionError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def shortened(text: str, most: int = LONGEST_VALUE) -> str:
     """`text`, without its middle if it is longer than `most` characters."""
     left_out = len(text) - most

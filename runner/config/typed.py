@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from runner.config.settings import Settings
-from runner.config.text import SettingError, did_you_mean, to_override
+from runner.config.text import SettingError, did_you_mean, first_line, to_override
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 A_LIST, A_MAPPING = "a list, as in [a,b]", "a mapping, as in {layer4: 0.02}"
@@ -33,7 +33,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         )
         if value == "???":
             raise SettingError(f"{place}=???: this setting needs a value.") from None
-        reason = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+        reason = first_line(reason)
         raise SettingError(no_value(f"{place}={value}", reason)) from None
     check_printable(settings)
     return settings

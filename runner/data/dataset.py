@@ -136,6 +136,11 @@ def sides_of(image_size: int | Sequence[int]) -> tuple[int, int]:
     return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
 
 
+def as_size(image_size: int | Sequence[int]) -> int | tuple[int, int]:
+    """An image size as a data set has it: one number, or height and width."""
+    return image_size if isinstance(image_size, int) else tuple(image_size)
+
+
 def size_text(sides: Sequence[int]) -> str:
     """Height and width in a sentence, as 32x32."""
     return "x".join(map(str, sides))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from runner.config.text import first_line
+
 T = TypeVar("T")
 CONNECT_SECONDS = 20.0
 
@@ -25,9 +27,10 @@ def open_dataset(make: Callable[[], T], *, root: Path, name: str, download: bool
     except (RuntimeError, OSError) as error:
         if is_new and root.is_dir() and not any(path.is_file() for path in root.rglob("*")):
             _remove_folders(root)  # torchvision makes them before the download
+        reason = first_line(error).rstrip(".")
         raise FileNotFoundError(
             f"dataset.root={root}: {name} is not there, or not complete, and "
-            f"{'could not be downloaded' if download else 'dataset.download is false'} ({_first_line(error)}). {remedy}"
+            f"{'could not be downloaded' if download else 'dataset.download is false'} ({reason}). {remedy}"
         ) from None
 
 
@@ -46,7 +49,3 @@ def _bounded_wait() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runner.data.dataset import CLASSIFICATION, SPLITS, Data, Findings, check_batch_size, own_splits
+from runner.data.dataset import CLASSIFICATION, SPLITS, Data, Findings, as_size, check_batch_size, own_splits
 from runner.data.duplicates import duplicate_files
 from runner.data.file_batches import FileEvaluationBatches, FileTrainBatches
 from runner.data.file_finder import FileFinder
@@ -92,7 +92,7 @@ def make_file_data(
     paths = {name: [path for path, _ in samples if path not in unreadable] for name, samples in images.items()}
     findings.add(duplicate_files(paths, check_duplicates, root=root))
     return FileData(
-        image_size=image_size if isinstance(image_size, int) else tuple(image_size),
+        image_size=as_size(image_size),
         train=train,
         validation=held_out,
         test=test,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from runner.config.text import did_you_mean
-from runner.data.dataset import Data
+from runner.config.text import did_you_mean, first_line
+from runner.data.dataset import Data, as_size
 from runner.data.file_data import TIMEOUT_SECONDS
 from runner.data.image_transforms import ImageTransforms, image_transforms
 from runner.data.indexed_data import LoadIndexedImage, consecutive_classes, make_indexed_data
@@ -112,7 +112,7 @@ def _streamed(
         name=path,
         num_classes=len(names),
         class_names=tuple(names),
-        image_size=image_size if isinstance(image_size, int) else tuple(image_size),
+        image_size=as_size(image_size),
         train=train,
         validation=held_out,
         test=streams["test"],
@@ -146,7 +146,7 @@ def _open(path: str, config_name: str | None, names: Mapping[str, str], streamin
     try:
         found = library.load_dataset(path, config_name, streaming=streaming)
     except Exception as error:  # of the libraries beneath, one for each kind of file and of connection
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         no_folder = "" if Path(path).is_dir() else "it is no folder here, and "
         raise ValueError(
             f"dataset.path={path}: {no_folder}it cannot be read ({reason}). Give a folder of parquet files, or of "

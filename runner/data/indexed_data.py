@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from runner.data.dataset import Findings
+from runner.data.dataset import Findings, as_size
 from runner.data.file_data import FileData
 from runner.data.image_transforms import ImageTransforms, as_pixels
 from runner.data.mask_labels import MASK_MODES, MaskLabels
@@ -97,7 +97,7 @@ def make_indexed_data(
     train, held_out, source = split_validation(train, classes, test, validation)
     return FileData(
         name=name,
-        image_size=image_size if isinstance(image_size, int) else tuple(image_size),
+        image_size=as_size(image_size),
         train=train,
         validation=held_out,
         test=test,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runner.config.text import to_override
-from runner.data.dataset import SPLITS, sides_of
+from runner.data.dataset import SPLITS, as_size, sides_of
 from runner.data.memory import check_memory
 from runner.data.splits import Split, TensorData
 
@@ -34,7 +34,7 @@ def random(
     return TensorData(
         name="random",
         num_classes=num_classes,
-        image_size=image_size if isinstance(image_size, int) else tuple(image_size),
+        image_size=as_size(image_size),
         **dict(zip(SPLITS, splits, strict=True)),
         mean=torch.zeros(channels),
         std=torch.ones(channels),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as F
 
-from runner.config.text import to_override
+from runner.config.text import first_line, to_override
 from runner.data.dataset import sides_of
 from runner.data.download import open_dataset
 from runner.data.indexed_data import Source
@@ -56,7 +56,7 @@ def open_splits(class_name: str, root: Path, download: bool, settings: dict[str,
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever a class raises for arguments that it does not take
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ValueError(
             f"dataset.class_name={class_name} dataset.settings={to_override(settings)}: torchvision cannot open it "
             f"({reason})."

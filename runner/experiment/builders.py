@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from runner.config.options import TARGET, option_label
 from runner.config.settings import Settings
-from runner.config.text import SettingError
+from runner.config.text import SettingError, first_line
 from runner.data.dataset import CLASSIFICATION, SEGMENTATION, Data, size_text
 from runner.experiment.dry_run import watched
 from runner.experiment.methods import apply_methods, build_methods, conf_folders_of
@@ -167,7 +167,7 @@ def build_meta(
     except ValueError as error:
         raise SettingError(f"{error} (model={option_label(config.model)})") from None
     except (RuntimeError, AssertionError) as error:  # layers of torch, asserts of models from elsewhere
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise SettingError(
             f"model={option_label(config.model)}: it does not take images of "
             f"{size_text(example_input.shape[2:])} pixels ({reason})."

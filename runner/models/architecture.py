@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import nn
 
-from runner.config.limits import did_you_mean
-from runner.config.text import to_override
+from runner.config.text import did_you_mean, first_line, to_override
 
 # keyword arguments of the libraries that the runner gives, or that would read files past its checks
 OF_THE_RUNNER = {
@@ -39,7 +38,7 @@ def build_architecture(
     except Exception as error:  # whatever a model of the library raises for arguments that it does not take
         if not settings:
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ValueError(
             f"model.settings={to_override(dict(settings))}: {library} cannot make a {architecture} with these keyword "
             f"arguments ({reason})."

@@ -20,6 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from runner.config.text import first_line
 from runner.files.tensors import UNREADABLE, read_safetensors, read_tensors
 from runner.layers.classifier import find_classifier
 from runner.layers.stem import STEMS
@@ -280,7 +281,7 @@ def _download(weights: Enum, source: str | Path) -> dict[str, Tensor]:
     except (OSError, *UNREADABLE) as error:
         if cached.is_file():
             raise ValueError(f"model.pretrained={source}: {cached} is damaged; delete it.") from None
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ValueError(
             f"model.pretrained={source}: the weights could not be downloaded ({reason}). Put {weights.url} at "
             f"{cached}, or give a file."

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
+from runner.config.text import first_line
 from runner.models.architecture import build_architecture, check_architecture
 
 WEIGHTS = "model.safetensors"  # the file of a repository
@@ -80,7 +81,7 @@ def _downloaded(published: object, setting: str) -> str:
         HfApi().model_info(repository, timeout=10)  # without a network the download itself tries for a minute
         return hf_hub_download(repository, name)
     except Exception as error:  # of the libraries beneath, one for each kind of connection
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         folder = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
         raise ValueError(
             f"{setting}: {name} of {repository} could not be downloaded ({reason}). On a machine with a network "
