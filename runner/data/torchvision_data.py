@@ -34,6 +34,8 @@ VOC_CLASSES = (
 )  # fmt: skip
 MASKS = {"VOCSegmentation": VOC_CLASSES, "SBDataset": VOC_CLASSES}  # the classes of the sets whose masks are known
 
+READING = {"num_workers": None, "max_unreadable": 10, "timeout_seconds": TIMEOUT_SECONDS}  # of files
+
 
 def torchvision_data(
     *,
@@ -58,13 +60,15 @@ def torchvision_data(
         raise ValueError(f"dataset.class_name={class_name}: torchvision.datasets has no such class. {hint}".rstrip())
     sources = open_splits(class_name, Path(root), download, dict(settings or {}))
     target = first_target(class_name, sources["train"])
+    options["validation"] = validation
+    reading = {key: options.pop(key, default) for key, default in READING.items()}
     if isinstance(target, Image.Image):
-        return scene_data(class_name, sources, validation=validation, **options)
+        return scene_data(class_name, sources, reading=reading, **options)
     targets = {split: targets_of(class_name, source) for split, source in sources.items()}
-    names = getattr(sources["train"], "classes", ())
-    targets, names = consecutive_classes(targets, names)
-    make = tensor_data if is_array(sources["train"]) else image_data
-    return make(class_name, sources, targets, names, validation=validation, **options)
+    targets, names = consecutive_classes(targets, getattr(sources["train"], "classes", ()))
+    if is_array(sources["train"]):
+        return tensor_data(class_name, sources, targets, names, **options)
+    return image_data(class_name, sources, targets, names, reading=reading, **options)
 
 
 def tensor_data(
@@ -78,7 +82,7 @@ def tensor_data(
     crop_padding: int = 0,
     flip: bool = False,
     random_erasing: float = 0.0,
-    validation: float | str = 0.1,
+    validation: float | str,
     check_duplicates: bool | None = None,
     **others: Any,
 ) -> TensorData:
@@ -119,15 +123,14 @@ def image_data(
     flip: bool = False,
     random_erasing: float = 0.0,
     channels: int | None = None,
-    validation: float | str = 0.1,
-    num_workers: int | None = None,
-    max_unreadable: int = 10,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    validation: float | str,
+    reading: Mapping[str, Any],
     **others: Any,
 ) -> FileData:
     """A set of image files, transformed as `image_transforms` says: by default to 224 pixels of 256.
 
-    The size of a test image is that of a training crop, unless given.
+    The size of a test image is that of a training crop, unless given. `reading` are the settings of `FileData` that say
+    how files are read.
     """
     _refuse_others(f"the images of {class_name} lie in files", others)
     image_size, channels = image_size or 224, channels or 3
@@ -151,9 +154,7 @@ def image_data(
         class_names=class_names,
         load_train=LoadIndexedImage(sources, transforms.train, channels),
         load_evaluation=LoadIndexedImage(sources, transforms.evaluation, channels),
-        num_workers=num_workers,
-        max_unreadable=max_unreadable,
-        timeout_seconds=timeout_seconds,
+        **reading,
     )
 
 
@@ -168,15 +169,13 @@ def scene_data(
     scale_min: float | None = None,
     flip: bool = False,
     channels: int | None = None,
-    validation: float | str = 0.1,
-    num_workers: int | None = None,
-    max_unreadable: int = 10,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    validation: float | str,
+    reading: Mapping[str, Any],
     **others: Any,
 ) -> FileData:
     """A set of images with masks, augmented as `TrainTransform` says: by default crops of 512 pixels.
 
-    See `MaskLabels` for the values of the masks; the classes of Pascal VOC are known.
+    See `MaskLabels` for the values of the masks; the classes of Pascal VOC are known. `reading` as in `image_data`.
     """
     _refuse_others(f"the images of {class_name} have masks", others)
     names = MASKS.get(class_name, ())
@@ -204,9 +203,7 @@ def scene_data(
         class_names=names if len(names) == num_classes else (),
         load_train=LoadIndexedScene(sources, transforms.train, channels, labels),
         load_evaluation=LoadIndexedScene(sources, transforms.evaluation, channels, labels),
-        num_workers=num_workers,
-        max_unreadable=max_unreadable,
-        timeout_seconds=timeout_seconds,
+        **reading,
     )
 
 

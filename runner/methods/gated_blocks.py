@@ -54,11 +54,13 @@ class _Gated:
         return self._forward_training(x, *args, **kwargs)
 
     def _forward_evaluation(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The block's output in evaluation, where no gate is drawn."""
         raise NotImplementedError
 
     # A subclass disables the compiler here but not for what is called: it breaks the graph once, at the gate, and
     # compiles the branch and the sum, each a function with one graph for each shape.
     def _forward_training(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The block's output in training: the shortcut alone where its gate is shut."""
         raise NotImplementedError
 
     def _ungated_forward(self, *args: object, **kwargs: object) -> Tensor:
