@@ -1,51 +1,59 @@
-"""Blocks with timm's convention for stochastic depth: `forward` calls `drop_path` on the branch, before the sum."""
+"""Blocks of timm and torchvision, which call a layer of their own for stochastic depth on a branch, before the sum."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torchvision import ops
 
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.layers.tracing import leaf_call
 
 
-class DropPathGate(nn.Module):
-    """A gate in the place of a block's `drop_path`, for any form of the sum and of what follows it.
+class BranchGate(StochasticDepth):
+    """A gate in the place of a block's layer of stochastic depth, for any form of the sum and of what follows it.
 
     The branch is computed even where its gate drops it; then its parameters get no gradient, and its batch norms
     update their statistics.
     """
 
-    def __init__(self, gate: StochasticDepth) -> None:
-        super().__init__()
-        self.gate = gate
-        self.train(gate.training)
-
     def forward(self, x: Tensor) -> Tensor:
         if self.training and isinstance(x, Proxy):  # a trace would fix the gate
             return leaf_call(self, x)
-        out = self.gate(_branch, x)
+        out = super().forward(_branch, x)
         return torch.zeros_like(x) if out is None else out
 
 
-def has_drop_path(module: nn.Module) -> bool:
-    """Whether `module` is a residual block with the attribute `drop_path`: None, or a layer such as `nn.Identity`.
+def gate_names(block: nn.Module) -> list[str]:
+    """The attributes of a residual block that hold its layers of stochastic depth; none for other modules.
 
-    timm's blocks without a shortcut say so by `has_skip`.
+    timm's are `drop_path`, or `drop_path1` and `drop_path2` where the block has two branches: None, an `nn.Identity`
+    or a `DropPath`. torchvision's have the class `torchvision.ops.StochasticDepth`. Blocks without a shortcut say so
+    by `has_skip` and `use_res_connect`.
     """
-    is_layer = isinstance(getattr(module, "drop_path", ()), nn.Module | None)
-    return is_layer and getattr(module, "has_skip", True)
+    if not getattr(block, "has_skip", True) or not getattr(block, "use_res_connect", True):
+        return []
+    attributes = vars(block) | block._modules  # None is among the former
+    return [name for name, layer in attributes.items() if _is_branch_layer(name, layer)]
 
 
 def refuse_other_rate(block: nn.Module) -> None:
-    """Raise a ValueError if the block's `drop_path` drops already."""
-    rate = getattr(getattr(block, "drop_path", None), "drop_prob", None) or 0
+    """Raise a ValueError if a block of timm drops a branch already."""
+    rate = max((getattr(getattr(block, name), "drop_prob", None) or 0 for name in gate_names(block)), default=0)
     if rate > 0:
         raise ValueError(
             f"stochastic_depth: a {type(block).__name__} drops its branch already, with the rate {rate:.3g}. Make the "
-            "model with drop_path_rate=0, or leave stochastic_depth out."
+            "model with drop_path_rate=0 (model.settings={drop_path_rate: 0}), or leave stochastic_depth out."
         )
+
+
+def _is_branch_layer(name: str, layer: object) -> bool:
+    if isinstance(layer, BranchGate | ops.StochasticDepth):
+        return True
+    return re.fullmatch(r"drop_path\d?", name) is not None and isinstance(layer, nn.Module | None)
 
 
 def _branch(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from runner.config.text import did_you_mean
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.layers.surgery import nothing_to_change
 from runner.methods.batch_channel_norm import BatchChannelNorm2d
-from runner.methods.drop_path import DropPathGate, has_drop_path, refuse_other_rate
+from runner.methods.drop_path import BranchGate, gate_names, refuse_other_rate
 from runner.methods.gated_blocks import gated_class, is_torchvision_block
 from runner.methods.method import Method
 
@@ -70,9 +70,7 @@ class StochasticDepthMethod(Method):
         num_blocks = apply_stochastic_depth(model, **self.settings, generator=self.generator)
         self.gates = _gates(model)
         blocks = [
-            module
-            for module in model.modules()
-            if isinstance(getattr(module, "stochastic_depth", None), StochasticDepth)
+            module for module in model.modules() if any(isinstance(m, StochasticDepth) for m in module.children())
         ]
         self.parameters = [parameter for block in blocks for parameter in block.parameters()]
         if self.differs_by_rank and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -137,8 +135,10 @@ def apply_stochastic_depth(
 
     Blocks are torchvision's `BasicBlock` and `Bottleneck` (and subclasses that keep their `forward`), where the ReLU
     after the sum and the convolution of the shortcut always act; and modules that call their gate themselves, in an
-    attribute `stochastic_depth` that is None or a gate, as `NFResBlock`. In timm's blocks, and others that call their
-    `drop_path` on the branch, the gate takes its place; "block" then computes a dropped branch too.
+    attribute `stochastic_depth` that is None or a gate, as `NFResBlock`. Where a block calls a layer on its branch,
+    `drop_path` in timm's blocks and `torchvision.ops.StochasticDepth` in torchvision's, a gate takes the layer's place
+    (and with it the rate that torchvision's models are made with); "block" then computes a dropped branch too. A block
+    of two branches, as in transformers, has two gates with the rate of the block.
 
     `target_layer_name` selects the blocks of one class by its name. A class that is neither of the above is *assumed*
     to compute F(x) = x + f(x) from its first argument, and not to change x in place. A dropped block then returns x,
@@ -173,7 +173,7 @@ def apply_stochastic_depth(
     blocks = _residual_blocks(model, target_layer_name)
     for block in blocks:
         refuse_other_rate(block)
-        if hasattr(block, "stochastic_depth") and not _calls_its_gate(block):
+        if hasattr(block, "stochastic_depth") and not _calls_its_gate(block) and not gate_names(block):
             raise ValueError(
                 f"target_layer_name={target_layer_name}: a {type(block).__name__} has an attribute "
                 f"stochastic_depth of another kind, a {type(block.stochastic_depth).__name__}, so that it may drop its "
@@ -181,13 +181,13 @@ def apply_stochastic_depth(
             )
     for index, block in enumerate(blocks, start=1):
         rate = drop_rate * index / len(blocks) if drop_distribution == "linear" else drop_rate
-        gate = StochasticDepth(rate, method=stochastic_method, rescale=rescale, generator=generator)
-        gate.train(block.training)
-        if has_drop_path(block):
-            block.drop_path = DropPathGate(gate)
-        elif not _calls_its_gate(block):
+        names = gate_names(block)
+        if not names and not _calls_its_gate(block):
             block.__class__ = gated_class(type(block))
-        block.stochastic_depth = gate
+        for name in names or ["stochastic_depth"]:
+            gate_class = BranchGate if names else StochasticDepth
+            gate = gate_class(rate, method=stochastic_method, rescale=rescale, generator=generator)
+            setattr(block, name, gate.train(block.training))
     return len(blocks)
 
 
@@ -238,7 +238,7 @@ def _residual_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn
         blocks = [
             module
             for module in model.modules()
-            if _calls_its_gate(module) or is_torchvision_block(type(module)) or has_drop_path(module)
+            if _calls_its_gate(module) or is_torchvision_block(type(module)) or gate_names(module)
         ]
         if not blocks:
             raise ValueError(

@@ -105,7 +105,7 @@ def test_several_methods_each_with_its_own_node(composed):
         (["model.pretrained=" + "x" * 300], ": it must be a path of at most 4095 bytes, 255 in each of its parts."),
         (["paths.extensions=" + "x" * 300], ": there is no such folder."),
         (["schedule=poly", "schedule.power=0"], "schedule.power=0.0: it must lie in (0, 10^9]."),
-        (["schedule=onecycle", "schedule.pct_start=1"], "schedule.pct_start=1.0: it must lie in (0, 1)."),
+        (["schedule=onecycle", "schedule.pct_start=0"], "schedule.pct_start=0.0: it must lie in (0, 1]."),
         (["schedule=onecycle", "schedule.div_factor=1"], "schedule.div_factor=1.0: it must lie in (1, 10^9]."),
         (
             ["schedule=onecycle", "schedule.final_div_factor=0.5"],

@@ -5,8 +5,10 @@ import copy
 import pytest
 import timm
 import torch
+import torchvision
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
+from torchvision.models.convnext import CNBlock
 
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.methods import apply_stochastic_depth
@@ -78,7 +80,14 @@ def test_a_dropped_branch_gets_no_gradient_unless_it_is_to_continue():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "blocks"), [("resnet50d", 16), ("resnetv2_50", 16), ("efficientnet_b0", 9), ("convnext_atto", 12)]
+    ("architecture", "blocks"),
+    [
+        ("resnet50d", 16),
+        ("resnetv2_50", 16),
+        ("efficientnet_b0", 9),
+        ("convnext_atto", 12),
+        ("vit_tiny_patch16_224", 12),
+    ],
 )
 def test_the_rates_grow_linearly_over_the_blocks_of_timms_models(architecture, blocks):
     """Of EfficientNet-B0's 16 blocks 9 have a shortcut."""
@@ -86,8 +95,37 @@ def test_the_rates_grow_linearly_over_the_blocks_of_timms_models(architecture, b
         model = timm.create_model(architecture)
         assert apply_stochastic_depth(model, drop_rate=0.2) == blocks
         rates = [gate.drop_rate for gate in model.modules() if isinstance(gate, StochasticDepth)]
+        branches = len(rates) // blocks  # a block of a transformer has two
+        expected = [0.2 * (index + 1) / blocks for index in range(blocks) for _ in range(branches)]
+        assert rates == pytest.approx(expected)
+        size = 224 if branches == 2 else 64
+        assert model.train()(torch.empty(2, 3, size, size)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize(("architecture", "blocks"), [("efficientnet_b0", 9), ("convnext_tiny", 18), ("swin_t", 12)])
+def test_gates_take_the_place_of_torchvisions_layers(architecture, blocks):
+    """Of EfficientNet-B0's 16 blocks 9 have a shortcut; a block of Swin calls its layer for each of two branches."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(architecture, weights=None)
+        keys = list(model.state_dict())
+        assert apply_stochastic_depth(model, drop_rate=0.2) == blocks
+        assert list(model.state_dict()) == keys
+        rates = [gate.drop_rate for gate in model.modules() if isinstance(gate, StochasticDepth)]
         assert rates == pytest.approx([0.2 * (index + 1) / blocks for index in range(blocks)])
         assert model.train()(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
+
+
+def test_torchvisions_block_scales_and_drops_its_branch():
+    model = nn.Sequential(CNBlock(4, layer_scale=0.3, stochastic_depth_prob=0.9)).double()
+    x = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    branch = model[0].layer_scale * model[0].block(x)
+    apply_stochastic_depth(model, drop_rate=0.5)
+    torch.testing.assert_close(model.eval()(x), x + 0.5 * branch)
+    model.train()
+    outs = [model(x) for _ in range(20)]
+    kept = [torch.allclose(out, x + branch) for out in outs]
+    assert set(kept) == {True, False}
+    assert all(is_kept or torch.equal(out, x) for out, is_kept in zip(outs, kept, strict=True))
 
 
 def test_a_second_call_gives_new_gates():

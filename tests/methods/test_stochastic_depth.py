@@ -8,8 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import convnext_tiny
-from torchvision.models.convnext import CNBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from runner.layers.stochastic_depth import StochasticDepth
@@ -474,12 +472,14 @@ def test_the_update_of_a_dropped_block_rests_or_continues(make, dropped_update):
     assert shut_without_gradient >= 4  # the branch's parameters, in the second step
 
 
-def test_a_block_with_torchvisions_own_stochastic_depth_is_not_one_of_the_dropped_blocks():
-    """torchvision's module of the same name and under the same attribute: nothing that is not gated here is updated."""
-    model = nn.ModuleDict({"ours": basic_block(), "theirs": CNBlock(8, 1e-6, 0.5)})
+def test_a_block_that_drops_its_branch_in_its_own_way_is_not_one_of_the_dropped_blocks():
+    """A module of another kind under the same attribute: nothing that is not gated here is updated."""
+    theirs = nn.Sequential(nn.Conv2d(8, 8, 1))
+    theirs.stochastic_depth = nn.Dropout(0.5)
+    model = nn.ModuleDict({"ours": basic_block(), "theirs": theirs})
     method = StochasticDepthMethod(drop_rate=0.5, dropped_update="continue")
     assert method.apply(model, torch.zeros(1, 8, 6, 6)) == 1
-    assert isinstance(model["theirs"].stochastic_depth, nn.Module)
+    assert isinstance(model["theirs"].stochastic_depth, nn.Dropout)
     method.transform_gradients(model)
     assert all(parameter.grad is not None for parameter in model["ours"].parameters())
     assert all(parameter.grad is None for parameter in model["theirs"].parameters())
@@ -587,10 +587,11 @@ def test_a_users_block_that_is_a_list_of_its_layers():
 
 
 def test_a_block_that_drops_by_itself_and_a_single_layer_are_refused():
-    model = convnext_tiny()
+    model = nn.Sequential(UserBlock(4))
+    model[0].stochastic_depth = nn.Dropout(0.5)
     classes = [type(module) for module in model.modules()]
-    with pytest.raises(ValueError, match=r"CNBlock has an attribute stochastic_depth of another kind"):
-        apply_stochastic_depth(model, target_layer_name="CNBlock")
+    with pytest.raises(ValueError, match=r"UserBlock has an attribute stochastic_depth of another kind, a Dropout"):
+        apply_stochastic_depth(model, target_layer_name="UserBlock")
     assert [type(module) for module in model.modules()] == classes
     with pytest.raises(ValueError, match=r"target_layer_name=Conv2d: that is a single layer"):
         apply_stochastic_depth(resnet18(), target_layer_name="Conv2d")
