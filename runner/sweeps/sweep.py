@@ -30,7 +30,7 @@ from runner.config.validation import CONF, one_option_each, validate
 from runner.files.atomic import CannotWrite, new_folder
 from runner.files.readers import is_there
 from runner.results.job import Job, config_hash, job_name
-from runner.results.run_lock import Taken, hold
+from runner.results.run_lock import Taken, hold, sign
 from runner.results.run_state import read_state
 from runner.sweeps.job_run import cannot_use
 from runner.sweeps.launcher_watch import LauncherWatch
@@ -141,14 +141,21 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
 
         show_sweep(folder, list(named), checked)
         raise SystemExit
+
+    def write_record(place: Path) -> None:
+        nonlocal folder, named
+        folder, named = place, _moved(config, named, place)
+        _make_way(folder / OF_HYDRA)
+        with hold(folder, wait_seconds=PATIENCE_SECONDS, signed=False):
+            write_sweep(folder, config.sweep, {job.name: job.overrides for job in named}, sweep.typed, probes)
+            sign(folder)
+
     try:
         if sweep_name(sweep.typed) is None:
-            folder = new_folder(folder.parent, folder.name)
-            named = _moved(config, named, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _make_way(folder / OF_HYDRA)
-        with hold(folder, wait_seconds=PATIENCE_SECONDS):
-            write_sweep(folder, config.sweep, {job.name: job.overrides for job in named}, sweep.typed, probes)
+            new_folder(folder.parent, folder.name, write_record)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_record(folder)
     except Taken as error:
         raise SettingError(f"{NAME}={folder.name}: {error} Wait for it, or choose another name.") from None
     except OSError as error:

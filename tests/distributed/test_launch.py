@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -30,15 +31,45 @@ SMALL += (
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+STARTED = []  # the processes of the test that is running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """After a test that failed, or that its time limit ended, its launchers and their ranks are killed."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        for pid in left_of(process):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def left_of(process):
+    """The processes in its session, and those below them: torchrun gives its ranks sessions of their own."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,sid="], capture_output=True, text=True).stdout
+    left = []
+    for pid, parent, session in sorted(tuple(map(int, line.split())) for line in listed.splitlines()):
+        if session == process.pid or parent in left:
+            left.append(pid)
+    return left
+
+
 def started(folder, *arguments, program=("-m", "runner")):
-    return subprocess.Popen(
+    """The command in a session of its own, which its ranks belong to as well."""
+    process = subprocess.Popen(
         [sys.executable, *program, *SMALL, *arguments],
         cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def run(folder, *arguments, code=0, **options):

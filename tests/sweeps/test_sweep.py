@@ -173,6 +173,18 @@ def test_whatever_is_raised_before_the_first_job_ends_the_sweep(small, tmp_path,
     assert not list(tmp_path.glob("outputs/sweeps/s/*/"))
 
 
+@pytest.mark.parametrize("refused", ["runner.results.run_lock.open_unlinked", "runner.sweeps.study.write_atomically"])
+def test_a_new_folder_in_which_nothing_can_be_written_does_not_stay(small, tmp_path, monkeypatch, refused):
+    def refuse(*_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(refused, refuse)
+    outcome = small("train.max_steps=1", "-m", "seed=0,1")
+    assert outcome.code == 2
+    assert "paths.outputs: outputs/sweeps/seed-" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_job_whose_folder_cannot_be_made_fails(tmp_path, capsys):
     def no_room(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
