@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from runner.layers.triton_kernels import DTYPES, LAUNCH_OPTIONS
+
 BLOCK_ROWS = 32
 BLOCK_CHANNELS = 64  # 128 bytes of a row in half precision
 SPLIT_BLOCK = 16  # partial results that are merged at once
 MOST_SPLITS = 8 * SPLIT_BLOCK
 PROGRAMS_PER_PROCESSOR = 8
-NUM_WARPS = 4
 
 
 def can_normalize(x: Tensor) -> bool:
@@ -88,7 +88,7 @@ class _Bands:
         self.grid = (self.splits, blocks, self.count)
         self.arguments = (rows, last_rows, self.channels)
         block_sizes = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_CHANNELS": block_channels, "SPLIT_BLOCK": SPLIT_BLOCK}
-        self.constants = {**block_sizes, "num_warps": NUM_WARPS}
+        self.constants = {**block_sizes, **LAUNCH_OPTIONS}
 
 
 def _num_processors(device: torch.device) -> int:

@@ -12,12 +12,12 @@ Under a compiler: the plain formula.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from runner.layers.triton_kernels import import_kernels
 
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
@@ -75,22 +75,12 @@ class _Normalize(torch.autograd.Function):
 def _arithmetic(x: Tensor) -> tuple[Callable, Callable]:
     """The forward and the backward function for x."""
     # a subclass, such as a fake tensor, may have no memory for a kernel
-    kernels = _triton_kernels() if x.is_cuda and type(x) is Tensor else None
+    kernels = import_kernels("runner.layers.ghost_kernels") if x.is_cuda and type(x) is Tensor else None
     if kernels is not None and kernels.can_normalize(x):
         return kernels.normalize, kernels.gradient
     if x.is_cuda or not x.is_contiguous():
         return _normalize, _gradient
     return _normalize_on_views, _gradient_on_views
-
-
-@lru_cache
-def _triton_kernels() -> ModuleType | None:
-    """`ghost_kernels`, imported when a GPU first needs it; None without Triton."""
-    try:
-        from runner.layers import ghost_kernels
-    except ImportError:
-        return None
-    return ghost_kernels
 
 
 def _normalize(

@@ -14,6 +14,7 @@ from runner.config.limits import check, own_ranges
 from runner.config.text import did_you_mean
 from runner.layers.classifier import find_classifier
 from runner.layers.surgery import nothing_to_change
+from runner.layers.triton_kernels import import_kernels
 from runner.layers.unitwise_norm import is_one_unit, norm_dtype
 from runner.methods.gradient_clipping import cache_sized_parts
 from runner.methods.method import Method
@@ -137,13 +138,19 @@ class AdaptiveGradientClipping(Method):
 def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granularity: str) -> tuple[Tensor, Tensor, int]:
     """Clip parameters of one device and dtype; return the number of clipped units, the largest ratio, and all units.
 
-    The norms of many units go into one vector, so that a few calls do the arithmetic for all of them.
+    The norms of many units go into one vector, so that a few calls do the arithmetic for all of them; on a GPU with
+    Triton a kernel does all but the two numbers.
     """
     split: list[Tensor] = []
     whole: list[Tensor] = []
     for parameter in parameters:
         (whole if granularity == "layer" or is_one_unit(parameter) else split).append(parameter)
     on_cpu = parameters[0].is_cpu
+    kernels = import_kernels("runner.layers.clip_kernels") if parameters[0].is_cuda else None
+    if kernels is not None and kernels.can_clip(parameters):
+        units = [*(parameter.shape[0] for parameter in split), *[1] * len(whole)]
+        weight_norm, grad_norm = kernels.clip_units(split + whole, units, clip, eps)
+        return (grad_norm > weight_norm * clip).sum(), (grad_norm / weight_norm).amax(), weight_norm.numel()
     parts = [*((part, []) for part in cache_sized_parts(split)), ([], whole)] if on_cpu else [(split, whole)]
     norms = [_clip_part(*part, clip, eps) for part in parts if any(part)]
     weight_norm, grad_norm = (torch.cat(of_one_kind) for of_one_kind in zip(*norms, strict=True))
