@@ -23,25 +23,6 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A bound on a measured value, at least or at most; `what` is in words."""
-
-    what: str
-    value: float
-    bound: float
-    is_upper: bool = True
-
-    @property
-    def met(self) -> bool:
-        return self.value <= self.bound if self.is_upper else self.value >= self.bound
-
-    def as_dict(self, value_name: str = "value") -> dict:
-        """For the report."""
-        bound = {"at_most" if self.is_upper else "at_least": self.bound}
-        return {"what": self.what, value_name: self.value, **bound, "met": self.met}
-
-
-@dataclass(frozen=True)
 class Span:
     """Seconds on the wall, and of this process's threads on the CPU: other work on the machine adds to the first."""
 

@@ -30,7 +30,8 @@ from runner.training.loop import Trainer
 from runner.training.precision import Precision
 
 from . import watched_run
-from .timing import Scale, Span, Stopwatch, Target
+from .result import Result
+from .timing import Scale, Span, Stopwatch
 from .watched_run import Clocks, WatchedBatches
 
 RUNNER, BARE, PLAIN = "runner", "bare loop", "default optimizer"  # the last: a bare loop, torch's choice of form
@@ -253,6 +254,7 @@ def ratios(of: list[Span], over: list[Span]) -> dict:
             "of_medians": statistics.median(others) / statistics.median(own),
             "of_fastest": min(others) / min(own),
             "quartiles_over_blocks": statistics.quantiles(by_block, n=4, method="inclusive"),
+            "blocks": by_block,
         }
     return shares
 
@@ -268,13 +270,17 @@ def start(scale: TrainingScale) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def targets(scale: TrainingScale, measured: Mapping, started: Mapping) -> list[Target]:
+def results(scale: TrainingScale, measured: Mapping, started: Mapping) -> list[Result]:
     """What the loop is held to, and what became of it."""
-    ratio = measured["ratios"][BARE]["wall"]["of_medians"]
-    found = [Target("images/s over the bare loop's", ratio, SMALLEST_RATIO[scale.device.type], is_upper=False)]
+    arms, ratio = measured["arms"], measured["ratios"][BARE]["wall"]
+    step = f"{scale.model}, batch {scale.batch_size}, {scale.image_size} px, {measured['precision']}"
+    ours, beside = (arms[name]["images_per_second"] for name in (RUNNER, BARE))
+    bound, blocks = SMALLEST_RATIO[scale.device.type], ratio["blocks"]
+    found = [Result(f"training loop, {step}", ours, "images/s", beside, BARE, bound, is_upper=False, blocks=blocks)]
     if memory := measured["peak_memory_bytes"]:
-        share = memory[RUNNER] / memory[BARE]
-        found.append(Target("peak memory over the bare loop's", share, LARGEST_MEMORY_RATIO))
+        ours, beside = (memory[name] / 2**20 for name in (RUNNER, BARE))
+        found.append(Result(f"peak memory, {step}", ours, "MiB", beside, BARE, LARGEST_MEMORY_RATIO))
     if measured["num_params"] <= LARGEST_MODEL_OF_START:
-        found.append(Target("seconds to the first step", started["to_first_step_s"], LONGEST_START))
+        what = "start of a run to its first step, without imports and data"
+        found.append(Result(what, started["to_first_step_s"], "s", bound=LONGEST_START))
     return found
