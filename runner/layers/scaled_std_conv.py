@@ -8,7 +8,7 @@ from torch.autograd.function import FunctionCtx
 
 from runner.config.limits import check
 from runner.layers.same_padding import SamePadConv2d
-from runner.layers.standardized_conv import StandardizedConv, is_channels_last
+from runner.layers.standardized_conv import StandardizedConv, is_channels_last, standardize_by_kernel
 
 
 class ScaledStdConv2d(StandardizedConv, SamePadConv2d):
@@ -23,7 +23,7 @@ class ScaledStdConv2d(StandardizedConv, SamePadConv2d):
     present unless `bias=False`. `eps` is a floor, so a filter's sum of squares is exactly gain^2 above it.
 
     Arguments are those of `nn.Conv2d`, beside `eps`, but padding="same" takes any stride (see `SamePadConv2d`). Under
-    autocast the weight is standardized in its own fp32 and cast afterwards. Each forward computes W_hat; within
+    autocast the weight is standardized in fp32 and then rounded. Each forward computes W_hat; within
     `cached_standardized_weights` an evaluation computes it once.
 
     >>> import torch
@@ -61,6 +61,9 @@ def scaled_standardize(weight: Tensor, gain: Tensor, eps: float = 1e-4) -> Tenso
     `weight` is (out, in / groups, *kernel) in any memory format, which stays; `gain` is (out,), N the size of a filter
     and var biased. Statistics of fp16 and bf16 weights are fp32.
     """
+    by_kernel = standardize_by_kernel(weight, gain, eps, _formula)
+    if by_kernel is not None:
+        return by_kernel
     if is_channels_last(weight):
         return scaled_standardize(weight.movedim(1, -1), gain, eps).movedim(-1, 1)
     filters = weight.flatten(1)
@@ -108,7 +111,9 @@ class _ScaledStandardize(torch.autograd.Function):
         return grad_filters, (inverse_norm * covariance).squeeze(1), None
 
 
-def _formula(filters: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """`_ScaledStandardize` in operations that torch can differentiate repeatedly."""
-    centred = filters - filters.mean(1, keepdim=True)
-    return centred * centred.square().sum(1, keepdim=True).clamp(min=eps).rsqrt() * gain.unsqueeze(1)
+def _formula(weight: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """`_ScaledStandardize`, for filters of any shape, in operations that torch can differentiate repeatedly."""
+    dim = tuple(range(1, weight.ndim))
+    centred = weight - weight.mean(dim, keepdim=True)
+    norm = centred.square().sum(dim, keepdim=True).clamp(min=eps).sqrt()
+    return centred / norm * gain.view(-1, *(1,) * len(dim))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from runner.layers.tracing import leaf_call, not_scriptable
+from runner.layers.triton_kernels import import_kernels, is_dense, is_eager, is_plain_cuda
 
 
 class StandardizedConv:
@@ -57,7 +58,7 @@ def cached_standardized_weights(model: nn.Module) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, StandardizedConv)]
     cached = []
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_autocast():
             for layer in layers:
                 layer._weight_of_evaluation = layer.standardized_weight()
                 cached.append(layer._weight_of_evaluation)
@@ -65,7 +66,7 @@ def cached_standardized_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.__dict__.pop("_weight_of_evaluation", None)
-    with torch.no_grad():
+    with torch.no_grad(), _without_autocast():
         pairs = zip(layers, cached, strict=True)
         unwritten = [_same(layer.standardized_weight(), weight).to(cached[0].device) for layer, weight in pairs]
     if unwritten and not torch.stack(unwritten).all():
@@ -75,9 +76,29 @@ def cached_standardized_weights(model: nn.Module) -> Iterator[None]:
         )
 
 
+def standardize_by_kernel(weight: Tensor, gain: Tensor | None, eps: float, formula: Callable) -> Tensor | None:
+    """W_hat by `filter_kernels`, under autocast in its dtype; None if these do not support `weight`.
+
+    `formula(weight, gain, eps)` is W_hat in operations that torch can differentiate repeatedly.
+    """
+    if not (is_plain_cuda(weight) and is_eager() and is_dense(weight) and weight.numel()):
+        return None
+    kernels = import_kernels("runner.layers.filter_kernels")
+    if kernels is None:
+        return None
+    is_cast = weight.dtype == torch.float32 and torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if is_cast else weight.dtype
+    return kernels.Standardize.apply(weight, gain, eps, dtype, formula)
+
+
 def is_channels_last(weight: Tensor) -> bool:
     """Whether the input channels of a convolution's weight are last in memory."""
     return not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
+
+
+def _without_autocast() -> AbstractContextManager:
+    """Weights keep their own dtype, inside autocast and outside."""
+    return torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled("cuda") else nullcontext()
 
 
 def _same(one: Tensor, other: Tensor) -> Tensor:

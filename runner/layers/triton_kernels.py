@@ -24,6 +24,11 @@ def import_kernels(module: str) -> ModuleType | None:
     return import_module(module)
 
 
+def is_eager() -> bool:
+    """Whether operations run as they are called: neither compiled, traced nor transformed, which need torch's own."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+
+
 def is_plain_cuda(tensor: Tensor) -> bool:
     """Whether a kernel may read the memory of `tensor`; a subclass, such as a fake tensor, may have none."""
     return tensor.is_cuda and type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in DTYPES

@@ -13,7 +13,7 @@ from runner.config.text import did_you_mean
 from runner.layers.execution_order import execution_order
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d
-from runner.layers.standardized_conv import StandardizedConv, is_channels_last
+from runner.layers.standardized_conv import StandardizedConv, is_channels_last, standardize_by_kernel
 from runner.layers.surgery import CONVOLUTIONS, nothing_to_change, replace_modules
 from runner.methods.method import Method
 from runner.methods.norm_replacement import was_trained
@@ -25,8 +25,15 @@ def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
     `weight` is (out, in / groups, *kernel) in any memory format, which stays; var is biased. So W_hat has the variance
     var / (var + eps): 1 unless the weights are small, 0.71 at a deviation of 0.005.
     """
+    by_kernel = standardize_by_kernel(weight, None, eps, _formula)
+    if by_kernel is not None:
+        return by_kernel
     if is_channels_last(weight):
         return standardize(weight.movedim(1, -1), eps).movedim(-1, 1)
+    return _formula(weight, None, eps)
+
+
+def _formula(weight: Tensor, _: None, eps: float) -> Tensor:
     return F.layer_norm(weight, weight.shape[1:], eps=eps)
 
 
@@ -66,7 +73,7 @@ class StdConv2d(_StdConv, nn.Conv2d):
         W_hat = (W - mean) / sqrt(var + eps).
 
     Arguments, parameters and state-dict keys are those of `nn.Conv2d`, beside `eps`. Under autocast the weight is
-    standardized in its own fp32 and cast afterwards. Each forward computes W_hat; within `cached_standardized_weights`
+    standardized in fp32 and then rounded. Each forward computes W_hat; within `cached_standardized_weights`
     an evaluation computes it once, and `fold_weight_standardization` makes final weights plain.
 
     >>> import torch
