@@ -1,37 +1,50 @@
 """Normalization of a mini-batch by ghost batches, with its gradients: the arithmetic of ghost batch norm.
 
 For the ghost batches B_1 .. B_K of x, (N, C, *positions), y = (x - mean(B_i)) / sqrt(var(B_i) + eps) * weight + bias.
-The backward pass stores what plain batch norm stores: x, weight and a few numbers per channel.
+A residual may be added to y, and a ReLU applied, in the same pass over memory. The backward pass stores what plain
+batch norm and ReLU store: x, weight, a few numbers per channel and, with a ReLU, its output.
 
-There are four implementations. Channels last on a GPU, with Triton: the kernels of `ghost_kernels`. Otherwise on a GPU,
-and channels last on a CPU: torch's batch norm kernels reduce each ghost batch, and one call writes the large tensors.
-Contiguous on a CPU, where these kernels are slow: a few calls for all ghost batches, on a view (K, n, C, *positions).
-Under a compiler: the plain formula.
+There are three implementations. Channels last on a GPU, with Triton: the kernels of `ghost_kernels`. Otherwise torch's
+batch norm kernels, called for one ghost batch after the other, which on a CPU stays in cache meanwhile. Under a
+compiler: the plain formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.layers.triton_kernels import import_kernels
+from runner.layers.triton_kernels import import_kernels, is_dense, is_plain_cuda
 
+_batch_norm_out = torch.ops.aten.native_batch_norm.out
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+_relu_backward = torch.ops.aten.threshold_backward.default
+_relu_backward_out = torch.ops.aten.threshold_backward.grad_input
 
 
 def ghost_normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sizes: list[int],
+    eps: float,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The normalized x, and the means and unbiased variances of the ghost batches, each (K, C) and without gradients.
 
-    `sizes` are the numbers of samples, all equal but the last. Statistics of half-precision inputs are float32.
+    `sizes` are the numbers of samples, all equal but the last. Statistics of half-precision inputs are float32. With
+    `relu` the first is relu(y) or relu(y + residual), where `residual` has the shape and dtype of x.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_meta:
-        return _formula(x, weight, bias, sizes, eps)
-    return _Normalize.apply(x, weight, bias, sizes, eps)
+        out, mean, var = _formula(x, weight, bias, sizes, eps)
+        out = out if residual is None else out + residual
+        return F.relu(out) if relu else out, mean, var
+    return _Normalize.apply(x, weight, bias, residual, sizes, eps, relu)
 
 
 class _Normalize(torch.autograd.Function):
@@ -41,11 +54,13 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float):
+    def forward(ctx, x: Tensor, weight, bias, residual, sizes: list[int], eps: float, relu: bool):
+        x = _in_one_format(x)
         out = torch.empty_like(x)
         normalize, _ = _arithmetic(x)
-        mean, var, invstd = normalize(x, weight, bias, sizes, eps, out)
-        ctx.save_for_backward(x, weight, mean, invstd)
+        residual = None if residual is None else _laid_out_as(x, residual)
+        mean, var, invstd = normalize(x, weight, bias, sizes, eps, out, residual, relu)
+        ctx.save_for_backward(x, weight, mean, invstd, *((bias, out) if relu else (None, None)))
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
         ctx.sizes, ctx.eps, ctx.bias_dtype = sizes, eps, None if bias is None else bias.dtype
@@ -53,129 +68,153 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out: Tensor | None, *_):
-        x, weight, mean, invstd = ctx.saved_tensors
+        x, weight, mean, invstd, bias, rectified = ctx.saved_tensors
         if grad_out is None:
-            return None, None, None, None, None
+            return (None,) * 7
+        needs_residual = ctx.needs_input_grad[3]
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            grad, grad_weight = _differentiable_gradient(x, weight, ctx.sizes, ctx.eps, grad_out)
-            grad_bias = grad_out.sum([i for i in range(x.dim()) if i != 1])
+            slope = grad_out if rectified is None else grad_out * (rectified > 0)
+            grad, grad_weight = _differentiable_gradient(x, weight, ctx.sizes, ctx.eps, slope)
+            grad_bias = slope.sum([i for i in range(x.dim()) if i != 1])
+            grad_residual = slope if needs_residual else None
         else:
             grad = torch.empty_like(x)
+            grad_residual = torch.empty_like(x) if needs_residual else None
             _, gradient = _arithmetic(x)
-            grad_weight, grad_bias = gradient(x, grad_out, grad, mean, invstd, weight, ctx.sizes)
+            grad_weight, grad_bias = gradient(
+                x, _laid_out_as(x, grad_out), grad, mean, invstd, weight, bias, ctx.sizes, rectified, grad_residual
+            )
         return (
             grad,
             grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
             grad_bias.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None,
+            grad_residual,
+            None,
             None,
             None,
         )
 
 
+def _in_one_format(x: Tensor) -> Tensor:
+    """x, contiguous or channels last: other strides give other results in torch's `native_batch_norm.out`."""
+    return x if is_dense(x) else x.contiguous()
+
+
+def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    """`other`, copied if it does not lie in memory as x of the same shape does, e.g. where it is an expanded tensor."""
+    return other if other.stride() == x.stride() else torch.empty_like(x, dtype=other.dtype).copy_(other)
+
+
 def _arithmetic(x: Tensor) -> tuple[Callable, Callable]:
     """The forward and the backward function for x."""
-    # a subclass, such as a fake tensor, may have no memory for a kernel
-    kernels = import_kernels("runner.layers.ghost_kernels") if x.is_cuda and type(x) is Tensor else None
+    kernels = import_kernels("runner.layers.ghost_kernels") if is_plain_cuda(x) else None
     if kernels is not None and kernels.can_normalize(x):
         return kernels.normalize, kernels.gradient
-    if x.is_cuda or not x.is_contiguous():
-        return _normalize, _gradient
-    return _normalize_on_views, _gradient_on_views
+    return _normalize, _gradient
 
 
 def _normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float, out: Tensor
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sizes: list[int],
+    eps: float,
+    out: Tensor,
+    residual: Tensor | None,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize x into `out`; return means, unbiased variances and 1 / sqrt(var + eps), each (K, C).
 
     Few calls matter here: on a small feature map each costs as much as the arithmetic.
     """
-    count, channels = len(sizes), x.shape[1]
-    statistics = torch.zeros(2 * count, channels, dtype=_statistics_dtype(x), device=x.device)
-    rows = statistics.unbind()
-    for part, mean, var in zip(x.split_with_sizes(sizes), rows[:count], rows[count:], strict=True):
-        # running statistics with momentum 1 are those of the batch, written into one tensor of the right dtype
-        torch.batch_norm_update_stats(part, mean, var, 1.0)
-    mean, var = statistics.view(2, count, channels).unbind()
-    values = _values(x, sizes)
-    invstd = var.mul((values - 1) / values).add_(eps).rsqrt_()  # of the biased variance
-    scale = invstd if weight is None else invstd * weight
-    shift = mean * -scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-    for part, result, part_shift, part_scale in _blocks(sizes, (x, out), (shift, scale)):
-        torch.addcmul(part_shift, part, part_scale, out=result)
-    return mean, var, invstd
+    count, dtype = len(sizes), _statistics_dtype(x)
+    weight, bias = _as(dtype, weight), _as(dtype, bias)
+    mean, invstd = torch.empty(2, count, x.shape[1], dtype=dtype, device=x.device).unbind()
+    running = torch.zeros(2, count, x.shape[1], dtype=dtype, device=x.device)  # not kept for the backward pass
+    rows = zip(*(statistics.unbind() for statistics in (*running, mean, invstd)), strict=True)
+    parts, results = x.split_with_sizes(sizes), out.split_with_sizes(sizes)
+    residuals = [None] * count if residual is None else residual.split_with_sizes(sizes)
+    for part, result, part_residual, statistics in zip(parts, results, residuals, rows, strict=True):
+        running_mean, running_var, save_mean, save_invstd = statistics
+        # running statistics with momentum 1 are those of the batch, with the unbiased variance
+        _batch_norm_out(
+            part, weight, bias, running_mean, running_var, True, 1.0, eps,
+            out=result, save_mean=save_mean, save_invstd=save_invstd,
+        )  # fmt: skip
+        if part_residual is not None:
+            result.add_(part_residual)
+        if relu:
+            result.relu_()
+    return mean, running[1], invstd
 
 
 def _gradient(
-    x: Tensor, grad_out: Tensor, grad: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, sizes: list[int]
+    x: Tensor,
+    grad_out: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    _bias: Tensor | None,
+    sizes: list[int],
+    rectified: Tensor | None,
+    grad_residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Write the gradient at x into `grad`; return those at weight and bias.
+    """Write the gradient at x into `grad`, that at the residual into `grad_residual`; return those at weight and bias.
 
-    With x_hat = (x - mean) invstd: grad = weight invstd (grad_out - mean(grad_out) - x_hat mean(grad_out x_hat)).
+    `rectified` is the output of the ReLU, if there is one.
     """
+    weight = _as(mean.dtype, weight)
+    split = [None if t is None else t.split_with_sizes(sizes) for t in (rectified, grad_residual)]
+    in_place = x.is_cpu and x.dtype == mean.dtype and not x.is_contiguous()
     sums: tuple[list[Tensor], list[Tensor]] = ([], [])
-    parts, grad_parts = x.split_with_sizes(sizes), grad_out.split_with_sizes(sizes)
-    for part, grad_part, m, s in zip(parts, grad_parts, mean.unbind(), invstd.unbind(), strict=True):
-        # batch norm's gradients at weight and bias do not depend on the weight: pass m instead
-        _, *terms = _batch_norm_backward(grad_part, part, m, None, None, m, s, True, 0.0, [False, True, True])
+    parts = zip(*(t.split_with_sizes(sizes) for t in (x, grad_out, grad)), mean.unbind(), invstd.unbind(), strict=True)
+    for index, (part, slope, result, part_mean, part_invstd) in enumerate(parts):
+        slope = _slope(slope, *(None if t is None else t[index] for t in split))
+        # batch norm's gradients at weight and bias do not depend on the weight
+        grad_part, *terms = _batch_norm_backward(
+            slope, part, weight, None, None, part_mean, part_invstd, True, 0.0, [not in_place, True, True]
+        )
+        if in_place:
+            _write_gradient(part, slope, result, part_mean, part_invstd, weight, *terms)
+        else:
+            result.copy_(grad_part)
         for of_one_kind, term in zip(sums, terms, strict=True):
             of_one_kind.append(term)
-    both = torch.stack(sums[0] + sums[1]).view(2, *mean.shape)
-    sum_grad_x_hat, sum_grad = both.unbind()
+    return tuple(torch.stack(of_one_kind).sum(0) for of_one_kind in sums)
+
+
+def _slope(grad_out: Tensor, rectified: Tensor | None, grad_residual: Tensor | None) -> Tensor:
+    """The gradient before the ReLU, which is that at the residual too."""
+    if rectified is None:
+        return grad_out
+    if grad_residual is None:
+        return _relu_backward(grad_out, rectified, 0)
+    return _relu_backward_out(grad_out, rectified, 0, grad_input=grad_residual)
+
+
+def _write_gradient(
+    x: Tensor,
+    slope: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    sum_slope_x_hat: Tensor,
+    sum_slope: Tensor,
+) -> None:
+    """Write weight invstd (slope - mean(slope) - x_hat mean(slope x_hat)) into `grad`, with x_hat = (x - mean) invstd.
+
+    In two passes, where `_batch_norm_backward` would write it into another tensor, to be copied: in float32 and
+    channels last on a CPU this takes 0.8 of the time. On half precision `addcmul` with float32 is ten times slower.
+    """
     scale = invstd if weight is None else invstd * weight
-    share = scale / _values(x, sizes)
-    slope = (sum_grad_x_hat * invstd).mul_(share)
-    shift = torch.mul(mean, slope).addcmul_(sum_grad, share, value=-1)
-    for part, grad_part, result, part_shift, part_slope, part_scale in _blocks(
-        sizes, (x, grad_out, grad), (shift, slope, scale)
-    ):
-        # the smaller term first: its rounding, where `result` is of half precision, is below that of the sum
-        torch.addcmul(part_shift, part, part_slope, value=-1, out=result).addcmul_(grad_part, part_scale)
-    return both.sum(1).unbind()
-
-
-def _normalize_on_views(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float, out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_normalize` without batch norm's kernels."""
-    statistics = []
-    for part, result in _blocks(sizes, (x, out)):
-        within = _within(part)
-        y = _workspace(result)
-        mean = part.mean(within, keepdim=True, dtype=y.dtype)
-        torch.sub(part, mean, out=y)
-        squares = y.mul_(y).sum(within, keepdim=True)
-        values = part.numel() // mean.numel()
-        invstd = (squares / values + eps).rsqrt()
-        scale = invstd if weight is None else invstd * _per_channel(weight, part)
-        shift = mean * -scale if bias is None else torch.addcmul(_per_channel(bias, part), mean, scale, value=-1)
-        torch.mul(part, scale, out=y).add_(shift)
-        if y is not result:
-            result.copy_(y)
-        statistics.append((mean.flatten(1), squares.flatten(1) / (values - 1), invstd.flatten(1)))
-    return _joined(statistics)
-
-
-def _gradient_on_views(
-    x: Tensor, grad_out: Tensor, grad: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, sizes: list[int]
-) -> tuple[Tensor, Tensor]:
-    """`_gradient` without batch norm's kernels."""
-    sums = []
-    for part, grad_part, result, part_mean, part_invstd in _blocks(sizes, (x, grad_out, grad), (mean, invstd)):
-        within = _within(part)
-        values = part.numel() // part_mean.numel()
-        scale = part_invstd if weight is None else part_invstd * _per_channel(weight, part)
-        y = _workspace(result)
-        sum_grad = grad_part.sum(within, keepdim=True, dtype=y.dtype)
-        sum_grad_x_hat = torch.sub(part, part_mean, out=y).mul_(grad_part).sum(within, keepdim=True) * part_invstd
-        share = scale / -values
-        slope = (sum_grad_x_hat * part_invstd).mul_(share)
-        shift = torch.mul(sum_grad, share).addcmul_(part_mean, slope, value=-1)
-        torch.mul(part, slope, out=y).add_(shift).addcmul_(grad_part, scale)
-        if y is not result:
-            result.copy_(y)
-        sums.append((sum_grad_x_hat.flatten(1), sum_grad.flatten(1)))
-    return tuple(terms.sum(0) for terms in _joined(sums))
+    share = scale / (x.numel() // len(mean))
+    factor = (sum_slope_x_hat * invstd).mul_(share)
+    shift = torch.mul(mean, factor).addcmul_(sum_slope, share, value=-1)
+    spread = (-1, *[1] * (x.dim() - 2))
+    torch.addcmul(shift.view(spread), x, factor.view(spread), value=-1, out=grad)
+    grad.addcmul_(slope, scale.view(spread))
 
 
 def _formula(
@@ -189,7 +228,7 @@ def _formula(
     if x.is_cpu and len(sizes) <= 16:
         parts = [part.unsqueeze(0) for part in x.split_with_sizes(sizes)]
     else:
-        parts = [part for (part,) in _blocks(sizes, (x,))]
+        parts = _blocks(sizes, x)
     for part in parts:
         var, mean = torch.var_mean(part.to(_statistics_dtype(x)), _within(part), correction=0, keepdim=True)
         y = (part - mean) * (var + eps).rsqrt()
@@ -214,22 +253,12 @@ def _differentiable_gradient(
     return grads.get(id(x)), grads.get(id(weight))
 
 
-def _blocks(sizes: list[int], samples: Sequence[Tensor], statistics: Sequence[Tensor] = ()) -> Iterator[list[Tensor]]:
-    """Views for the ghost batches of the common size, then for one of another size, that broadcast together.
-
-    They are (K, n, C, *positions) of samples (N, C, *positions), and (K, 1, C, 1, ..) of statistics (K, C).
-    """
-    spread = (1, -1, *[1] * (samples[0].dim() - 2))
+def _blocks(sizes: list[int], x: Tensor) -> list[Tensor]:
+    """Views (K, n, C, *positions) of x for the ghost batches of the common size, then for one of another size."""
     if sizes[-1] == sizes[0]:
-        count = len(sizes)
-        yield [*(x.unflatten(0, (count, sizes[0])) for x in samples), *(s.view(count, *spread) for s in statistics)]
-        return
-    count, end = len(sizes) - 1, sum(sizes[:-1])
-    yield [
-        *(x[:end].unflatten(0, (count, sizes[0])) for x in samples),
-        *(s[:-1].view(count, *spread) for s in statistics),
-    ]
-    yield [*(x[end:].unsqueeze(0) for x in samples), *(s[-1:].view(1, *spread) for s in statistics)]
+        return [x.unflatten(0, (len(sizes), sizes[0]))]
+    end = sum(sizes[:-1])
+    return [x[:end].unflatten(0, (len(sizes) - 1, sizes[0])), x[end:].unsqueeze(0)]
 
 
 def _joined(statistics: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -242,29 +271,14 @@ def _within(x: Tensor) -> tuple[int, ...]:
     return (1, *range(3, x.dim()))
 
 
-def _values(x: Tensor, sizes: list[int]) -> int | Tensor:
-    """The number of values of a channel in each ghost batch: a number, or a column (K, 1) where they differ."""
-    positions = x.shape[2:].numel()
-    if sizes[-1] == sizes[0]:
-        return sizes[0] * positions
-    values = torch.full((len(sizes), 1), sizes[0] * positions, dtype=_statistics_dtype(x), device=x.device)
-    values[-1] = sizes[-1] * positions
-    return values
-
-
 def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-
-def _workspace(result: Tensor) -> Tensor:
-    """`result` itself, or a float32 tensor like it if `result` has half precision.
-
-    The computation stays in this one buffer: on a CPU, fresh memory costs more than another pass.
-    """
-    dtype = _statistics_dtype(result)
-    return result if dtype == result.dtype else torch.empty_like(result, dtype=dtype)
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     """A (C,) parameter in the shape that broadcasts against x (K, n, C, *positions)."""
     return parameter.view(-1, *[1] * (x.dim() - 3))
+
+
+def _as(dtype: torch.dtype, parameter: Tensor | None) -> Tensor | None:
+    return parameter if parameter is None else parameter.to(dtype)
