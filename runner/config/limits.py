@@ -97,6 +97,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "divergence_lr_factor": "(0, 1]",
         "precision": ["auto", "fp32", "bf16", "tf32", "fp16"],
         "device": ["auto", "cpu", "cuda"],
+        "cuda_graph": "bool or auto",
     },
     "": {
         "seed": "[-2147483648, 4294967295] int",

@@ -18,6 +18,7 @@ class Train:
     precision: str
     channels_last: Optional[bool]
     compile: bool
+    cuda_graph: Any  # a truth value or auto
     device: str
     num_devices: int
     rank_timeout: float

@@ -22,6 +22,7 @@ from runner.experiment import builders
 from runner.experiment.methods import build_methods
 from runner.probes.layers import pick
 from runner.training.class_weights import check_class_weights
+from runner.training.cuda_graph import why_not_graphed
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 
@@ -74,6 +75,7 @@ def check(config: Settings) -> Checked:
         builders.build_probes(config.probe)
     except ValueError as error:
         raise SettingError(str(error)) from None
+    _check_cuda_graph(config, built, precision)
     _check_step(config, data, built, kept, num_states, precision)
     _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
@@ -118,6 +120,17 @@ def _check_num_devices(number: int, device: torch.device) -> None:
             f"train.num_devices={number}: torch sees {count} GPU{'s' if count > 1 else ''} here. Choose at most "
             f"{count}, or train.device=cpu."
         )
+
+
+def _check_cuda_graph(config: Settings, built: builders.Built, precision: Precision) -> None:
+    """Raise a SettingError if `train.cuda_graph=true` and the step cannot be one."""
+    if config.train.cuda_graph is not True:
+        return
+    optimizer = builders.build_optimizer(config.optimizer, nn.Linear(2, 3), global_batch_size=1)
+    about = {"device": precision.device, "precision": precision.name, "methods": built.methods, "optimizer": optimizer}
+    reason = why_not_graphed(config.train, **about)
+    if reason is not None:
+        raise SettingError(f"train.cuda_graph=true: {reason}, or train.cuda_graph=false.")
 
 
 def _check_step(

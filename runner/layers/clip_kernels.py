@@ -10,8 +10,7 @@ call looks their addresses up; the table of given addresses is made once and nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -33,37 +32,44 @@ def can_clip(parameters: Sequence[Tensor]) -> bool:
     )
 
 
-def clip_units(parameters: Sequence[Tensor], units: Sequence[int], clip: float, eps: float) -> tuple[Tensor, Tensor]:
+def clip_units(
+    parameters: Sequence[Tensor], units: Sequence[int], clip: float, eps: float, tables: dict
+) -> tuple[Tensor, Tensor]:
     """Clip the gradients of `parameters` in place; return max(|W|, eps) and |G| of all units, in float32.
 
-    `units` holds the number of units of each parameter, all of one size.
+    `units` holds the number of units of each parameter, all of one size. `tables` keeps the tables for the next call.
     """
     device = parameters[0].device
-    addresses = (*(p.data_ptr() for p in parameters), *(p.grad.data_ptr() for p in parameters))
     sizes = tuple(p.numel() // number for p, number in zip(parameters, units, strict=True))
-    places, tensor_of_unit = _layout(device, sizes, tuple(units))
-    norms = torch.empty((2, len(tensor_of_unit)), device=device)
+    addresses = (*(p.data_ptr() for p in parameters), *(p.grad.data_ptr() for p in parameters))
+    layout = _kept(tables, "layout", (*sizes, *units), lambda: _layout(sizes, units, device))
+    table = _kept(tables, "addresses", addresses, lambda: [_on_device(torch.tensor(addresses), device)])
+    norms = torch.empty((2, sum(units)), device=device)
     with torch.cuda.device_of(parameters[0]):
-        _clip_unit[(len(tensor_of_unit),)](
-            _on_device(addresses, device), places, tensor_of_unit, norms, len(parameters), len(tensor_of_unit),
+        _clip_unit[(sum(units),)](
+            *table, *layout, norms, len(parameters), sum(units),
             clip, eps, TRITON_DTYPES[parameters[0].dtype], BLOCK, **LAUNCH_OPTIONS,
         )  # fmt: skip
     return norms.unbind()
 
 
-@lru_cache(maxsize=8)
-def _layout(device: torch.device, sizes: tuple[int, ...], units: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _kept(tables: dict, name: str, key: tuple[int, ...], make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """The tables of this name that `make` made for `key`; new ones if it is another key than at the last call."""
+    if name not in tables or tables[name][0] != key:
+        tables[name] = (key, make())
+    return tables[name][1]
+
+
+def _layout(sizes: Sequence[int], units: Sequence[int], device: torch.device) -> list[Tensor]:
     """The size of a unit and the first unit of each tensor, (2, tensors); and the tensor of each unit."""
     counts = torch.tensor(units)
     places = torch.stack([torch.tensor(sizes), counts.cumsum(0) - counts])
     tensor_of_unit = torch.arange(len(units), dtype=torch.int32).repeat_interleave(counts)
-    return places.to(device), tensor_of_unit.to(device)
+    return [_on_device(places, device), _on_device(tensor_of_unit, device)]
 
 
-@lru_cache(maxsize=8)
-def _on_device(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    """The addresses as int64 on `device`; the host does not wait for the copy."""
-    table = torch.tensor(addresses)
+def _on_device(table: Tensor, device: torch.device) -> Tensor:
+    """`table` on `device`; the host does not wait for the copy."""
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 

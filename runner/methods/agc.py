@@ -69,11 +69,13 @@ def adaptive_clip_grad_(
     """
     check("agc", clip=clip, eps=eps, granularity=granularity)
     entries = _clipped_parameters(parameters, exclude, clip, groups, clip_classifier)
-    return _clip_gradients(entries, eps, granularity)
+    return _clip_gradients(entries, eps, granularity, {})
 
 
-def _clip_gradients(entries: Iterable[tuple[str, Tensor, float]], eps: float, granularity: str) -> dict[str, Tensor]:
-    """`adaptive_clip_grad_` for (name, parameter, clip) entries."""
+def _clip_gradients(
+    entries: Iterable[tuple[str, Tensor, float]], eps: float, granularity: str, tables: dict
+) -> dict[str, Tensor]:
+    """`adaptive_clip_grad_` for (name, parameter, clip) entries; `tables` keeps a kernel's for the next call."""
     groups: dict[tuple[torch.device, torch.dtype, float], list[Tensor]] = defaultdict(list)
     for name, parameter, clip in entries:
         grad = parameter.grad
@@ -87,7 +89,9 @@ def _clip_gradients(entries: Iterable[tuple[str, Tensor, float]], eps: float, gr
         groups[parameter.device, parameter.dtype, clip].append(parameter)
     if not groups:
         return {"clipped_share": torch.zeros(()), "largest_ratio": torch.zeros(())}
-    counts = [_clip_group(group, clip, eps, granularity) for (_, _, clip), group in groups.items()]
+    counts = [
+        _clip_group(group, key[-1], eps, granularity, tables.setdefault(key, {})) for key, group in groups.items()
+    ]
     device = counts[0][0].device
     num_units = sum(number for _, _, number in counts)
     return {
@@ -101,6 +105,7 @@ class AdaptiveGradientClipping(Method):
     classifier's weight.
     """
 
+    capturable = True
     counted = "parameter tensors to clip"
 
     def __init__(
@@ -120,6 +125,7 @@ class AdaptiveGradientClipping(Method):
         self._selection = (tuple(exclude), clip, groups, clip_classifier)
         self._model: nn.Module | None = None  # whose parameters, after all surgery, are `_entries`
         self._entries: list[tuple[str, Tensor, float]] = []
+        self._tables: dict = {}  # of the kernel; a CUDA graph reads them again and again
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
         """Return the number of parameter tensors that will be clipped; no module changes."""
@@ -132,10 +138,12 @@ class AdaptiveGradientClipping(Method):
         if self._model is not model:
             self._model, self._entries = model, _clipped_parameters(model, *self._selection)
         with torch.no_grad():
-            return _clip_gradients(self._entries, self.eps, self.granularity)
+            return _clip_gradients(self._entries, self.eps, self.granularity, self._tables)
 
 
-def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granularity: str) -> tuple[Tensor, Tensor, int]:
+def _clip_group(
+    parameters: Sequence[Tensor], clip: float, eps: float, granularity: str, tables: dict
+) -> tuple[Tensor, Tensor, int]:
     """Clip parameters of one device and dtype; return the number of clipped units, the largest ratio, and all units.
 
     The norms of many units go into one vector, so that a few calls do the arithmetic for all of them; on a GPU with
@@ -149,7 +157,7 @@ def _clip_group(parameters: Sequence[Tensor], clip: float, eps: float, granulari
     kernels = import_kernels("runner.layers.clip_kernels") if parameters[0].is_cuda else None
     if kernels is not None and kernels.can_clip(parameters):
         units = [*(parameter.shape[0] for parameter in split), *[1] * len(whole)]
-        weight_norm, grad_norm = kernels.clip_units(split + whole, units, clip, eps)
+        weight_norm, grad_norm = kernels.clip_units(split + whole, units, clip, eps, tables)
         return (grad_norm > weight_norm * clip).sum(), (grad_norm / weight_norm).amax(), weight_norm.numel()
     parts = [*((part, []) for part in cache_sized_parts(split)), ([], whole)] if on_cpu else [(split, whole)]
     norms = [_clip_part(*part, clip, eps) for part in parts if any(part)]

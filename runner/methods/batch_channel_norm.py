@@ -206,6 +206,7 @@ class BatchChannelNormalization(Method):
     """Batch-channel norm in place of batch norm; see `apply_batch_channel_norm`."""
 
     order = 10
+    capturable = True
     counted = "batch norms replaced"
 
     def __init__(self, *, num_groups: int = 32, estimate: bool = False) -> None:

@@ -11,6 +11,7 @@ from runner.methods.method import Method
 class BatchNormMethod(Method):
     """Changes nothing; counts the model's batch norms, possibly 0."""
 
+    capturable = True
     counted = "batch norms, left as they are"
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:

@@ -60,6 +60,7 @@ def apply_dropout(model: nn.Module, *, rate: float = 0.2) -> int:
 class DropoutMethod(Method):
     """Dropout before the classifier, drawn from torch's global generator; see `apply_dropout`."""
 
+    capturable = True
     counted = "classifier with dropout before it"
 
     def __init__(self, *, rate: float = 0.2) -> None:

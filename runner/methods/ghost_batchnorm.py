@@ -255,6 +255,7 @@ class GhostBatchNormMethod(Method):
     """Ghost batch norm in place of batch norm; see `apply_ghost_batchnorm`."""
 
     order = 20
+    capturable = True
     counted = "batch norms"
 
     def __init__(self, *, ghost_batch_size: int = 32, running_stats: str = "scaled") -> None:

@@ -18,6 +18,7 @@ CACHED_ELEMENTS = 2_000_000  # 8 MB in float32
 class _Clipping(Method):
     """The base of both: they clip every parameter, the classifier's too."""
 
+    capturable = True
     counted = "parameter tensors to clip"
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:

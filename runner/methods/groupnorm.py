@@ -81,6 +81,7 @@ class GroupNormMethod(Method):
     """Group norm in place of batch norm; see `apply_group_norm`."""
 
     order = 10
+    capturable = True
     counted = "batch norms replaced"
 
     def __init__(self, *, num_groups: int = 32) -> None:
@@ -95,6 +96,7 @@ class LayerNormMethod(Method):
     """Layer norm in place of batch norm; see `apply_layer_norm`."""
 
     order = 10
+    capturable = True
     counted = "batch norms replaced"
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:

@@ -123,6 +123,7 @@ class InstanceNormMethod(Method):
     """Instance norm in place of batch norm; see `apply_instance_norm`."""
 
     order = 10
+    capturable = True
     counted = "batch norms replaced"
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:

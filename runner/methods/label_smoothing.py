@@ -25,6 +25,8 @@ class LabelSmoothing(Method):
     tensor(0.2152)
     """
 
+    capturable = True
+
     def __init__(self, *, smoothing: float = 0.1) -> None:
         check("label_smoothing", smoothing=smoothing)
         self.smoothing = smoothing

@@ -18,6 +18,9 @@ class Method:
 
     order = 50
     leaves_unused = False  # True if some parameters may get no gradient in a step (DDP: find_unused_parameters)
+    # True if the forward and backward passes and `transform_gradients` launch the same kernels with the same numbers in
+    # each step, and change what they keep in place, so that a CUDA graph can repeat them
+    capturable = False
     counted = "modules"  # what `apply` counts, for the console
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:

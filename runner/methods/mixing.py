@@ -29,6 +29,7 @@ class Mixing(Method):
     configuration has chosen another portion.
     """
 
+    capturable = True
     node: ClassVar[str]
 
     def __init__(self, *, alpha: float, portion: str, per_image: bool = False) -> None:

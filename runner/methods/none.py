@@ -93,6 +93,7 @@ class NoNormalization(Method):
     """No normalization at all; see `remove_batchnorm`."""
 
     order = 10
+    capturable = True
     counted = "batch norms removed"
 
     def __init__(self, *, skipinit: bool = False, fixup: bool = False) -> None:

@@ -64,6 +64,7 @@ class PreciseBatchNorm(Method):
     A shorter epoch is used once. The images are augmented as in training, but not mixed.
     """
 
+    capturable = True
     counted = "batch norms with measured statistics"
 
     def __init__(self, *, num_batches: int = 32) -> None:

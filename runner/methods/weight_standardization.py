@@ -219,6 +219,7 @@ class WeightStandardization(Method):
     """Weight standardization of all convolutions but the last `n_last_layers_ignore` and those inside `ignore`."""
 
     order = 30
+    capturable = True
     counted = "convolutions"
 
     def __init__(self, *, n_last_layers_ignore: int = 0, eps: float = 1e-5, ignore: Iterable[str] = ()) -> None:

@@ -50,7 +50,7 @@ class FirstNonFinite:
         self._steps = torch.full((len(QUANTITIES),), math.inf, dtype=torch.float64, device=self.device)
         self._overflows = torch.zeros((), device=self.device)  # in a row, at the smallest scale
 
-    def update(self, step: int, loss: Tensor, gradient: Tensor, scale: Tensor | None = None) -> Tensor:
+    def update(self, step: int | Tensor, loss: Tensor, gradient: Tensor, scale: Tensor | None = None) -> Tensor:
         """Record step number `step`, counted from 1; return whether loss and gradient are not finite, (2,) bool.
 
         `gradient` is finite if all its entries are, see `gradient_norm`; `scale` is the loss scale, if there is one.
@@ -59,7 +59,7 @@ class FirstNonFinite:
         if scale is not None:
             self._overflows = torch.where(is_non_finite[1] & (scale <= SMALLEST_LOSS_SCALE), self._overflows + 1, 0)
             is_non_finite[1] = self._overflows > self.max_overflows
-        self._steps.masked_fill_(is_non_finite & self._steps.isinf(), float(step))
+        self._steps.copy_(torch.where(is_non_finite & self._steps.isinf(), step, self._steps))
         return is_non_finite
 
     def read(self) -> tuple[int, str] | None:

@@ -53,6 +53,7 @@ class Trainer:
             num_classes=train_batches.num_classes,
             accumulation_steps=plan.accumulation_steps,
             may_skip=may_skip,
+            cuda_graph=plan.cuda_graph is True,
         )
         self.top_k = TopKCheckpoints(plan, state.task.score)
         self.logged = self.metrics.read()  # the sums at the last logged row

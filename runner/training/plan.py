@@ -85,6 +85,7 @@ class TrainingPlan:
     on_divergence: str = "stop"
     max_divergences: int = 3
     divergence_lr_factor: float = 0.5
+    cuda_graph: bool | str = False  # auto: off, until a run on a GPU has confirmed it
 
     def epochs_of(self, progress: Progress) -> int:
         """The number of epochs, with the doublings so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from runner.distributed.collectives import all_reduce_sum
+from runner.training.cuda_graph import WARMUP_CALLS, Graphed, learning_rates
 from runner.training.divergence import FirstNonFinite, gradient_norm
 from runner.training.state import State
 
@@ -18,6 +20,9 @@ class OptimizerStep:
 
     With `may_skip` a step whose loss or gradient is not finite changes nothing: not the weights, optimizer state,
     running statistics or averaged weights. The host then waits for the device in every step.
+
+    With `cuda_graph` a step replays two CUDA graphs: of the forward and backward passes, and of what follows up to the
+    optimizer's step. The second is recorded a step after the first, when methods have seen where its gradients lie.
     """
 
     def __init__(
@@ -28,6 +33,7 @@ class OptimizerStep:
         num_classes: int,
         accumulation_steps: int = 1,
         may_skip: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         self.state = state
         self.non_finite = non_finite
@@ -36,6 +42,10 @@ class OptimizerStep:
         self.may_skip = may_skip
         options = (method.loss_options() for method in state.methods.values())
         self.loss_options = {key: value for each in options for key, value in each.items()}
+        self._keeps_logits = may_skip or cuda_graph
+        device = state.precision.device
+        self._backward_graph = Graphed(self._backward, device) if cuda_graph else None
+        self._update_graph = Graphed(self._update, device, warmup_calls=WARMUP_CALLS + 1) if cuda_graph else None
 
     def __call__(self, images: Tensor, targets: Tensor, *, number: int, progress: float) -> bool:
         """Take step `number`, counted from 1, at the share `progress` of training. Return whether it was taken."""
@@ -44,37 +54,58 @@ class OptimizerStep:
         for method in state.methods.values():
             method.on_step(progress)
             images, targets = method.transform_batch(images, targets, self.num_classes)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss, pending_metrics = self._backward(images, targets)
-        scaler.unscale_(state.optimizer)
-        on_cpu = state.precision.device.type == "cpu"
-        norm, max_abs_grad = gradient_norm(state.model.parameters(), may_wait=on_cpu)
-        scale = scaler.scale(torch.ones((), device=loss.device)) if scaler.is_enabled() else None
-        is_non_finite = self.non_finite.update(number, loss, max_abs_grad, scale)
-        if self.may_skip and all_reduce_sum(is_non_finite.double()).any():
-            for buffer, before in zip(state.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-            state.optimizer.zero_grad(set_to_none=True)
-            scaler.update()
-            return False
+        if self._backward_graph is not None and self._update_graph is not None:
+            loss, pending_metrics = self._backward_graph(images, targets)
+            measured = self._update_graph(loss, number, *(group["lr"] for group in state.optimizer.param_groups))
+        else:
+            loss, pending_metrics = self._backward(images, targets)
+            norm, is_non_finite = self._find_non_finite(loss, number)
+            if self.may_skip and all_reduce_sum(is_non_finite.double()).any():
+                for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                state.optimizer.zero_grad(set_to_none=True)
+                scaler.update()
+                return False
+            measured = self._apply(norm)
         for micro_batch in pending_metrics:
             state.metrics.add(*micro_batch)
-        measured = {"gradient_norm": norm}
-        for name, method in state.methods.items():
-            measured |= {f"{name}/{key}": value for key, value in method.transform_gradients(state.model).items()}
         state.metrics.add_step(measured)
-        scaler.step(state.optimizer)
-        scaler.update()
         if state.ema is not None:
             state.ema.update(state.model)
         return True
 
+    def _update(self, loss: Tensor, number: Tensor, *rates: Tensor) -> Mapping[str, Tensor]:
+        """What follows the backward pass, with tensors for the numbers that change; return what was measured."""
+        norm, _ = self._find_non_finite(loss, number)
+        return self._apply(norm, rates)
+
+    def _find_non_finite(self, loss: Tensor, number: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Unscale the gradients; return their norm, and whether loss and gradients are not finite, (2,) bool."""
+        state, scaler = self.state, self.state.precision.scaler
+        scaler.unscale_(state.optimizer)
+        may_wait = state.precision.device.type == "cpu" and self._update_graph is None
+        norm, max_abs_grad = gradient_norm(state.model.parameters(), may_wait=may_wait)
+        scale = scaler.scale(torch.ones((), device=loss.device)) if scaler.is_enabled() else None
+        return norm, self.non_finite.update(number, loss, max_abs_grad, scale)
+
+    def _apply(self, norm: Tensor, rates: Collection[Tensor] = ()) -> Mapping[str, Tensor]:
+        """Let the methods change the gradients and take the optimizer's step; return what was measured."""
+        state, scaler = self.state, self.state.precision.scaler
+        measured = {"gradient_norm": norm}
+        for name, method in state.methods.items():
+            measured |= {f"{name}/{key}": value for key, value in method.transform_gradients(state.model).items()}
+        with learning_rates(state.optimizer, rates):
+            scaler.step(state.optimizer)
+        scaler.update()
+        return measured
+
     def _backward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
         """Compute the gradient of the batch's loss, averaged over the ranks.
 
-        Returns the sum of this rank's micro-batch losses and, if the step may still be skipped, each micro-batch's
-        (loss, logits, targets), not yet counted.
+        Returns the sum of this rank's micro-batch losses and, if the step may still be skipped or is recorded, each
+        micro-batch's (loss, logits, targets), not yet counted.
         """
+        self.state.optimizer.zero_grad(set_to_none=True)
         total, pending_metrics = torch.zeros((), device=images.device), []
         parts = (images.chunk(self.accumulation_steps), targets.chunk(self.accumulation_steps))
         for number, (part_images, part_targets) in enumerate(zip(*parts, strict=True), start=1):
@@ -87,7 +118,7 @@ class OptimizerStep:
                 self.state.precision.scaler.scale(loss * weight).backward()
             total += loss.detach()
             pending_metrics.append((loss.detach(), logits.detach(), part_targets))
-            if not self.may_skip:
+            if not self._keeps_logits:
                 self.state.metrics.add(*pending_metrics.pop())  # frees the logits
         return total, pending_metrics
 
