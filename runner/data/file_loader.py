@@ -119,15 +119,27 @@ class Collate:
             return LoadedBatch(None, None, [], [], failures)
         images, targets = zip(*readable, strict=True)
         sizes = [tuple(image.shape[1:]) for image in images]
-        height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        stacked = torch.tensor(self.fill, dtype=torch.uint8).view(1, -1, 1, 1).repeat(len(images), 1, height, width)
-        for place, image in zip(stacked, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
+        stacked = self._stacked(images)
         if isinstance(targets[0], int):
             return in_shared_memory(LoadedBatch(stacked, torch.tensor(targets), sizes, [], failures))
         flat = torch.cat([mask.flatten() for mask in targets])
         shapes = [tuple(mask.shape) for mask in targets]
         return in_shared_memory(LoadedBatch(stacked, flat, sizes, shapes, failures))
+
+    def _stacked(self, images: Sequence[Tensor]) -> Tensor:
+        """The images (B, C, H, W), padded at the right and the bottom; channels last if they are so themselves."""
+        height, width = (max(sides) for sides in zip(*(image.shape[1:] for image in images), strict=True))
+        is_last = images[0].stride(0) == 1
+        stacked = torch.empty(
+            (len(images), len(images[0]), height, width),
+            dtype=torch.uint8,
+            memory_format=torch.channels_last if is_last else torch.contiguous_format,
+        )
+        for place, image in zip(stacked, images, strict=True):
+            if image.shape[1:] != place.shape[1:]:
+                place.copy_(torch.tensor(self.fill).view(-1, 1, 1))
+            place[:, : image.shape[1], : image.shape[2]] = image
+        return stacked
 
 
 def available_workers() -> int:

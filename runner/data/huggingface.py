@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from PIL import Image
 
 from runner.config.text import did_you_mean, first_line
 from runner.data.dataset import Data, as_size
@@ -77,8 +76,8 @@ def _mapped(path: str, splits: Mapping[str, Any], columns: tuple[str, str], chan
         targets,
         num_classes=len(names),
         class_names=names,
-        load_train=LoadIndexedImage(sources, transforms.train, channels),
-        load_evaluation=LoadIndexedImage(sources, transforms.evaluation, channels),
+        load_train=LoadIndexedImage(sources, transforms.train, transforms.read),
+        load_evaluation=LoadIndexedImage(sources, transforms.evaluation, transforms.read),
         **about,
     )
 
@@ -102,8 +101,7 @@ def _streamed(
         reason = "a stream has nothing to set apart for the test" if names else "a stream's classes must have names"
         raise ValueError(f"dataset.{missing}: {reason}. Set dataset.streaming=false, or choose another.")
     streams = {
-        split: Stream(_with_images(rows, image_column, decode=False), _length(rows, label_column))
-        for split, rows in splits.items()
+        split: Stream(_with_images(rows, image_column), _length(rows, label_column)) for split, rows in splits.items()
     }
     train, held_out, source = streams["train"], streams["test"], "test"
     if validation != "test":
@@ -120,8 +118,8 @@ def _streamed(
         mean=torch.tensor(transforms.mean),
         std=torch.tensor(transforms.std),
         columns=columns,
-        load_train=LoadEncodedImage(transforms.train, channels),
-        load_evaluation=LoadEncodedImage(transforms.evaluation, channels),
+        load_train=LoadEncodedImage(transforms.train, transforms.read),
+        load_evaluation=LoadEncodedImage(transforms.evaluation, transforms.read),
         **reading,
     )
 
@@ -136,8 +134,9 @@ class ImageColumn:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, None]:
-        return self.rows[index][self.name], None
+    def __getitem__(self, index: int) -> tuple[bytes | str, None]:
+        encoded = self.rows[index][self.name]
+        return encoded["bytes"] or encoded["path"], None
 
 
 def _open(path: str, config_name: str | None, names: Mapping[str, str], streaming: bool) -> dict[str, Any]:
@@ -187,9 +186,9 @@ def _check_columns(features: Mapping[str, Any], image_column: str, label_column:
         raise ValueError(f"dataset.label_column={label_column}: it must hold a class, a whole number or a word.")
 
 
-def _with_images(rows: Any, column: str, *, decode: bool = True) -> Any:
-    """The rows with a column of images, which may be one of encoded bytes."""
-    return rows.cast_column(column, _library().Image(decode=decode))
+def _with_images(rows: Any, column: str) -> Any:
+    """The rows with a column of images as their files have them, {"bytes", "path"}."""
+    return rows.cast_column(column, _library().Image(decode=False))
 
 
 def _length(rows: Any, column: str) -> int:

@@ -11,7 +11,7 @@ from runner.data.dataset import Findings
 from runner.data.file_cache import FileCache, in_threads
 from runner.data.file_finder import first
 from runner.data.file_loader import READ_ERRORS
-from runner.data.image_transforms import OddShape, check_header, read_image
+from runner.data.image_reading import OddShape, check_header, read_image
 
 T = TypeVar("T")
 

@@ -1,35 +1,27 @@
-"""Images from their files to uint8 tensors: reading, and the transforms of training and evaluation."""
+"""Images to uint8 tensors: the transforms of training and evaluation.
+
+They take PIL images and uint8 tensors (C, H, W). Both give the same but for the rounding of the resampling: a tensor's
+is the faster.
+"""
 
 from __future__ import annotations
 
-import struct
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
 from runner.config.text import to_override
 from runner.data.dataset import sides_of
 from runner.data.file_loader import Sample
+from runner.data.image_reading import ImageReader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAX_ASPECT_RATIO = 100
-MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
-# EXIF orientation -> the transpose that turns the pixels upright
-UPRIGHT_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-DAMAGED_EXIF = (struct.error, OSError, SyntaxError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError)
 
 
 class Normalizing(NamedTuple):
@@ -56,70 +48,26 @@ def normalizing(channels: int, mean: Sequence[float], std: Sequence[float]) -> N
     return Normalizing(tuple(mean), tuple(std), tuple(round(255 * value) for value in mean))
 
 
-class OddShape(ValueError):
-    """The aspect ratio of an image is too large to resize it."""
-
-
-def read_image(path: str, channels: int = 3) -> Image.Image:
-    """Read an image file, grey or as RGB, turned upright by its EXIF orientation. Transparency is ignored.
-
-    Raises PIL's errors, and those of `check_header`.
-    """
-    with Image.open(path) as image:
-        return as_pixels(image, channels)
-
-
-def as_pixels(image: Image.Image, channels: int) -> Image.Image:
-    """What `read_image` makes of an open image file."""
-    check_header(image)
-    # a palette with transparency goes through RGBA: else PIL warns
-    source = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-    return upright(source.convert(MODES[channels]), image)
-
-
-def check_header(image: Image.Image) -> None:
-    """Raise ValueError for more than 8 bits per channel, which PIL would clip; OddShape for a large aspect ratio."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"more than 8 bits a channel (mode {image.mode}); convert it, as ImageMagick's `mogrify -depth 8` does"
-        )
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        width, height = image.size
-        raise OddShape(
-            f"{width}x{height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other; crop or remove it"
-        )
-
-
-def upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
-    """Transpose `pixels` by the EXIF orientation of the image file `source`; not if it has none, or a damaged one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of damaged EXIF
-            turn = UPRIGHT_TRANSPOSE.get(source.getexif().get(ExifTags.Base.Orientation))
-    except DAMAGED_EXIF:
-        return pixels
-    return pixels if turn is None else pixels.transpose(turn)
-
-
 @dataclass(frozen=True)
 class LoadImage:
     """Reads and transforms the image of a sample (path, class)."""
 
-    transform: Callable[[Image.Image], Tensor]
-    channels: int = 3
+    transform: Callable[[Image.Image | Tensor], Tensor]
+    read: ImageReader
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int]:
         path, target = sample
-        return self.transform(read_image(path, self.channels)), target
+        return self.transform(self.read(path)), target
 
 
 class ImageTransforms(NamedTuple):
-    """From a PIL image to a uint8 tensor (C, H, W), in training and in evaluation; and the channels' statistics."""
+    """From an image to a uint8 tensor (C, H, W), in training and in evaluation; how images are read; statistics."""
 
     train: nn.Module
     evaluation: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    read: ImageReader
 
 
 def image_transforms(
@@ -136,6 +84,7 @@ def image_transforms(
     channels: int = 3,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    decode: str = "pil",  # as settings have it that were stored before there was a choice
 ) -> ImageTransforms:
     """Those of `train_transform` and `evaluation_transform`. Raises ValueError for settings that do not fit."""
     colours = normalizing(channels, mean, std)
@@ -157,7 +106,7 @@ def image_transforms(
         fill=colours.fill,
     )
     evaluation = evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation)
-    return ImageTransforms(train, evaluation, colours.mean, colours.std)
+    return ImageTransforms(train, evaluation, colours.mean, colours.std, ImageReader(channels, decode))
 
 
 def train_transform(
@@ -171,7 +120,7 @@ def train_transform(
     interpolation: str,
     fill: tuple[int, ...],
 ) -> nn.Module:
-    """From a PIL image to a uint8 tensor (C, H, W) of `image_size`: (H, W), or one number for both.
+    """From an image to a uint8 tensor (C, H, W) of `image_size`: (H, W), or one number for both.
 
     A resized crop of a share in [`scale_min`, 1] of the area and an aspect ratio in [3/4, 4/3] (arXiv 1409.4842);
     mirrored with probability 1/2; RandAugment (arXiv 1909.13719) of `rand_augment_layers` operations at a magnitude of
@@ -179,20 +128,21 @@ def train_transform(
     outside the image, get the mean colour `fill`, which is 0 after normalization.
     """
     mode = InterpolationMode(interpolation)
-    steps: list[nn.Module] = [v2.RandomResizedCrop(sides_of(image_size), scale=(scale_min, 1.0), interpolation=mode)]
+    steps: list[nn.Module] = [RandomResizedCrop(sides_of(image_size), scale=(scale_min, 1.0), interpolation=mode)]
     if flip:
-        steps.append(v2.RandomHorizontalFlip())
+        steps.append(RandomHorizontalFlip())
     if rand_augment_layers:
         strength = {"num_ops": rand_augment_layers, "magnitude": rand_augment_magnitude}
+        steps.append(v2.ToPILImage())  # of a small image at this place; its operations on tensors differ a little
         steps.append(v2.RandAugment(**strength, interpolation=mode, fill=list(fill)))
-    steps.append(v2.PILToTensor())
+    steps.append(PILToTensor())
     if random_erasing:
         steps.append(v2.RandomErasing(random_erasing, value=list(fill)))
     return v2.Compose(steps)
 
 
 def evaluation_transform(*, size: int | Sequence[int], resize: int, interpolation: str) -> nn.Module:
-    """From a PIL image to a uint8 tensor (C, H, W) of `size`: (H, W), or one number for both.
+    """From an image to a uint8 tensor (C, H, W) of `size`: (H, W), or one number for both.
 
     The image is resized to cover the crop enlarged so that its shorter side is `resize`, and its centre is cropped. For
     a square crop that makes the shorter side `resize`.
@@ -202,17 +152,45 @@ def evaluation_transform(*, size: int | Sequence[int], resize: int, interpolatio
     if height != width:
         scale = resize / min(height, width)
         resized = ResizeToCover(round(height * scale), round(width * scale), mode)
-    return v2.Compose([resized, v2.CenterCrop((height, width)), v2.PILToTensor()])
+    return v2.Compose([resized, v2.CenterCrop((height, width)), PILToTensor()])
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """torchvision's, with less around the same calls for a uint8 tensor on the CPU; the draws are the same."""
+
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        if not isinstance(image, Tensor):
+            return super().forward(image)
+        top, left, height, width = self.make_params([image]).values()
+        crop = image[:, top : top + height, left : left + width].unsqueeze(0)
+        return F.interpolate(crop, self.size, mode=self.interpolation.value, antialias=True).squeeze(0)
+
+
+class RandomHorizontalFlip(v2.RandomHorizontalFlip):
+    """torchvision's, with less around the same call for a tensor."""
+
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        if not isinstance(image, Tensor):
+            return super().forward(image)
+        return image if torch.rand(1) >= self.p else image.flip(-1)
+
+
+class PILToTensor(nn.Module):
+    """PIL images to tensors; tensors stay as they are."""
+
+    def forward(self, image: Image.Image | Tensor) -> Tensor:
+        return image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
 
 
 class ResizeToCover(nn.Module):
-    """Resizes a PIL image to the smallest size, in its own aspect ratio, that covers `height` x `width` pixels."""
+    """Resizes an image to the smallest size, in its own aspect ratio, that covers `height` x `width` pixels."""
 
     def __init__(self, height: int, width: int, interpolation: InterpolationMode) -> None:
         super().__init__()
         self.height, self.width, self.interpolation = height, width, interpolation
 
-    def forward(self, image: Image.Image) -> Image.Image:
-        scale = max(self.height / image.height, self.width / image.width)
-        size = [max(self.height, round(image.height * scale)), max(self.width, round(image.width * scale))]
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        height, width = v2.functional.get_size(image)
+        scale = max(self.height / height, self.width / width)
+        size = [max(self.height, round(height * scale)), max(self.width, round(width * scale))]
         return v2.functional.resize(image, size, interpolation=self.interpolation)

@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from runner.data.dataset import Findings, as_size
 from runner.data.file_data import FileData
-from runner.data.image_transforms import ImageTransforms, as_pixels
+from runner.data.image_reading import ImageReader
+from runner.data.image_transforms import ImageTransforms
 from runner.data.mask_labels import MASK_MODES, MaskLabels
 from runner.data.sampling import split_validation, stratified_share
 from runner.data.scene_files import check_sizes
 
 TEST_SHARE = 0.2  # of a data set that has one split
-Source = Sequence[tuple[Image.Image, Any]]  # of images and their targets
+Source = Sequence[tuple[Any, Any]]  # of images, as `ImageReader` takes them, and their targets
 
 
 class Place(NamedTuple):
@@ -41,13 +40,13 @@ class LoadIndexedImage:
     """Reads and transforms the image of a sample."""
 
     sources: Mapping[str, Source]
-    transform: Callable[[Image.Image], Tensor]
-    channels: int
+    transform: Callable[..., Tensor]
+    read: ImageReader
 
     def __call__(self, sample: IndexedSample) -> tuple[Tensor, int]:
         place, target = sample
         image, _ = self.sources[place.split][place.index]
-        return self.transform(as_pixels(image, self.channels)), target
+        return self.transform(self.read(image)), target
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class LoadIndexedScene:
 
     sources: Mapping[str, Source]
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    channels: int
+    read: ImageReader
     labels: MaskLabels
 
     def __call__(self, sample: IndexedSample) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,7 @@ class LoadIndexedScene:
         if mask.mode not in MASK_MODES:
             raise ValueError(f"its mask does not hold one class index a pixel (Pillow's mode {mask.mode})")
         values = torch.from_numpy(np.array(mask).astype(np.int32))
-        pixels = pil_to_tensor(as_pixels(image, self.channels))
+        pixels = self.read(image)
         check_sizes(pixels, values, str(place))
         return self.transform(pixels, self.labels.classes_of(values, str(place)))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.data.dataset import IGNORE_INDEX, DataFault
-from runner.data.image_transforms import upright
+from runner.data.image_reading import upright
 
 MASK_MODES = ("1", "L", "P", "I;16", "I")  # Pillow's: 1 and 8 bits of grey, a palette, 16 bits of grey in two ways
 NUM_VALUES = 2**16

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from runner.data.file_finder import FileEntry, FileFinder, Identity, check_disjoint
-from runner.data.image_transforms import read_image
+from runner.data.image_reading import ImageReader
 from runner.data.mask_labels import MaskLabels, read_values
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -42,7 +41,7 @@ class LoadScene:
     channels: int = 3
 
     def __call__(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        image = pil_to_tensor(read_image(scene.image, self.channels))
+        image = ImageReader(self.channels, "torchvision")(scene.image)
         mask = self.labels.classes_of(read_values(scene.mask), scene.mask)
         check_sizes(image, mask, scene.mask)
         return self.transform(image, mask)

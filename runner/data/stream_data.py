@@ -11,12 +11,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import count, islice
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -25,7 +23,7 @@ from runner.data.dataset import Data, DataFault, EvaluationBatches, TrainBatches
 from runner.data.file_batches import on_device, record_unreadable
 from runner.data.file_data import TIMEOUT_SECONDS
 from runner.data.file_loader import Collate, LoadedBatch, Reader, available_workers, leave_signals_to_main
-from runner.data.image_transforms import as_pixels
+from runner.data.image_reading import ImageReader
 from runner.data.loader_faults import POLL_SECONDS, batches_of
 from runner.data.sampling import mixed_seed
 
@@ -49,13 +47,12 @@ class Stream:
 class LoadEncodedImage:
     """Decodes and transforms an image, {"bytes", "path"}."""
 
-    transform: Callable[[Image.Image], Tensor]
-    channels: int
+    transform: Callable[..., Tensor]
+    read: ImageReader
 
     def __call__(self, sample: tuple[dict[str, Any], int]) -> tuple[Tensor, int]:
         encoded, target = sample
-        with Image.open(BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
-            return self.transform(as_pixels(image, self.channels)), target
+        return self.transform(self.read(encoded["bytes"] or encoded["path"])), target
 
 
 @dataclass(frozen=True, kw_only=True)

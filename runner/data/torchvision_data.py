@@ -13,6 +13,7 @@ from torch import Tensor
 from runner.config.text import did_you_mean, to_override
 from runner.data.dataset import SEGMENTATION, Data, sides_of
 from runner.data.file_data import TIMEOUT_SECONDS, FileData
+from runner.data.image_reading import ImageReader
 from runner.data.image_transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransforms, image_transforms, normalizing
 from runner.data.indexed_data import (
     TEST_SHARE,
@@ -62,13 +63,14 @@ def torchvision_data(
     target = first_target(class_name, sources["train"])
     options["validation"] = validation
     reading = {key: options.pop(key, default) for key, default in READING.items()}
+    decode = options.pop("decode", "pil")
     if isinstance(target, Image.Image):
         return scene_data(class_name, sources, reading=reading, **options)
     targets = {split: targets_of(class_name, source) for split, source in sources.items()}
     targets, names = consecutive_classes(targets, getattr(sources["train"], "classes", ()))
     if is_array(sources["train"]):
         return tensor_data(class_name, sources, targets, names, **options)
-    return image_data(class_name, sources, targets, names, reading=reading, **options)
+    return image_data(class_name, sources, targets, names, reading=reading, decode=decode, **options)
 
 
 def tensor_data(
@@ -123,6 +125,7 @@ def image_data(
     flip: bool = False,
     random_erasing: float = 0.0,
     channels: int | None = None,
+    decode: str = "pil",
     validation: float | str,
     reading: Mapping[str, Any],
     **others: Any,
@@ -143,6 +146,7 @@ def image_data(
         flip=flip,
         random_erasing=random_erasing,
         channels=channels,
+        decode=decode,
     )
     return make_indexed_data(
         class_name,
@@ -152,8 +156,8 @@ def image_data(
         image_size=image_size,
         num_classes=len(class_names),
         class_names=class_names,
-        load_train=LoadIndexedImage(sources, transforms.train, channels),
-        load_evaluation=LoadIndexedImage(sources, transforms.evaluation, channels),
+        load_train=LoadIndexedImage(sources, transforms.train, transforms.read),
+        load_evaluation=LoadIndexedImage(sources, transforms.evaluation, transforms.read),
         **reading,
     )
 
@@ -191,7 +195,8 @@ def scene_data(
     colours = normalizing(channels, IMAGENET_MEAN, IMAGENET_STD)
     train = TrainTransform(image_size=image_size, fill=colours.fill, scale_min=scale_min or 0.5, flip=flip)
     labels = MaskLabels(num_classes=num_classes, mask_values=mask_values and tuple(mask_values))
-    transforms = ImageTransforms(train, EvaluationTransform(test_size=test_size), colours.mean, colours.std)
+    reader = ImageReader(channels, "torchvision")
+    transforms = ImageTransforms(train, EvaluationTransform(test_size=test_size), colours.mean, colours.std, reader)
     return make_indexed_data(
         class_name,
         {split: torch.zeros(len(source), dtype=torch.int64) for split, source in sources.items()},
@@ -201,8 +206,8 @@ def scene_data(
         task=SEGMENTATION,
         num_classes=num_classes,
         class_names=names if len(names) == num_classes else (),
-        load_train=LoadIndexedScene(sources, transforms.train, channels, labels),
-        load_evaluation=LoadIndexedScene(sources, transforms.evaluation, channels, labels),
+        load_train=LoadIndexedScene(sources, transforms.train, transforms.read, labels),
+        load_evaluation=LoadIndexedScene(sources, transforms.evaluation, transforms.read, labels),
         **reading,
     )
 

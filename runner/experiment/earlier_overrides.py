@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runner.config.diagnose import chosen_options
@@ -10,9 +10,11 @@ from runner.config.grammar import all_parsed, quoted
 from runner.config.text import SettingError, override_key
 from runner.config.trust import as_words, check_words, with_present_names, without_places
 from runner.config.validation import METHOD_GROUPS
-from runner.files.readers import Unreadable, is_there, read_yaml
+from runner.files.readers import Unreadable, is_there, read_yaml, read_yaml_mapping
 from runner.results.record import read_record, record_in
 from runner.results.run_folder import CHECKPOINTS, RunFolder
+
+READ_BY_PIL = ("image_folder", "imagenet", "huggingface", "torchvision")  # before dataset.decode
 
 
 def earlier_overrides(arguments: Sequence[str]) -> list[str]:
@@ -33,8 +35,8 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     # a job's folder has commas and equals signs in its name, which Hydra takes for its own unless quoted
     arguments = [f"resume={quoted(resume[-1])}" if override_key(word) == "resume" else word for word in arguments]
     new = {override_key(word) for word in arguments}
-    earlier, file = _recorded_overrides(folder, f"resume={resume[-1]}")
-    source, earlier = f"resume={resume[-1]}: {file.name}", with_present_names(earlier)
+    earlier, settings, file = _recorded(folder, f"resume={resume[-1]}")
+    source, earlier = f"resume={resume[-1]}: {file.name}", _former(settings) + with_present_names(earlier)
     before, now = chosen_options(earlier), chosen_options(arguments)
     new |= {method for group in new.intersection(METHOD_GROUPS) for method in {*before[group]} - {*now[group]}}
     kept = [word for word in earlier if new.isdisjoint((override_key(word), override_key(word).partition(".")[0]))]
@@ -42,8 +44,16 @@ def earlier_overrides(arguments: Sequence[str]) -> list[str]:
     return [*without_places(kept), *arguments]
 
 
-def _recorded_overrides(folder: RunFolder, source: str) -> tuple[list[str], Path]:
-    """The overrides that a resumed run starts from, and the file that holds them.
+def _former(settings: Mapping) -> list[str]:
+    """Overrides for what a run of an earlier version did without a setting for it: photos were PIL's."""
+    dataset = settings.get("dataset")
+    if isinstance(dataset, Mapping) and dataset.get("name") in READ_BY_PIL and "decode" not in dataset:
+        return ["dataset.decode=pil"]
+    return []
+
+
+def _recorded(folder: RunFolder, source: str) -> tuple[list[str], Mapping, Path]:
+    """The overrides that a resumed run starts from, the settings that it had, and the file that holds them.
 
     A checkpoint stands in for a record that cannot be read. Raises SettingError, with `source` before the message, if
     there is no such checkpoint either.
@@ -51,7 +61,8 @@ def _recorded_overrides(folder: RunFolder, source: str) -> tuple[list[str], Path
     reason = f"{folder.record.name} is missing"
     if is_there(folder.record):
         try:
-            return list(read_record(folder.record).overrides), folder.record
+            record = read_record(folder.record)
+            return list(record.overrides), record.settings, folder.record
         except Unreadable as error:
             reason = str(error)
     for path in (folder.checkpoint(name) for name in CHECKPOINTS):
@@ -64,10 +75,11 @@ def _recorded_overrides(folder: RunFolder, source: str) -> tuple[list[str], Path
             except ValueError:  # told when the run goes on
                 continue
             if record is not None:
-                return list(record.overrides), path
+                return list(record.overrides), record.settings, path
     if not is_there(folder.overrides):
         raise SettingError(f"{source}: no run lies there ({reason}).")
     try:
-        return as_words(read_yaml(folder.overrides), f"{source}: {folder.overrides.name}"), folder.overrides
+        words = as_words(read_yaml(folder.overrides), f"{source}: {folder.overrides.name}")
+        return words, read_yaml_mapping(folder.config) if is_there(folder.config) else {}, folder.overrides
     except Unreadable as error:
         raise SettingError(f"{source}: {error}.") from None

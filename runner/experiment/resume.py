@@ -52,6 +52,8 @@ MAY_CHANGE = {
     "dataset": ("root", "download", "num_workers", "max_unreadable", "check_duplicates", "timeout_seconds"),
 }
 
+FORMER = {"dataset": {"decode": "pil"}}  # what a run had before it was a setting
+
 PLACE_AND_WATCH = {"name", "resume", "wandb", "paths", "sweep", "train.device", "train.num_devices"}
 
 
@@ -138,7 +140,7 @@ def check_settings(before: Mapping, now: Mapping, methods: Iterable[str]) -> Non
     batch_sizes = (_node(settings, "train").get("global_batch_size") for settings in (before, now))
     kept["train.global_batch_size"] = tuple(batch_sizes)
     for node in ("model", "dataset", *methods):
-        settings = _node(before, node)
+        settings = {**FORMER.get(node, {}), **_node(before, node)}
         for key, value in now.get(node, {}).items():
             if key in settings and key not in ("_target_", *MAY_CHANGE.get(node, ())):
                 kept[f"{node}.{key}"] = (settings[key], value)

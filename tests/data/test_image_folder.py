@@ -11,7 +11,8 @@ from torchvision.transforms import functional as reference
 from runner.config.limits import LIMITS
 from runner.config.text import SettingError
 from runner.data.image_folder import image_folder, imagenet
-from runner.data.image_transforms import evaluation_transform, read_image, train_transform
+from runner.data.image_reading import read_image
+from runner.data.image_transforms import evaluation_transform, train_transform
 from runner.experiment.builders import build_data
 
 CPU = torch.device("cpu")

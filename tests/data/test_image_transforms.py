@@ -1,121 +1,71 @@
-"""What is read of an image's file: the pixels as they are to be seen, or why they cannot be read."""
+"""Tensors are cropped, resized and augmented as PIL images are, but for the rounding of the resampling."""
 
-import warnings
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
-from runner.data.image_folder import image_folder
-from runner.data.image_transforms import OddShape, read_image
-from runner.data.mask_labels import MaskLabels
-from runner.data.scene_files import LoadScene, Scene
-from runner.data.scene_transforms import EvaluationTransform
+from runner.data.image_transforms import LoadImage, image_transforms
 
-ORIENTATION = 0x0112
-# EXIF 2.32, 4.6.4: where the 0th row and the 0th column of the stored pixels are to be seen
-STORED = {
-    1: lambda a: a,  # top, left
-    2: lambda a: a[:, ::-1],  # top, right
-    3: lambda a: a[::-1, ::-1],  # bottom, right
-    4: lambda a: a[::-1],  # bottom, left
-    5: lambda a: a.swapaxes(0, 1),  # left, top
-    6: lambda a: np.rot90(a),  # right, top
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),  # right, bottom
-    8: lambda a: np.rot90(a, -1),  # left, bottom
-}
-SMOOTH = np.stack(np.meshgrid(np.linspace(0, 250, 24), np.linspace(20, 200, 16)), 2).astype(np.uint8)
-SEEN = np.dstack([SMOOTH, np.full((16, 24), 90, np.uint8)])  # 24 pixels wide, 16 high; no turn leaves it as it is
-
-OPTIONS = {"jpg": {"quality": 100, "subsampling": 0}, "png": {}, "tif": {}, "webp": {"lossless": True}}
-DAMAGED = (b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12")
+SIZES = ((500, 375), (640, 480), (160, 200))
+AUGMENTED = {"rand_augment_layers": 2, "rand_augment_magnitude": 9, "random_erasing": 1.0}
 
 
-def save(path, pixels, orientation, **options):
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif, **options)
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """The paths of real photos as JPEG files."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for pixels in load_sample_images().images:
+        for width, height in SIZES:
+            paths.append(str(folder / f"{len(paths)}.jpg"))
+            Image.fromarray(pixels).resize((width, height)).save(paths[-1], quality=90)
+    return paths
 
 
-@pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("ending", OPTIONS)
-def test_a_photo_is_read_as_it_is_to_be_seen(tmp_path, ending, orientation):
-    path = tmp_path / f"photo.{ending}"
-    save(path, STORED[orientation](SEEN), orientation, **OPTIONS[ending])
-    image = read_image(str(path))
-    assert image.mode == "RGB"
-    assert np.abs(np.asarray(image, int) - SEEN).max() <= (4 if ending == "jpg" else 0)
-    with Image.open(path) as file:
-        assert np.array_equal(image, ImageOps.exif_transpose(file).convert("RGB"))
+def images(path, split, seeds, **settings):
+    """A photo as both ways read and transform it, under the same seeds."""
+    both = []
+    for decode in ("pil", "torchvision"):
+        transforms = image_transforms(decode=decode, **settings)
+        load = LoadImage(getattr(transforms, split), transforms.read)
+        loaded = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            loaded.append(load((path, 0))[0].int())
+        both.append(torch.stack(loaded))
+    return both
 
 
-def test_grey_and_palette_photos_are_turned_too(tmp_path):
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
-        whole = Image.fromarray(SEEN).convert(mode)
-        exif = Image.Exif()
-        exif[ORIENTATION] = 6
-        whole.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-        assert np.abs(np.asarray(read_image(str(path)), int) - np.asarray(whole.convert("RGB"), int)).mean() < 3
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_training_crops_are_those_of_pil(photos, interpolation, channels):
+    for path in photos:
+        pil, tensor = images(path, "train", range(6), interpolation=interpolation, channels=channels)
+        assert pil.shape == tensor.shape == (6, channels, 224, 224)
+        assert (pil - tensor).abs().max() <= 2
+        assert (pil - tensor).abs().float().mean() < 0.5
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_an_orientation_that_is_none_is_ignored(tmp_path, orientation):
-    save(tmp_path / "photo.png", SEEN, orientation)
-    assert np.array_equal(read_image(str(tmp_path / "photo.png")), SEEN)
+@pytest.mark.parametrize("settings", [{}, {"interpolation": "bicubic"}, {"test_size": (224, 160)}, {"test_size": 96}])
+def test_evaluation_images_are_those_of_pil(photos, settings):
+    for path in photos:
+        pil, tensor = images(path, "evaluation", [0], **settings)
+        assert (pil - tensor).abs().max() <= 2
+        assert (pil - tensor).abs().float().mean() < 0.5
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_exif_is_ignored_without_a_word(tmp_path, damage):
-    Image.fromarray(SEEN).save(tmp_path / "photo.png", exif=damage)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.array_equal(read_image(str(tmp_path / "photo.png")), SEEN)
+def test_rand_augment_and_erasing_are_those_of_pil(photos):
+    """A posterized or equalized image makes more of a difference of one; the draws are the same."""
+    for path in photos[:4]:
+        pil, tensor = images(path, "train", range(12), **AUGMENTED)
+        erased = (pil == torch.tensor([124, 116, 104]).view(-1, 1, 1)).all(1)
+        assert erased.any((1, 2)).all()
+        assert (erased == (tensor == torch.tensor([124, 116, 104]).view(-1, 1, 1)).all(1)).float().mean() > 0.999
+        assert (pil - tensor).abs().float().mean() < 1
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
-def test_image_and_mask_are_each_turned_by_their_own_orientation(tmp_path, mode):
-    """An annotation tool shows the photo upright and keeps the mask so; another copies the photo's EXIF."""
-    classes = (np.arange(16 * 24).reshape(16, 24) % 4).astype(np.uint8)
-    load = LoadScene(transform=EvaluationTransform(), labels=MaskLabels(num_classes=4))
-    save(tmp_path / "photo.png", STORED[6](SEEN), 6)
-    for orientation in (1, 6, 8):
-        stored = np.ascontiguousarray(STORED[orientation](classes))
-        mask = Image.fromarray(stored.astype(np.uint16 if mode == "I;16" else np.uint8))
-        if mode == "P":
-            mask.putpalette([0, 0, 0, 90, 0, 0, 0, 90, 0, 0, 0, 90])  # makes it one
-        exif = Image.Exif()
-        exif[ORIENTATION] = orientation
-        mask.save(tmp_path / "mask.png", exif=exif)
-        image, read = load(Scene(str(tmp_path / "photo.png"), str(tmp_path / "mask.png")))
-        assert np.array_equal(image.permute(1, 2, 0), SEEN)
-        assert np.array_equal(read, classes)
-
-
-def test_photos_of_classes_are_turned(tmp_path):
-    for split in ("train", "val"):
-        for name in ("ant", "bee"):
-            (tmp_path / split / name).mkdir(parents=True)
-            save(tmp_path / split / name / "0.png", STORED[8](SEEN), 8)
-    sizes = {"image_size": 16, "test_size": 16, "test_resize": 16, "num_workers": 0}
-    data = image_folder(root=str(tmp_path), validation="test", mean=(0.0,) * 3, std=(1.0,) * 3, **sizes)
-    [(images, _)] = data.evaluation_batches("test", batch_size=2, device=torch.device("cpu"))
-    centre = torch.from_numpy(SEEN[:, 4:20].copy()).permute(2, 0, 1) / 255
-    assert torch.allclose(images, centre.expand(2, -1, -1, -1))
-
-
-def test_more_than_8_bits_are_refused_with_the_way_to_convert(tmp_path):
-    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"^more than 8 bits a channel \(mode I;16\); convert it, as .*-depth 8"):
-        read_image(str(tmp_path / "deep.png"))
-
-
-@pytest.mark.parametrize(("size", "is_odd"), [((3000, 1), True), ((1, 101), True), ((7, 700), False)])
-def test_a_line_is_no_image(tmp_path, size, is_odd):
-    Image.new("RGB", size).save(tmp_path / "line.png")
-    if is_odd:
-        with pytest.raises(OddShape, match=rf"^{size[0]}x{size[1]} pixels: one side is more than 100 times the other"):
-            read_image(str(tmp_path / "line.png"))
-    else:
-        assert read_image(str(tmp_path / "line.png")).size == size
+def test_seeds_give_different_crops(photos):
+    """So the comparisons above can fail."""
+    _, tensor = images(photos[0], "train", range(2))
+    assert (tensor[0] - tensor[1]).abs().float().mean() > 10

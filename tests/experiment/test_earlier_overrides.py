@@ -38,3 +38,15 @@ def test_a_resumed_run_starts_from_its_folders_overrides(tmp_path):
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(SettingError, match=r"resume=.*nowhere: no run lies there"):
         earlier_overrides([f"resume={tmp_path / 'nowhere'}"])
+
+
+@pytest.mark.parametrize(("name", "is_pils"), [("image_folder", True), ("imagenet", True), ("mask_folder", False)])
+def test_photos_of_an_earlier_version_stay_pils(tmp_path, name, is_pils):
+    """Before dataset.decode was a setting; what PIL reads of scenes is what torchvision reads."""
+    folder, resume = RunFolder(tmp_path), f"resume={tmp_path}"
+    folder.overrides.write_text(yaml.safe_dump([f"dataset={name}", "dataset.flip=false"]))
+    folder.config.write_text(yaml.safe_dump({"dataset": {"name": name, "flip": False}}))
+    assert ("dataset.decode=pil" in earlier_overrides([resume])) == is_pils
+    assert "dataset.decode=pil" not in earlier_overrides([resume, "dataset=digits"])
+    folder.config.write_text(yaml.safe_dump({"dataset": {"name": name, "decode": "torchvision"}}))
+    assert "dataset.decode=pil" not in earlier_overrides([resume])

@@ -153,6 +153,15 @@ def test_methods_and_settings_in_plain_data():
         check_settings({**before, "own": {"rate": 1}}, now, ["own", "agc"])
 
 
+def test_a_job_of_an_earlier_version_does_not_go_on_with_another_decoder():
+    """A sweep's job is composed anew, without the overrides of its folder."""
+    now = {"seed": 0, "train": {"global_batch_size": 8}, "dataset": {"name": "image_folder", "decode": "torchvision"}}
+    before = {**now, "dataset": {"name": "image_folder"}}
+    with pytest.raises(ValueError, match=r"^dataset\.decode=torchvision: the run so far has dataset\.decode=pil"):
+        check_settings(before, now, [])
+    check_settings(before, {**now, "dataset": {"name": "image_folder", "decode": "pil"}}, [])
+
+
 @pytest.mark.parametrize("name", sorted(MAY_CHANGE))
 def test_the_settings_that_may_change_exist(composed, name):
     choices = {"model": ["model=nf_resnet26"], "dataset": ["dataset=cifar10", "dataset=imagenet"]}
