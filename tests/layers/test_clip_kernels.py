@@ -129,13 +129,12 @@ def test_the_kernel_computes_the_formula_up_to_rounding():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_kernel_compiles_for_a_gpu(dtype, compile_for_gpu):
+def test_the_kernel_compiles_for_a_gpu(dtype, compiled_kernels):
     from runner.layers import clip_kernels
 
-    constants = {"DTYPE": clip_kernels.TRITON_DTYPES[getattr(torch, dtype)], "BLOCK": clip_kernels.BLOCK}
-    arguments = {"addresses": "*i64", "places": "*i64", "tensor_of_unit": "*i32", "norms": "*fp32"}
-    arguments |= {"num_tensors": "i32", "num_units": "i32", "clip": "fp32", "eps": "fp32"}
-    compile_for_gpu(clip_kernels._clip_unit, arguments, constants)
+    parameters = parameters_of(getattr(torch, dtype), channels_last=True)
+    clip_kernels.clip_units(parameters, [1] * len(parameters), CLIP, EPS, {})
+    assert compiled_kernels == ["_clip_unit"]
 
 
 @pytest.mark.gpu

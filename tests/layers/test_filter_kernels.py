@@ -102,22 +102,14 @@ def test_the_kernels_compute_the_formulas_up_to_rounding():
         assert max(found) < DTYPES[case.split()[0]], case
 
 
-@pytest.mark.parametrize("dtype", ["*fp32", "*bf16", "*fp16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_gain", [True, False])
-def test_the_kernels_compile_for_a_gpu(dtype, has_gain, compile_for_gpu):
-    from runner.layers import filter_kernels
+def test_the_kernels_compile_for_a_gpu(dtype, has_gain, compiled_kernels):
+    from runner.layers.filter_kernels import Standardize
 
-    numbers = {"eps": "fp32", "filters": "i32", "size": "i32"}
-    constants = {"BLOCK": filter_kernels.LARGE_BLOCK} | ({} if has_gain else {"gain": None})
-    gain = {"gain": "*fp32"} if has_gain else {}
-    forward = {"weight": "*fp32", "standardized": dtype, **gain, "moments": "*fp32", **numbers}
-    compile_for_gpu(filter_kernels._standardize_filter, forward, constants)
-    if not has_gain:
-        constants["grad_gain"] = None
-    backward = {"weight": "*fp32", "grad": dtype, "grad_weight": "*fp32", **gain, "moments": "*fp32", **numbers}
-    if has_gain:
-        backward["grad_gain"] = "*fp32"
-    compile_for_gpu(filter_kernels._gradient_of_filter, backward, constants)
+    weight, gain, _ = (t.requires_grad_() for t in inputs((4, 128, 3, 3), torch.float32, channels_last=True))
+    Standardize.apply(weight, gain if has_gain else None, 1e-5, getattr(torch, dtype), None).sum().backward()
+    assert compiled_kernels == ["_standardize_filter", "_gradient_of_filter"]
 
 
 @pytest.mark.gpu

@@ -109,28 +109,20 @@ def test_the_kernels_compute_batch_norm_of_each_ghost_batch_up_to_rounding():
     assert found["is_nan"] == [[12, *[0] * 5]] * 2 + [[0] * 6] * 2
 
 
-@pytest.mark.parametrize("dtype", ["*fp32", "*bf16", "*fp16"])
 @pytest.mark.parametrize("after", AFTER)
-def test_the_kernels_compile_for_a_gpu(dtype, after, compile_for_gpu):
-    from runner.layers import ghost_kernels, ghost_triton
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "float16"))]
+)
+def test_the_kernels_compile_for_a_gpu(dtype, after, compiled_kernels):
+    from runner.layers import ghost_kernels
 
-    blocks = {"BLOCK_ROWS": ghost_kernels.BLOCK_ROWS, "BLOCK_CHANNELS": 64, "SPLIT_BLOCK": ghost_kernels.SPLIT_BLOCK}
-    sizes = dict.fromkeys(("rows", "last_rows", "channels"), "i32")
-    partial, affine = {"partial": "*fp32"}, dict.fromkeys(("weight", "bias"), "*fp32")
-    compile_for_gpu(ghost_triton.moments_of_splits, {"x": dtype, **partial, **sizes}, blocks)
-    has_residual, relu = "residual" in after, {"RELU": "ReLU" in after}
-    absent = {} if has_residual else {"residual": None}
-    added = {"residual": dtype} if has_residual else {}
-    statistics = dict.fromkeys(("mean_out", "var_out", "invstd_out"), "*fp32")
-    forward = {"x": dtype, "out": dtype, **added, **partial, **statistics, **affine, **sizes, "eps": "fp32"}
-    compile_for_gpu(ghost_triton.normalize_splits, forward, absent | relu | blocks)
-    statistics, both = dict.fromkeys(("mean_in", "invstd_in"), "*fp32"), ("out", "grad_residual")
-    absent, added = ({}, dict.fromkeys(both, dtype)) if has_residual else (dict.fromkeys(both), {})
-    relu = {"RELU": after == "ReLU"}
-    backward = {"x": dtype, "grad_out": dtype, **added, **partial, **statistics, **affine, **sizes}
-    compile_for_gpu(ghost_triton.gradient_sums_of_splits, backward, absent | relu | blocks)
-    backward = {"x": dtype, "grad_out": dtype, "grad": dtype, **partial, "sums_out": "*fp32"}
-    compile_for_gpu(ghost_triton.gradient_of_splits, backward | statistics | affine | sizes, relu | blocks)
+    x, residual, grad, weight, bias = inputs((5, 72, 3, 4), getattr(torch, dtype))
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    is_added, relu, out = after == "residual and ReLU", after != "nothing", torch.empty_like(x)
+    mean, _, invstd = ghost_kernels.normalize(x, weight, bias, [2, 3], 1e-5, out, residual if is_added else None, relu)
+    last = (out if relu else None, torch.empty_like(x) if is_added else None)
+    ghost_kernels.gradient(x, grad, torch.empty_like(x), mean, invstd, weight, bias, [2, 3], *last)
+    assert len(compiled_kernels) == 4
 
 
 @pytest.mark.gpu
