@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int:
         sys.argv[1:] = line.words
         with checked(line.words, typed=line.given, sweep=sweep):
             try:
-                job()
+                sweep.launch(job)
             except CallbackFailed as carrier:
                 raise carrier.error from None
     except SettingError as error:

@@ -107,6 +107,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
     },
     "probe": {"num_batches": COUNT},
     "paths": {"outputs": "path", "extensions": "path or null"},
+    "sweep": {"jobs_at_once": "[1, 1024] int or auto or null", "jobs_per_device": "[1, 64] int"},
     "wandb": {
         "mode": ["offline", "online", "disabled"],
         "project": Text(128, without="/\\#?%:"),

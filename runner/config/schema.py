@@ -6,7 +6,7 @@ The types are written as OmegaConf reads them.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Paths:
 class Sweep:
     name: Optional[str]
     retry_failed: bool
+    jobs_at_once: Optional[Union[int, str]]
+    jobs_per_device: int
 
 
 @dataclass

@@ -143,9 +143,13 @@ class Collate:
 
 
 def available_workers() -> int:
-    """The number of CPU cores available to this process, at most `MAX_WORKERS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS)
+    """The number of CPU cores available to this process, at most `MAX_WORKERS`.
+
+    Affinity, the quota of a container and LOKY_MAX_CPU_COUNT count, which a job has that runs beside others.
+    """
+    from joblib import cpu_count
+
+    return min(cpu_count(), MAX_WORKERS)
 
 
 def masks_of(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -40,6 +40,7 @@ class Checked:
     precision: Precision
     built: builders.Built  # on torch's meta device, without memory; a run makes its own
     multiply_adds: int
+    memory: float  # bytes that the weights and a training step take on a device, at the least
     chosen: list[str]  # the names of the chosen methods in the order in which they are applied
 
     @property
@@ -76,10 +77,10 @@ def check(config: Settings) -> Checked:
     except ValueError as error:
         raise SettingError(str(error)) from None
     _check_cuda_graph(config, built, precision)
-    _check_step(config, data, built, kept, num_states, precision)
+    memory = _check_step(config, data, built, kept, num_states, precision)
     _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
-    return Checked(config, data, task_of(data, config.train), precision, built, multiply_adds, chosen)
+    return Checked(config, data, task_of(data, config.train), precision, built, multiply_adds, memory, chosen)
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,11 @@ def _check_cuda_graph(config: Settings, built: builders.Built, precision: Precis
 
 def _check_step(
     config: Settings, data: Data, built: builders.Built, kept: int, num_states: int, precision: Precision
-) -> None:
-    """Raise a SettingError if the weights, or what a training step keeps, are too large for the device's memory."""
+) -> float:
+    """The bytes that the weights and a training step take on a device, at the least.
+
+    Raises SettingError if the device has less.
+    """
     train, device = config.train, precision.device
     num_params = sum(parameter.numel() for parameter in built.model.parameters())
     weights = FLOAT * num_params * (2 + num_states + (train.ema is not None))  # with gradients and the average
@@ -154,6 +158,7 @@ def _check_step(
         device,
         "Choose fewer images, smaller ones, or more train.accumulation_steps.",
     )
+    return needed
 
 
 def _check_probes(probes: Settings, model: nn.Module) -> None:

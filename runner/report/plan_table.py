@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,17 @@ class PlannedRun:
 
 
 def print_plan(
-    runs: Sequence[PlannedRun], *, title: str, notes: Mapping[str, str], console: Console | None = None
+    runs: Sequence[PlannedRun],
+    *,
+    title: str,
+    notes: Mapping[str, str],
+    at_once: int = 1,
+    console: Console | None = None,
 ) -> None:
     """Print the runs, how many there are of each status and the total time; at most 80 columns on a terminal.
 
-    `notes` explains each source of an estimate. Without a terminal a run is a line of ASCII.
+    `notes` explains each source of an estimate; so many runs are at work `at_once`. Without a terminal a run is a line
+    of ASCII.
     """
     console = console or terminal()
     plain = is_plain(console)
@@ -56,13 +63,13 @@ def print_plan(
         status = Text(run.text, STATUS_STYLES.get(run.status, "bold" if run.status == "running" else ""))
         table.add_row(Text(overrides or "-"), status, time, run.source or "-")
     print_table(console, table, WIDTH)
-    for line in _lines(runs, keys, common, notes):
+    for line in _lines(runs, keys, common, notes, at_once):
         style, width = ("", None) if plain else ("dim", min(console.width, WIDTH))
         console.print(Text(line, style), soft_wrap=plain, width=width)
 
 
 def _lines(
-    runs: Sequence[PlannedRun], keys: Sequence[str], common: Sequence[str], notes: Mapping[str, str]
+    runs: Sequence[PlannedRun], keys: Sequence[str], common: Sequence[str], notes: Mapping[str, str], at_once: int
 ) -> list[str]:
     counts = Counter(run.status for run in runs)
     would = [run for run in runs if run.seconds is not None and run.status != "running"]
@@ -70,12 +77,21 @@ def _lines(
         len(runs) > 1
     )
     if would:
-        lines.append(f"Time left in all, one after the other: {_duration(sum(run.seconds for run in would))}")
+        how = "one after the other" if at_once == 1 else f"{at_once} at once"
+        lines.append(f"Time left in all, {how}: {_duration(time_of([run.seconds for run in would], at_once))}")
     lines += [f"{source}: {notes[source]}" for source in dict.fromkeys(run.source for run in runs if run.source)]
     slowest = max((run.per_step or 0 for run in runs), default=0)
     lines += [f"A step takes up to {slowest:.0f} s."] * (slowest > SLOW_SECONDS)
     lines += [f"varied: {', '.join(keys)}"] if keys else []
     return lines + ([f"in common: {' '.join(common)}"] if common else [])
+
+
+def time_of(seconds: Sequence[float], at_once: int) -> float:
+    """The time of runs of so many seconds each, the next one begun whenever one of those `at_once` at work ends."""
+    ends = [0.0] * at_once
+    for each in seconds:
+        heapq.heapreplace(ends, ends[0] + each)
+    return max(ends)
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from runner.config.options import option_label
 from runner.config.ranges import seconds_of
 from runner.config.schema import TOP_LEVEL
@@ -18,6 +20,7 @@ from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.report.plan_table import PlannedRun, print_plan
 from runner.results.job import Job
 from runner.results.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
+from runner.sweeps.jobs_at_once import JobsAtOnce
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.tracking.terminal import terminal
 from runner.training.checkpoint import load_latest
@@ -29,23 +32,29 @@ COSTLY = ("precision", "channels_last", "device", "num_devices", "global_batch_s
 COSTLY += ("sync_batchnorm", "compile", "deterministic")  # settings of train.* on which a step's time depends
 NOTES = {
     FINISHED: "seconds a step of finished jobs with the same model, methods and batch",
-    MEASURED: "a few steps on random images; reading images, probes and compilation come on top",
+    MEASURED: "a few steps on random images; start, reading images, probes and compilation come on top",
 }
 
 
-def show_sweep(folder: Path, jobs: Sequence[Job], checked: Mapping[str, Checked]) -> None:
+def show_sweep(
+    folder: Path, jobs: Sequence[Job], checked: Mapping[str, Checked], at_once: JobsAtOnce | None = None
+) -> None:
     """Print how each job of the sweep in `folder` stands, and an estimate of the time; writes nothing.
 
-    `checked` has those that are to run, by the job's name.
+    `checked` has those that are to run, by the job's name; `at_once` says how many of them at a time.
     """
-    forecast = Forecast(_finished_in(folder))
+    if at_once:
+        torch.set_num_threads(at_once.threads)
+    on_cpu = all(each.precision.device.type == "cpu" for each in checked.values())
+    forecast = Forecast(_finished_in(folder, torch.get_num_threads() if on_cpu else None))
     runs = [
         forecast.of(job.overrides, checked[job.name], read_state(job.path), job.path)
         if job.name in checked
         else _settled(job.overrides, read_state(job.path))
         for job in jobs
     ]
-    print_plan(runs, title=f"Sweep {folder}" if folder.is_dir() else f"A new sweep: {folder}", notes=NOTES)
+    title = f"Sweep {folder}" if folder.is_dir() else f"A new sweep: {folder}"
+    print_plan(runs, title=title, notes=NOTES, at_once=at_once.number if at_once else 1)
 
 
 def show_run(config: Settings, overrides: Sequence[str]) -> None:
@@ -121,8 +130,11 @@ def _checkpointed(path: Path) -> int:
         return 0
 
 
-def _finished_in(folder: Path) -> dict[str, float]:
-    """Seconds for a step, evaluations included, of the runs in `folder` that have a result; the median by `_cost`."""
+def _finished_in(folder: Path, threads: int | None) -> dict[str, float]:
+    """Seconds for a step, evaluations included, of the runs in `folder` that have a result; the median by `_cost`.
+
+    Runs that had another number of threads do not count; None takes all.
+    """
     found: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*/summary.json")):
         state = read_state(path.parent)
@@ -131,6 +143,8 @@ def _finished_in(folder: Path) -> dict[str, float]:
             config = read_yaml_mapping(path.with_name("config.yaml"))
             steps = speed["images"] / config["train"]["global_batch_size"]
             seconds = max(speed["seconds"], speed["train_seconds"])  # the first is of the last attempt alone
+            if threads not in (None, state.summary["provenance"]["hardware"]["threads"]):
+                continue
             if state.status in RESULTS and steps > 0:
                 found.setdefault(_cost(config), []).append(seconds / steps)
         except (Unreadable, AttributeError, LookupError, TypeError):

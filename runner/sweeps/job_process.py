@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -26,18 +27,22 @@ from runner.files.atomic import CannotWrite, make_folder, open_unlinked
 from runner.results.job import Job
 from runner.results.run_lock import Taken, hold
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
+from runner.sweeps.devices import take_devices
 from runner.sweeps.job_run import cannot_begin, record_failure, run_job
+from runner.sweeps.jobs_at_once import JobsAtOnce
 
 OUTPUT = "console.txt"  # what the job prints
 LOOK_EVERY_SECONDS = 0.2
 KILL_AFTER_SECONDS = 60.0  # for a job that was asked to end and hangs; more than its own ranks are given
 
 
-def run_job_apart(settings: Settings, job: Job, *, retry_failed: bool, stop: Path) -> str:
+def run_job_apart(
+    settings: Settings, job: Job, *, retry_failed: bool, stop: Path, at_once: JobsAtOnce | None = None
+) -> str:
     """As `run_job`, in a process of its own. Once the file `stop` exists the job ends, and no other begins.
 
     After a SIGINT or SIGTERM to this process a file beside it says the same to this process alone. The status is
-    "interrupted" then.
+    "interrupted" then. `at_once` says what share of the machine the job has.
     """
     own_stop = stop.with_name(f"{stop.name}-{socket.gethostname()}-{os.getpid()}")
 
@@ -47,27 +52,32 @@ def run_job_apart(settings: Settings, job: Job, *, retry_failed: bool, stop: Pat
     state = read_state(job.path)
     if state.status == RUNNING or state.is_left_alone(retry_failed=retry_failed):
         return state.status
-    if should_stop():
-        return INTERRUPTED
     content = {
         "settings": settings.plain(),
         "job": {**vars(job), "folder": str(job.folder)},
         "retry_failed": retry_failed,
     }
-    try:
-        make_folder(job.path)
-    except CannotWrite as error:
-        return cannot_begin(job, error)
-    with _output(job.path / OUTPUT) as output:
+    with ExitStack() as stack:
+        stack.enter_context(handle_stop_signals(lambda *_: own_stop.touch()))
+        devices: tuple[str, ...] = ()
+        if at_once and at_once.devices and settings.train.device != "cpu":
+            places = (at_once.devices, at_once.per_device, stop.with_name(f"{stop.name}-devices"))
+            devices = stack.enter_context(take_devices(settings.train.num_devices, *places, should_stop))
+        if should_stop():
+            return INTERRUPTED
+        try:
+            make_folder(job.path)
+        except CannotWrite as error:
+            return cannot_begin(job, error)
         process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
-            stdout=output,
+            stdout=(output := stack.enter_context(_output(job.path / OUTPUT))),
             stderr=output,
+            env={**os.environ, **(at_once.environment(devices) if at_once else {})},
             start_new_session=True,  # a terminal's Ctrl-C comes from here alone
         )
-        with handle_stop_signals(lambda *_: own_stop.touch()):
-            code = _run(process, json.dumps(content), should_stop)
+        code = _run(process, json.dumps(content), should_stop)
     state = read_state(job.path)
     if code == 0 or state.status in RESULTS:
         return state.status
@@ -103,6 +113,20 @@ def _run(process: subprocess.Popen, content: str, should_stop: Callable[[], bool
     with suppress(BrokenPipeError):
         process.stdin.close()
     return process.returncode
+
+
+@cache
+def end_with(parent: int) -> None:
+    """End this process of a launcher, and its job, once `parent`, the process that started it, is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY_SECONDS)
+        while True:  # while a job is at work the signal asks it to end; after it, it ends this process
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(LOOK_EVERY_SECONDS)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:

@@ -88,10 +88,10 @@ def show_job(job: Job, what: str, when: str = "") -> None:
     console.file.flush()
 
 
-def show_error(folder: Path, state: RunState) -> None:
+def error_of(folder: Path, state: RunState) -> str:
     """The traceback of a failed run, from its error.txt, or the reason that its summary gives."""
     try:
         text = read_bytes(folder / "error.txt").decode(errors="replace").rstrip()
     except Unreadable:
         text = ""
-    RunConsole().message(text or state.error or "no reason given", "error")
+    return text or state.error or "no reason given"

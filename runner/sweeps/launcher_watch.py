@@ -1,6 +1,6 @@
 """What the process of the command line does while a launcher's other processes run the jobs of a sweep.
 
-A thread looks at the jobs' folders and says what becomes of each: where the jobs run, in this machine or another, what
+A thread looks at the jobs' folders and shows what becomes of each: where the jobs run, in this machine or another, what
 they print is in their folders. The first Ctrl-C (or SIGTERM) asks all of them to stop, through a file that they look
 for, since they need not be children of this process; they write their checkpoints. The second ends the wait for them.
 """
@@ -8,26 +8,43 @@ for, since they need not be children of this process; they write their checkpoin
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 from runner.distributed.signals import handle_stop_signals
+from runner.report.console_table import varied_overrides
 from runner.results.job import Job
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
-from runner.sweeps.job_run import show_error, show_job
+from runner.sweeps.job_run import error_of
+from runner.tracking.sweep_console import Progress, SweepConsole
 
 LOOK_EVERY_SECONDS = 1.0
 
 
 class LauncherWatch:
-    """Watches `jobs` from `start` to `finish`; `stop` is the file by which they are asked to stop."""
+    """Watches `jobs` from `start` to `finish`; `stop` is the file by which they are asked to stop.
 
-    def __init__(self, jobs: Sequence[Job], stop: Path) -> None:
+    `work` has the optimizer steps of each job that is to run and the images of a step, by the job's name.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        stop: Path,
+        work: Mapping[str, tuple[int, int]] | None = None,
+        *,
+        console: SweepConsole | None = None,
+    ) -> None:
         self.stop = stop
+        self.console = console or SweepConsole(_labels(jobs))
         self._jobs = {job.name: job for job in reversed(jobs)}
         self._seen: dict[str, str] = {}
+        self._began: dict[str, float] = {}  # when a job was first seen at work
+        self._last_look = time.monotonic()
+        self._pace = Pace(work or {})
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
         self._taken = ExitStack()
@@ -44,6 +61,7 @@ class LauncherWatch:
         self._thread.join()
         self._taken.close()
         self._look()
+        self.console.stop()
         return self.stop.exists()
 
     def _watch(self) -> None:
@@ -52,12 +70,16 @@ class LauncherWatch:
 
     def _look(self, *, first: bool = False) -> None:
         """Say what has changed since the last look; before the first there is nothing to say of what is to be run."""
+        running = []
         for name, job in self._jobs.items():
             before = self._seen.get(name)
             if before in RESULTS:
                 continue
             state = read_state(job.path)
             self._seen[name] = state.status
+            self._pace.note(name, state)
+            if state.status == RUNNING:
+                running.append((self.console.label(job), self._pace.shares.get(name, 0.0)))
             if state.status == before or state.status == TO_DO:
                 continue
             if first and state.status in (FAILED, INTERRUPTED):
@@ -65,17 +87,73 @@ class LauncherWatch:
             if state.status == INTERRUPTED and not state.summary:
                 continue  # it died, of which the process above it tells
             self._show(job, state, was_there=first)
+        if first:
+            self._pace.begin()
+        self._last_look = time.monotonic()
+        if not self._over.is_set():
+            share, left = self._pace.read()
+            self.console.progress(Progress(running, self._done(), len(self._jobs), share, left))
+
+    def _done(self) -> int:
+        return sum(status in (*RESULTS, FAILED) for status in self._seen.values())
 
     def _show(self, job: Job, state: RunState, *, was_there: bool) -> None:
         if state.status == RUNNING:
-            show_job(job, "running elsewhere" if was_there else "runs")
+            self._began[job.name] = time.monotonic()
+            self.console.running(job, "elsewhere" if was_there else "")
             return
-        show_job(job, state.text, "before" if was_there else "")
+        seconds = time.monotonic() - self._began.get(job.name, self._last_look)
+        self.console.ended(job, state, done=self._done(), seconds=None if was_there else seconds)
         if state.status == FAILED:
-            show_error(job.path, state)
+            self.console.message(error_of(job.path, state), "error")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop.exists():
             raise KeyboardInterrupt
         self.stop.touch()
         print("Stopping: the jobs write their checkpoints. Once more ends the wait for them.", flush=True)
+
+
+class Pace:
+    """The share of a sweep's images that its jobs have trained on, and the time left at the pace since `begin`."""
+
+    def __init__(self, work: Mapping[str, tuple[int, int]]) -> None:
+        self.shares = dict.fromkeys(work, 0.0)  # of each job
+        self._steps = {name: steps for name, (steps, _) in work.items()}
+        self._images = {name: max(steps, 1) * images for name, (steps, images) in work.items()}
+        self._over: set[str] = set()
+        self._first = (time.monotonic(), 0.0)
+
+    def note(self, name: str, state: RunState) -> None:
+        """Note what became of a job."""
+        if name not in self.shares or state.status == TO_DO:
+            return
+        if state.status in (*RESULTS, FAILED):
+            self._over.add(name)
+        if state.status == "completed":
+            self.shares[name] = 1.0
+        elif self._steps[name]:
+            self.shares[name] = max(self.shares[name], min(state.step / self._steps[name], 1.0))
+
+    def begin(self) -> None:
+        """Take the pace from here on."""
+        self._first = (time.monotonic(), self._trained())
+
+    def read(self) -> tuple[float, float | None]:
+        """The share of the work that is behind the sweep, and the seconds left; None before anything was trained."""
+        since, trained_before = self._first
+        trained = self._trained()
+        left = sum(self._images[name] * (1 - share) for name, share in self.shares.items() if name not in self._over)
+        share = trained / (trained + left) if trained + left else 1.0
+        gained = trained - trained_before
+        return share, (time.monotonic() - since) * left / gained if gained else None
+
+    def _trained(self) -> float:
+        return sum(self._images[name] * share for name, share in self.shares.items())
+
+
+def _labels(jobs: Sequence[Job]) -> dict[str, str]:
+    """The overrides in which the jobs differ, their keys shortened, by the job's name."""
+    common = [word for word in jobs[0].overrides if len(jobs) > 1 and all(word in job.overrides for job in jobs)]
+    texts, _ = varied_overrides([job.overrides for job in jobs], common, plain=False)
+    return {job.name: text.replace("\n", " ") for job, text in zip(jobs, texts, strict=True)}

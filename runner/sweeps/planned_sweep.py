@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +17,17 @@ from runner.files.atomic import CannotWrite
 from runner.results.job import Job
 from runner.results.run_lock import hold
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
-from runner.sweeps.job_process import run_job_apart
+from runner.sweeps.job_process import KILL_AFTER_SECONDS, LOOK_EVERY_SECONDS, end_with, run_job_apart
 from runner.sweeps.job_run import run_job
+from runner.sweeps.jobs_at_once import AT_ONCE, AUTO, JobsAtOnce
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.tracking.console import RunConsole
 from runner.tracking.tracker import EXIT_CODES
 
 NAME = "sweep.name"
 PLACE = {NAME: f"{NAME}=NAME", "paths.outputs": "paths.outputs=FOLDER"}  # of all jobs, and how it is set
+WORTH_SECONDS = 60  # of a job, beside which the start of its process does not count
+MOST_DEATHS = 3  # of a launcher's processes, one after the other, without a job that ends meanwhile
 PATIENCE_SECONDS = 120  # for another process that writes the sweep's record or report
 
 
@@ -41,6 +46,9 @@ class PlannedSweep:
     settings: dict[str, Settings] = field(default_factory=dict)  # of each job by its name, validated
     retry_failed: bool = True
     process: int = field(default_factory=os.getpid)
+    faster: JobsAtOnce | None = None  # what could run at once, where one job is to run after the other
+    at_once: JobsAtOnce | None = None  # None: a launcher of the command line's, or one job after the other
+    work: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each job to run: its steps, the images of one
     stop: Path = Path()  # a file whose existence asks the jobs in other processes to stop
     watch: LauncherWatch | None = None  # over a launcher's processes; it stays in the one that launches
 
@@ -60,8 +68,43 @@ class PlannedSweep:
         alike = [job for job in self.jobs if job.overrides == tuple(overrides)]
         job = next((job for job in alike if job.number == number), alike[0])  # shuffle(0,1) is shuffled anew
         if self.is_elsewhere:
-            return run_job_apart(self.settings[job.name], job, retry_failed=self.retry_failed, stop=self.stop)
-        return run_job(self.settings[job.name], job, retry_failed=self.retry_failed)
+            if os.getppid() == self.process:  # joblib's processes outlive the one that started them
+                end_with(self.process)
+            elif self.at_once:
+                return INTERRUPTED
+            options = {"retry_failed": self.retry_failed, "stop": self.stop, "at_once": self.at_once}
+            return run_job_apart(self.settings[job.name], job, **options)
+        began = time.monotonic()
+        status = run_job(self.settings[job.name], job, retry_failed=self.retry_failed)
+        if self.faster is not None and time.monotonic() - began > WORTH_SECONDS and job.number < job.total:
+            RunConsole().message(f"With {AT_ONCE}={AUTO} the sweep would take less time: {self.faster}.")
+            self.faster = None  # said once
+        return status
+
+    def launch(self, hydra_main: Callable[[], object]) -> None:
+        """Call `hydra_main`, which starts the jobs, and again for those that are left where a launcher's process died.
+
+        joblib ends all of its processes then, and with them their jobs, which go on from their last checkpoints.
+        Raises BrokenProcessPool if that happens again and again without a job that ends.
+        """
+        deaths, before = 0, 0
+        while True:
+            try:
+                hydra_main()
+            except BrokenProcessPool:
+                done = sum(status in (*RESULTS, FAILED) for status in self._statuses())
+                deaths, before = (deaths + 1 if done == before else 1), done
+                if self.watch is None or self.stop.exists() or deaths > MOST_DEATHS:
+                    raise
+                self.watch.console.message("A process of the launcher died. Its jobs go on in new ones.", "warning")
+                end = time.monotonic() + KILL_AFTER_SECONDS
+                while RUNNING in self._statuses() and time.monotonic() < end:  # until they have ended
+                    time.sleep(LOOK_EVERY_SECONDS)
+            else:
+                return
+
+    def _statuses(self) -> list[str]:
+        return [read_state(job.path).status for job in self.jobs]
 
     def stop_watching(self, *, at_once: bool = False) -> bool:
         """End the watch over a launcher, if there is one; whether a signal came to it.

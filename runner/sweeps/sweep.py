@@ -33,6 +33,7 @@ from runner.results.job import Job, config_hash, job_name
 from runner.results.run_lock import Taken, hold, sign
 from runner.results.run_state import read_state
 from runner.sweeps.job_run import cannot_use
+from runner.sweeps.jobs_at_once import AUTO, check_one_way, choose, use_joblib
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
 from runner.sweeps.study import read_jobs, study_of, write_sweep
@@ -116,11 +117,18 @@ class SweepCallback(Callback):
         loader = GlobalHydra.instance().config_loader()
         sweep = loader.sweep
         try:
-            plan(sweep, config, loader)
+            if sweep.jobs:  # it is launched again
+                _moved(config, {}, sweep.folder)
+            else:
+                plan(sweep, config, loader)
         except Exception as error:  # Hydra would turn it into a warning and go on
             raise CallbackFailed(error) from error
-        if config.hydra.launcher._target_ != IN_THIS_PROCESS:
-            sweep.watch = LauncherWatch(sweep.jobs, sweep.stop)
+        if sweep.at_once:
+            use_joblib(config, sweep.at_once, len(sweep.work))
+        if config.hydra.launcher._target_ != IN_THIS_PROCESS and sweep.watch is None:
+            sweep.watch = LauncherWatch(sweep.jobs, sweep.stop, sweep.work)
+            if sweep.at_once:
+                sweep.watch.console.message(str(sweep.at_once))
             sweep.watch.start()
 
 
@@ -135,11 +143,13 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     study_of(config.sweep, [overrides for overrides, _ in jobs], probes)
     varied = {parsed(word).key_or_group for word in _task_words(config) if is_swept(word)}
     named = named_jobs(jobs, folder, varied)
+    common = _sweep_settings(config, [settings for _, settings in jobs], sweep.typed)
     checked = _checked(named)
+    at_once = choose(common, list(checked.values()), len(named))
     if sweep.is_only_planned:
         from runner.sweeps.forecast import show_sweep
 
-        show_sweep(folder, list(named), checked)
+        show_sweep(folder, list(named), checked, at_once)
         raise SystemExit
 
     def write_record(place: Path) -> None:
@@ -162,8 +172,32 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
         raise cannot_use(folder, error) from None
     sweep.folder, sweep.jobs = folder, list(named)
     sweep.settings = {job.name: settings for job, settings in named.items()}
-    sweep.retry_failed = jobs[0][1].sweep.retry_failed
+    sweep.retry_failed, sweep.at_once, sweep.work = common.retry_failed, at_once, _work(checked)
+    if at_once is None and common.jobs_at_once is None and config.hydra.launcher._target_ == IN_THIS_PROCESS:
+        sweep.faster = choose(common.changed({"jobs_at_once": AUTO}), list(checked.values()), len(named))
     sweep.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
+
+def _sweep_settings(config: DictConfig, jobs: Sequence[Settings], typed: Sequence[str]) -> Settings:
+    """The settings `sweep` of all jobs. Raises SettingError if they differ, or do not go with the launcher."""
+    common = jobs[0].sweep
+    for key in ("jobs_at_once", "jobs_per_device"):
+        if any(settings.sweep[key] != common[key] for settings in jobs):
+            raise SettingError(f"sweep.{key}: all jobs of a sweep share it; give one value.")
+    check_one_way(config, common, typed)
+    return common
+
+
+def _work(checked: Mapping[str, Checked]) -> dict[str, tuple[int, int]]:
+    """The optimizer steps of each job that is to run, and the images of a step."""
+    if not checked:
+        return {}
+    from runner.sweeps.forecast import total_steps  # imports torch
+
+    return {
+        name: (total_steps(each.settings, len(each.data.train)), each.settings.train.global_batch_size)
+        for name, each in checked.items()
+    }
 
 
 def _checked(jobs: Mapping[Job, Settings]) -> dict[str, Checked]:

@@ -14,9 +14,11 @@ import yaml
 
 from runner.results.job import Job
 from runner.results.run_lock import hold
-from runner.sweeps.launcher_watch import LauncherWatch
+from runner.results.run_state import RunState
+from runner.sweeps.launcher_watch import LauncherWatch, Pace
 
 LAUNCHERS = {
+    "jobs_at_once": ("sweep.jobs_at_once=2",),
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "submitit": ("hydra/launcher=submitit_local",),
     "ray": ("hydra/launcher=ray",),
@@ -45,8 +47,8 @@ class Doomed(Method):
 @pytest.fixture(params=LAUNCHERS)
 def start(request, tmp_path, monkeypatch):
     """`start(...)` begins a sweep with a launcher, its output in a pipe."""
-    if importlib.util.find_spec(f"hydra_plugins.hydra_{request.param}_launcher") is None:
-        pytest.skip(f"hydra-{request.param}-launcher is not installed")
+    if request.param == "ray" and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        pytest.skip("hydra-ray-launcher is not installed")
     monkeypatch.chdir(tmp_path)
 
     def call(*words):
@@ -151,7 +153,7 @@ def test_every_job_has_the_settings_that_were_checked(tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["joblib", "submitit"], indirect=True)
+@pytest.mark.parametrize("start", ["jobs_at_once", "joblib", "submitit"], indirect=True)
 @pytest.mark.parametrize("send", [os.kill, os.killpg])  # as `kill` does, and as a terminal's Ctrl-C
 def test_ctrl_c_ends_all_jobs_with_their_checkpoints(start, tmp_path, send):
     process = start("train.epochs=2000", "norm=agc", "agc.clip=0.01,0.02,0.04")
@@ -198,7 +200,7 @@ def test_what_is_there_before_is_told_at_once_and_what_changes_later(watch, tmp_
     finally:
         assert not watch.finish()
     said = capsys.readouterr().out
-    assert said == "job 1/3: a=1-0  failed\nerror: Traceback RuntimeError: it fell off\n"
+    assert said == "job 1/3: a=1-0  failed  0:00  3/3 done\nerror: Traceback RuntimeError: it fell off\n"
 
 
 def test_the_first_signal_asks_the_jobs_to_stop_and_the_second_ends_the_wait(watch, capsys):
@@ -213,3 +215,27 @@ def test_the_first_signal_asks_the_jobs_to_stop_and_the_second_ends_the_wait(wat
         assert watch.finish()
     assert signal.getsignal(signal.SIGINT) is before
     assert "Once more ends the wait" in capsys.readouterr().out
+
+
+def test_the_pace_of_a_sweep(monkeypatch):
+    """Two jobs of 100 steps of 10 images, one of 50 steps of 40: 4000 images; 1000 of them were there before."""
+    clock = iter([0.0, 0.0, 20.0, 20.0, 40.0])
+    monkeypatch.setattr("runner.sweeps.launcher_watch.time.monotonic", lambda: next(clock))
+    pace = Pace({"a": (100, 10), "b": (100, 10), "c": (50, 40)})
+    pace.note("z", RunState("running", 7))  # done before, and not of this sweep's work
+    pace.note("a", RunState("running", 100))
+    pace.begin()
+    share, left = pace.read()
+    assert (share, left) == (0.25, None)
+    pace.note("a", RunState("completed"))
+    pace.note("b", RunState("running", 50))
+    share, left = pace.read()  # 500 images in 20 s, 2500 are left
+    assert share == pytest.approx(1500 / 4000)
+    assert left == pytest.approx(20 * 2500 / 500)
+    pace.note("b", RunState("failed", 50))  # 2000 are left
+    share, left = pace.read()
+    assert share == pytest.approx(1500 / 3500)
+    assert left == pytest.approx(20 * 2000 / 500)
+    for name in "bc":
+        pace.note(name, RunState("completed"))
+    assert pace.read() == (1.0, 0.0)
