@@ -14,21 +14,26 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from runner.layers import residual_blocks
+from runner.layers.norm_relu import norm_relu
 from runner.layers.preserve_state import preserve_state
 from runner.layers.stochastic_depth import StochasticDepth, refuse_export
 from runner.layers.tracing import leaf_call, not_scriptable
 
+_BASIC_BLOCKS = (BasicBlock.forward, residual_blocks.BasicBlock.forward)
+_BOTTLENECKS = (Bottleneck.forward, residual_blocks.Bottleneck.forward)
+
 
 def is_torchvision_block(block_class: type[nn.Module]) -> bool:
-    return block_class.forward in (BasicBlock.forward, Bottleneck.forward)
+    return block_class.forward in _BASIC_BLOCKS + _BOTTLENECKS
 
 
 @cache
 def gated_class(block_class: type[nn.Module]) -> type[nn.Module]:
     """The class of the same name and attributes whose `forward` calls the gate."""
-    if block_class.forward is BasicBlock.forward:
+    if block_class.forward in _BASIC_BLOCKS:
         forward = _GatedBasicBlock
-    elif block_class.forward is Bottleneck.forward:
+    elif block_class.forward in _BOTTLENECKS:
         forward = _GatedBottleneck
     else:
         forward = _GatedContainer if issubclass(block_class, (nn.Sequential, nn.ModuleList)) else _GatedBlock
@@ -94,14 +99,14 @@ class _GatedTorchvisionBlock(_Gated):
 
 class _GatedBasicBlock(_GatedTorchvisionBlock):
     def residual_branch(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = norm_relu(self.bn1, self.relu, self.conv1(x))
         return self.bn2(self.conv2(out))
 
 
 class _GatedBottleneck(_GatedTorchvisionBlock):
     def residual_branch(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = norm_relu(self.bn1, self.relu, self.conv1(x))
+        out = norm_relu(self.bn2, self.relu, self.conv2(out))
         return self.bn3(self.conv3(out))
 
 

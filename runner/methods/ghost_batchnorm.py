@@ -74,14 +74,27 @@ class _GhostBatchNorm(_BatchNorm):
             return leaf_call(self, x)
         self._check_input_dim(x)
         sizes = ghost_batch_sizes(len(x), self.ghost_batch_size) if self.training else []
-        if len(sizes) < 2:
-            return super().forward(x)
+        return super().forward(x) if len(sizes) < 2 else self._forward_ghosts(x, sizes)
+
+    def forward_relu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """relu(self(x)) or, with a residual, relu(self(x) + residual), in training: the sum and the ReLU cost no pass.
+
+        Hooks do not run; `runner.layers.norm_relu.can_fuse` tells when to call this.
+        """
+        sizes = ghost_batch_sizes(len(x), self.ghost_batch_size)
+        if len(sizes) < 2 or (residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype)):
+            out = self.forward(x)
+            return (out if residual is None else out + residual).relu_()
+        self._check_input_dim(x)
+        return self._forward_ghosts(x, sizes, relu=True, residual=residual)
+
+    def _forward_ghosts(self, x: Tensor, sizes: list[int], **after: object) -> Tensor:
         if min(sizes) * x.shape[2:].numel() == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x[:1].shape} in a ghost batch "
                 f"(ghost_batch_size={self.ghost_batch_size}, mini-batch of {len(x)} samples): use larger ghost batches"
             )
-        out, mean, var = ghost_normalize(x, self.weight, self.bias, sizes, self.eps)
+        out, mean, var = ghost_normalize(x, self.weight, self.bias, sizes, self.eps, **after)
         if self.track_running_stats and self.running_mean is not None:
             self._update_running_stats(mean, var)
         return out

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from runner.config.limits import check
+from runner.layers.norm_relu import norm_relu
+from runner.layers.residual_blocks import BasicBlock
 
 
 class ZeroPadShortcut(nn.Module):
@@ -67,7 +68,7 @@ class CifarResNet(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = norm_relu(self.bn1, self.relu, self.conv1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.avgpool(x).flatten(1))
 

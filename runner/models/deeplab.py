@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from runner.config.limits import check
+from runner.layers.norm_relu import norm_relu
+from runner.layers.residual_blocks import BasicBlock, ResNet
+from runner.models import resnet
 
 LOW_LEVEL_CHANNELS = 48
 HEADS = {"composer": (3, 512), "paper": (1, 256)}  # the kernel that joins the pyramid's branches, the channels
@@ -36,7 +37,7 @@ class DilatedResNet(nn.Module):
         self.channels = [_channels(stage) for stage in (self.layer1, self.layer4)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
         low = self.layer1(x)
         return low, self.layer4(self.layer3(self.layer2(low)))
 
@@ -55,6 +56,10 @@ class ConvNormReLU(nn.Sequential):
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, relu = self
+        return norm_relu(norm, relu, conv(x))
 
 
 class DeepLabHead(nn.Module):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from runner.config.limits import check
+from runner.layers.residual_blocks import BasicBlock, Bottleneck, ResNet
 from runner.layers.stem import stem_named
 
 
