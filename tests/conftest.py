@@ -27,6 +27,7 @@ from runner.__main__ import main
 from runner.config.recipes import without_replaced
 from runner.config.settings import Settings
 from runner.config.validation import CONF, validate
+from runner.training import formats
 
 TINY = ("dataset=random", "dataset.num_images=32", "dataset.image_size=8", "train.global_batch_size=8")
 TINY += ("wandb.mode=disabled", "train.device=cpu")
@@ -179,6 +180,13 @@ def make_scenes() -> Callable[..., tuple[str, ...]]:
         return (*data, *size, *model)
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def fp32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train.precision=auto` is fp32 on any CPU, as on one without bf16: the figures of tests are those of fp32."""
+    native = formats.has_native_bf16
+    monkeypatch.setattr(formats, "has_native_bf16", lambda device: device.type == "cuda" and native(device))
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
     from runner.results.metrics import SCORES
     from runner.training.checkpoint import load_checkpoint
     from runner.training.evaluation import evaluate
+    from runner.training.formats import begun_formats
     from runner.training.precision import Precision, choose_device
     from runner.training.tasks import task_of
 
@@ -79,9 +80,13 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, overrides: list[str]
         )
     # the images are normalized as those were that the model was trained on
     data = replace(data, mean=torch.tensor(trained["mean"]), std=torch.tensor(trained["std"]))
-    precision = Precision(config.train.precision, choose_device(config.train.device))
-    model.to(precision.device)
-    batches = data.evaluation_batches(split, batch_size=data.evaluation_batch_size, device=precision.device)
+    device = choose_device(config.train.device)
+    formats = begun_formats(config.train, device)  # as the run itself evaluates
+    precision = Precision(formats.precision, device, formats.channels_last)
+    model.to(device, memory_format=precision.memory_format)
+    batches = data.evaluation_batches(
+        split, batch_size=data.evaluation_batch_size, device=device, channels_last=formats.channels_last
+    )
     try:
         result = evaluate(model, batches, precision, task_of(data, config.train))
     except DataFault as error:

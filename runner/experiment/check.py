@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from runner.config.extensions import extensions_folder, use_folder
+from runner.config.options import TARGET
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.config.validation import check_task, method_nodes
@@ -23,6 +24,7 @@ from runner.experiment.methods import build_methods
 from runner.probes.layers import pick
 from runner.training.class_weights import check_class_weights
 from runner.training.cuda_graph import why_not_graphed
+from runner.training.formats import Formats, choose_formats
 from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 
@@ -34,7 +36,7 @@ BUILT_BY = ("num_devices", "global_batch_size", "accumulation_steps", "sync_batc
 class Checked:
     """Settings that can be run, and what their check found out on the way."""
 
-    settings: Settings  # with the stem that was chosen in the place of `model.stem=auto`
+    settings: Settings  # with what was chosen in the place of `model.stem=auto`, `train.precision=auto`, ...
     data: Data
     task: Task
     precision: Precision
@@ -42,11 +44,24 @@ class Checked:
     multiply_adds: int
     memory: float  # bytes that the weights and a training step take on a device, at the least
     chosen: list[str]  # the names of the chosen methods in the order in which they are applied
+    open_formats: tuple[str, ...] = ()  # train.precision and train.channels_last, where the settings left them open
 
     @property
     def num_params(self) -> int:
         """The number of parameters."""
         return sum(parameter.numel() for parameter in self.built.model.parameters())
+
+    @property
+    def formats(self) -> Formats:
+        """The number format and the memory format."""
+        return Formats(self.precision.name, self.precision.channels_last)
+
+    def going_on_in(self, begun: Formats) -> Checked:
+        """With the formats of a run that has begun, where the settings left these open. ValueError as of Precision."""
+        train = {f"train.{key}": getattr(begun, key) for key in self.open_formats}
+        settings = self.settings.changed(train)
+        name, channels_last = (settings.train[key] for key in Formats._fields)
+        return replace(self, settings=settings, precision=Precision(name, self.precision.device, channels_last))
 
 
 def check(config: Settings) -> Checked:
@@ -56,10 +71,12 @@ def check(config: Settings) -> Checked:
         # Else cuBLAS may add in any order. It reads this once in a process: before the first job of a sweep begins.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        precision = Precision(config.train.precision, choose_device(config.train.device))
+        device = choose_device(config.train.device)
+        if config.train.precision != "auto":
+            Precision(config.train.precision, device)
     except ValueError as error:
         raise SettingError(str(error)) from None
-    _check_num_devices(config.train.num_devices, precision.device)
+    _check_num_devices(config.train.num_devices, device)
     # the jobs of a sweep share the data, and each finds its own unreadable files
     data = builders.build_data(config.dataset)
     data = replace(data, unreadable=dict(data.unreadable))
@@ -76,11 +93,22 @@ def check(config: Settings) -> Checked:
         builders.build_probes(config.probe)
     except ValueError as error:
         raise SettingError(str(error)) from None
+    config, precision, open_formats = _with_formats(config, device, multiply_adds)
     _check_cuda_graph(config, built, precision)
     memory = _check_step(config, data, built, kept, num_states, precision)
     _check_probes(config.probe, built.model)
     chosen = [name for name in built.methods if name in method_nodes(config)]
-    return Checked(config, data, task_of(data, config.train), precision, built, multiply_adds, memory, chosen)
+    task = task_of(data, config.train)
+    return Checked(config, data, task, precision, built, multiply_adds, memory, chosen, open_formats)
+
+
+def _with_formats(config: Settings, device: torch.device, multiply_adds: int) -> tuple[Settings, Precision, tuple]:
+    """The settings with the formats that they left open, and the names of those."""
+    train, family = config.train, config.model[TARGET].rpartition(".")[0]
+    formats = choose_formats(train.precision, train.channels_last, device, family=family, multiply_adds=multiply_adds)
+    left_open = tuple(key for key in Formats._fields if train[key] in ("auto", None))
+    config = config.changed({f"train.{key}": value for key, value in formats._asdict().items()})
+    return config, Precision(formats.precision, device, formats.channels_last), left_open
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,19 @@ from runner.results.run_state import RESULTS
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.wandb_run import new_run_id
 from runner.training.checkpoint import Latest
+from runner.training.formats import Formats
 
 
 @dataclass
 class Entry:
     """A run's folder, held for this process until `lock` is closed, and its newest checkpoint if it goes on from one.
 
-    `finished_status` is the status of a run that has nothing left to do, and is not to be run again.
+    `formats` are those in which the run begins, or has begun. `finished_status` is the status of a run that has nothing
+    left to do, and is not to be run again.
     """
 
     folder: RunFolder
+    formats: Formats
     latest: Latest | None = None
     known: VerifiedRecord = field(default_factory=VerifiedRecord)
     notes: tuple[str, ...] = ()  # on what is odd in the folder, and no reason to refuse it
@@ -98,18 +101,18 @@ def take_folder(checked: Checked, overrides: Sequence[str], job: Job | None) -> 
     try:
         entry = _enter(checked, overrides, job)
     except SettingError as error:
-        broadcast_object((None, None, str(error)))
+        broadcast_object((None, None, None, str(error)))
         raise
-    broadcast_object((entry.folder.path, entry.finished_status, None))
+    broadcast_object((entry.folder.path, entry.formats, entry.finished_status, None))
     return entry
 
 
-def follow_rank0() -> tuple[RunFolder, str | None]:
-    """The folder that rank 0 took, and its `finished_status`. Raises the SettingError of rank 0."""
-    path, finished_status, refusal = broadcast_object(None)
+def follow_rank0() -> tuple[RunFolder, Formats, str | None]:
+    """The folder that rank 0 took, `formats` and `finished_status`. Raises the SettingError of rank 0."""
+    path, formats, finished_status, refusal = broadcast_object(None)
     if refusal is not None:
         raise SettingError(refusal)
-    return RunFolder(path), finished_status
+    return RunFolder(path), formats, finished_status
 
 
 def _enter(checked: Checked, overrides: Sequence[str], job: Job | None) -> Entry:
@@ -121,19 +124,19 @@ def _enter(checked: Checked, overrides: Sequence[str], job: Job | None) -> Entry
     settings, outputs = checked.settings, checked.settings.paths.outputs
     if settings.resume is not None:
         source = f"resume={settings.resume}"
-        return _latest(_held(RunFolder(Path(settings.resume)), source), checked, source, overrides=overrides)
+        return _latest(_held(RunFolder(Path(settings.resume)), checked, source), checked, source, overrides=overrides)
     if job is not None:  # whoever runs a sweep holds its jobs' folders
         make_folder(job.path)
-        return _latest(Entry(RunFolder(job.path)), checked, str(job.path), again=True)
+        return _latest(Entry(RunFolder(job.path), checked.formats), checked, str(job.path), again=True)
     acting = [name for name in checked.chosen if not is_noop(name, checked.built.counts)]
     name = settings.name or "-".join([option_label(settings.dataset), option_label(settings.model), *acting])
     folder = Path(outputs, "runs", name)
     if settings.train.auto_resume and folder.is_dir():
         source = "train.auto_resume=true"
-        return _latest(_held(RunFolder(folder), source), checked, source, again=True)
+        return _latest(_held(RunFolder(folder), checked, source), checked, source, again=True)
     lock = ExitStack()
     try:
-        return Entry(new_folder(folder.parent, name, outputs, lock), lock=lock)
+        return Entry(new_folder(folder.parent, name, outputs, lock), checked.formats, lock=lock)
     except Taken as error:
         raise _is_taken(f"name={name}", error) from None
 
@@ -149,7 +152,7 @@ def _latest(
         if again and status == "diverged":
             entry.finished_status = status
             return entry
-        entry.latest, entry.known = latest_checkpoint(folder, checked, overrides)
+        entry.latest, entry.known, entry.formats = latest_checkpoint(folder, checked, overrides)
         entry.notes = entry.known.notes
         if entry.latest is None and status in RESULTS:
             raise NothingLeft(f"{folder.checkpoint('last')} is missing, without which a finished run cannot go on.")
@@ -172,8 +175,8 @@ def _rows_missing(folder: RunFolder, progress: Mapping) -> list[str]:
     return [f"{folder.metrics} has {found} rows up to step {progress['step']}, where {expected} were written."]
 
 
-def _held(folder: RunFolder, source: str) -> Entry:
-    entry = Entry(folder)
+def _held(folder: RunFolder, checked: Checked, source: str) -> Entry:
+    entry = Entry(folder, checked.formats)
     try:
         entry.lock.enter_context(hold(folder.path, signed=False))
     except Taken as error:

@@ -11,7 +11,9 @@ a checkpoint these stay as they are:
 
 The name of a class (`_target_`) is no setting: another version may call the same class otherwise.
 
-All else may change: train.epochs, learning rate, schedule, precision, device, ... The class of the optimizer may not.
+All else may change: train.epochs, learning rate, schedule, device, ... The class of the optimizer may not. The number
+format and the memory format change only where train.precision or train.channels_last asks for others: on another
+device, too, a run goes on in those that it has begun in.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from runner.results.run_folder import RunFolder
 from runner.results.run_lock import hold
 from runner.training.checkpoint import Latest, load_checkpoint, load_latest
 from runner.training.checkpoint_content import check_best, check_buffers_fit, check_last, check_optimizer_fit
+from runner.training.formats import Formats, begun_formats
 
 MAY_CHANGE = {
     "agc": ("clip", "eps", "granularity", "exclude", "groups"),
@@ -77,9 +80,9 @@ def new_folder(parent: Path, name: str, outputs: str, lock: ExitStack) -> RunFol
 
 def latest_checkpoint(
     folder: RunFolder, checked: Checked, overrides: Iterable[str] | None = None
-) -> tuple[Latest | None, VerifiedRecord]:
-    """The newest checkpoint in the folder that can be used, None if the run was stopped before the first one; and what
-    is known of the run.
+) -> tuple[Latest | None, VerifiedRecord, Formats]:
+    """The newest checkpoint in the folder that can be used, None if the run was stopped before the first one; what is
+    known of the run; and the formats that it goes on in.
 
     `overrides` led to the settings where the folder's own are among these. Raises
     ValueError if there are damaged checkpoints alone, and if the settings are of another run than the checkpoint's
@@ -87,8 +90,9 @@ def latest_checkpoint(
     """
     latest = load_latest(folder.checkpoint("last"), checked.precision.device, check=check_last)
     if latest is None:  # the run begins anew, from the folder's overrides or from those of the command line alone
-        return None, VerifiedRecord(None) if overrides is None else verified_record(folder.path, {})
-    config, model, methods = checked.settings.plain(), checked.built.model, checked.built.methods
+        known = VerifiedRecord(None) if overrides is None else verified_record(folder.path, {})
+        return None, known, checked.formats
+    model, methods = checked.built.model, checked.built.methods
     checkpoint, best = latest.checkpoint, folder.checkpoint("best")
     checkpoints = {latest.path: checkpoint}
     with suppress(ValueError):  # the best epoch is chosen anew
@@ -98,11 +102,15 @@ def latest_checkpoint(
         before = older_settings(folder)
     else:
         before = (record_in(checkpoint, latest.path) or known.record).settings
+    begun = begun_formats(_node(before, "train"), checked.precision.device)
+    checked = checked.going_on_in(begun)
+    config = checked.settings.plain()
     check_methods(checkpoint["methods"], methods)
     check_settings(before, config, methods)
     if overrides is not None:
         before, earlier = (known.record.settings, known.record.overrides) if known.record else (before, ())
         new, old = _by_key(overrides), _by_key(earlier)
+        before = {**before, "train": {**_node(before, "train"), **begun._asdict()}}  # earlier versions left them open
         check_unasked(before, config, [key for key, words in new.items() if words != old.get(key)])
     check_fit(checkpoint, model, config["optimizer"]["name"])
     check_optimizer_fit(
@@ -112,7 +120,7 @@ def latest_checkpoint(
     check_state(checkpoint, methods)
     check_average(checkpoint, config["train"]["ema"])
     check_left(checkpoint["progress"], config["train"], completed=folder.read_summary().get("status") == "completed")
-    return latest, known
+    return latest, known, checked.formats
 
 
 def check_methods(before: Iterable[str], now: Iterable[str]) -> None:

@@ -46,7 +46,7 @@ def run(
         if entry.finished_status is not None:
             RunConsole().message(f"{entry.folder.path}: {entry.finished_status} before; nothing is left to do.")
             return entry.finished_status
-        return run_rank0(checked, entry, overrides, command, job)
+        return run_rank0(checked.going_on_in(entry.formats), entry, overrides, command, job)
 
 
 def run_rank0(checked: Checked, entry: Entry, overrides: list[str], command: list[str], job: Job | None) -> str:
@@ -64,9 +64,10 @@ def run_rank0(checked: Checked, entry: Entry, overrides: list[str], command: lis
 
 def run_worker(checked: Checked) -> str:
     """The run in one of the other processes: it trains and evaluates along, and writes nothing."""
-    folder, finished_status = follow_rank0()
+    folder, formats, finished_status = follow_rank0()
     if finished_status is not None:
         return finished_status
+    checked = checked.going_on_in(formats)
     latest = load_latest(folder.checkpoint("last"), checked.precision.device, check=check_last)
     tracker = SilentTracker()
     try:

@@ -59,7 +59,7 @@ def prepare(
         torch.manual_seed(mixed_seed(config.seed, rank()))
 
     shard = Shard(rank(), world_size(), train.accumulation_steps)
-    placing = {"device": precision.device, "channels_last": precision.channels_last(train.channels_last)}
+    placing = {"device": precision.device, "channels_last": precision.channels_last}
     batches = data.train_batches(batch_size=train.global_batch_size, seed=config.seed, shard=shard, **placing)
     steps_per_epoch = len(batches)
     plan = TrainingPlan(
@@ -107,8 +107,7 @@ def build_state(checked: Checked, built: builders.Built) -> State:
     """The model on its device and in its memory format; then its optimizer, its average and the ranks' wrapper."""
     config, precision = checked.settings, checked.precision
     train, model = config.train, built.model
-    channels_last = precision.channels_last(train.channels_last)
-    model.to(device=precision.device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    model.to(device=precision.device, memory_format=precision.memory_format)
     optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
     ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
     unused = any(method.leaves_unused for method in built.methods.values())

@@ -133,7 +133,8 @@ def _epochs(number: float) -> str:
 
 
 def _device(precision: Precision) -> str:
+    formats = f"{precision.name}{', channels last' if precision.channels_last else ''}"
     if precision.device.type == "cuda":
-        return f"{torch.cuda.get_device_name(precision.device)}, {precision.name}"
+        return f"{torch.cuda.get_device_name(precision.device)}, {formats}"
     threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {precision.name}"
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {formats}"

@@ -67,11 +67,9 @@ def measure_step(checked: Checked) -> StepTime:
 
 def _batch(checked: Checked, images: int) -> tuple[Tensor, Tensor]:
     data, device = checked.data, checked.precision.device
-    channels_last = checked.precision.channels_last(checked.settings.train.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
     shape = data.example_input(images).shape
     places = (images, *shape[2:]) if data.task == SEGMENTATION else (images,)
-    batch = torch.randn(shape).to(device=device, memory_format=memory_format)
+    batch = torch.randn(shape).to(device=device, memory_format=checked.precision.memory_format)
     return batch, torch.randint(data.num_classes, places, device=device)
 
 

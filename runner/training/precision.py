@@ -1,4 +1,4 @@
-"""The device and the number format of a run."""
+"""The device, the number format and the memory format of a run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 class Precision:
-    """Autocast, TF32 and loss scaling. Weights, gradients and optimizer state are always float32."""
+    """Autocast, TF32, loss scaling and memory format. Weights, gradients and optimizer state are always float32.
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        if name == "auto":
-            name = (
-                "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-            )
+    `name` and `channels_last` are as runner.training.formats chooses them. ValueError if the device has no such format.
+    """
+
+    def __init__(self, name: str, device: torch.device, channels_last: bool = False) -> None:
         if name in ("fp16", "tf32") and device.type != "cuda":
             kind = {"fp16": "half precision", "tf32": "TensorFloat-32"}[name]
             raise ValueError(f"train.precision={name}: {kind} needs a GPU. Use fp32 or bf16 on a CPU.")
         self.name = name
+        self.channels_last = channels_last
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
@@ -39,9 +39,10 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.name])
 
-    def channels_last(self, setting: bool | None) -> bool:
-        """Whether to use channels-last memory: `setting`, or if it is None, on a GPU."""
-        return self.device.type == "cuda" if setting is None else setting
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the model and its images."""
+        return torch.channels_last if self.channels_last else torch.preserve_format
 
     def set_backends(self) -> None:
         """Disable TF32 on CUDA under fp32; torch uses it in convolutions by default."""

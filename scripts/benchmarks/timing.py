@@ -58,10 +58,13 @@ class Arm:
     prepare: Callable[[], object] = lambda: None
 
 
-def interleaved(arms: Mapping[str, Arm], *, blocks: int, repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    arms: Mapping[str, Arm], *, blocks: int, repeats: int, device: torch.device, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Seconds of a run of each arm, one number a block: the mean over `repeats` runs.
 
-    In each block every arm runs once, in an order that rotates; before the first block each has run twice.
+    In each block every arm runs once, in an order that rotates; before the first block each has run twice. `clock` is a
+    field of `Span`.
     """
     names = list(arms)
     for name in names * 2:
@@ -71,15 +74,15 @@ def interleaved(arms: Mapping[str, Arm], *, blocks: int, repeats: int, device: t
     for block in range(blocks):
         turn = block % len(names)
         for name in names[turn:] + names[:turn]:
-            seconds[name].append(statistics.mean(_timed(arms[name], device) for _ in range(repeats)))
+            seconds[name].append(statistics.mean(_timed(arms[name], device, clock) for _ in range(repeats)))
     return seconds
 
 
-def _timed(arm: Arm, device: torch.device) -> float:
+def _timed(arm: Arm, device: torch.device, clock: str) -> float:
     arm.prepare()
     watch = Stopwatch(device)
     arm.run()
-    return watch.read().wall
+    return getattr(watch.read(), clock)
 
 
 def kept_for_backward(run: Callable[[], object], parameters: set[int]) -> int:

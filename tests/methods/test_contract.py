@@ -25,6 +25,7 @@ GAIN_KEYS = {"batch_channel_norm"}  # the affine parameters of its groups
 
 CONFIGURATIONS = {}  # by their overrides, so that each is composed once
 
+each_precision = pytest.mark.parametrize("precision", ["fp32", "bf16"])  # the second with images in channels last
 each_option = pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[option for _, option in OPTIONS])
 
 
@@ -52,13 +53,17 @@ def batch(size=8):
     return torch.randn(size, 3, 48, 48, generator=generator), torch.randint(10, (size,), generator=generator)
 
 
-def train_step(method, model, optimizer, progress=1.0):
+def train_step(method, model, optimizer, progress=1.0, precision="fp32"):
     """One step as the loop makes it."""
     images, targets = batch()
+    is_bf16 = precision == "bf16"
+    images = images.contiguous(memory_format=torch.channels_last if is_bf16 else torch.contiguous_format)
     method.on_step(progress)
     optimizer.zero_grad()
     images, targets = method.transform_batch(images, targets, 10)
-    F.cross_entropy(model(images), targets, **method.loss_options()).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        logits = model(images).float()
+    F.cross_entropy(logits, targets, **method.loss_options()).backward()
     metrics = method.transform_gradients(model)
     optimizer.step()
     return metrics
@@ -86,8 +91,9 @@ def test_keys_and_parameters_stay_and_state_dicts_load_there_and_back(group, opt
     assert all(torch.equal(plain.state_dict()[key], back[key]) for key in before & after)
 
 
+@each_precision
 @each_option
-def test_an_optimizer_made_before_the_surgery_trains_every_parameter(group, option, method_of):
+def test_an_optimizer_made_before_the_surgery_trains_every_parameter(group, option, method_of, precision):
     model, method = plain_model(), method_of(group, option)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     known = {parameter for node in optimizer.param_groups for parameter in node["params"]}
@@ -96,7 +102,7 @@ def test_an_optimizer_made_before_the_surgery_trains_every_parameter(group, opti
     assert option in GAIN_KEYS or len(trained) == len(list(model.parameters()))
     still = set(trained)
     for _ in range(10):  # stochastic depth passes over some blocks in a step
-        metrics = train_step(method, model, optimizer)
+        metrics = train_step(method, model, optimizer, precision=precision)
         assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
         still -= {name for name in still if not torch.equal(model.get_parameter(name), trained[name])}
         if not still:
@@ -161,13 +167,14 @@ def test_autocast_on_a_gpu_moves_two_bytes_a_number(group, option, method_of, cu
     assert {name for name, dtype in seen if dtype == torch.float32} == {"conv1"}  # which is given the images
 
 
+@each_precision
 @each_option
-def test_its_state_is_plain_and_is_taken_up(group, option, method_of, tmp_path):
+def test_its_state_is_plain_and_is_taken_up(group, option, method_of, tmp_path, precision):
     model, method = plain_model(), method_of(group, option)
     method.apply(model, batch(2)[0], seed=3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for number in range(3):
-        train_step(method, model, optimizer, progress=number / 6)
+        train_step(method, model, optimizer, number / 6, precision)
     torch.save({"model": model.state_dict(), "method": method.state_dict()}, tmp_path / "checkpoint.pt")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
 
@@ -179,16 +186,18 @@ def test_its_state_is_plain_and_is_taken_up(group, option, method_of, tmp_path):
         optimizer = torch.optim.SGD(of_model.parameters(), lr=0.01)
         for number in range(3, 6):
             torch.manual_seed(number)
-            train_step(of_method, of_model, optimizer, progress=number / 6)
+            train_step(of_method, of_model, optimizer, number / 6, precision)
     for key, value in model.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
 
 
+@each_precision
 @each_option
-def test_a_resumed_run_ends_with_the_same_bits(group, option, small, runner, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(group, option, small, runner, tmp_path, precision):
     """From its checkpoint after the first of two epochs, as if it had been killed in the second."""
     settings = [f"{group}=[{option}]", *SETTINGS.get(option, []), "dataset.image_size=16", "schedule=constant"]
     settings += ["schedule.warmup_epochs=0", "train.log_every_steps=1", "train.epochs=2"]
+    settings += [f"train.precision={precision}", f"train.channels_last={precision == 'bf16'}"]
     assert small(*settings, "name=whole").code == 0
     whole, parts = (tmp_path / "outputs" / "runs" / name for name in ("whole", "parts"))
     shutil.copytree(whole, parts)
