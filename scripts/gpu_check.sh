@@ -154,10 +154,8 @@ fi
 # Four small jobs, one after the other and at once.
 JOBS=("${HERE[@]}" -m seed=0,1,2,3 "${FEW[@]}" train.epochs=2)
 part sweep_in_turn 90 "${JOBS[@]}" sweep.name=in_turn
-if grep -q jobs_per_device conf/config.yaml; then
-  if [[ $DEVICE == cuda ]]; then AT_ONCE=sweep.jobs_per_device=4; else AT_ONCE=sweep.jobs_at_once=2; fi
-  part sweep_at_once 90 "${JOBS[@]}" sweep.name=at_once "$AT_ONCE"
-fi
+if [[ $DEVICE == cuda ]]; then AT_ONCE=sweep.jobs_per_device=4; else AT_ONCE=sweep.jobs_at_once=2; fi
+part sweep_at_once 90 "${JOBS[@]}" sweep.name=at_once "$AT_ONCE"
 
 # What the methods cost as layers, and the training loop beside a bare one.
 part bench_methods 110 "$PYTHON" scripts/bench.py methods --device "$DEVICE" "${METHODS[@]}" --with-targets --json "$RUNS/methods.json"
