@@ -19,7 +19,7 @@ from types import ModuleType
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
 import torch
-from benchmarks import formats, methods_part, training_part
+from benchmarks import formats, methods_part, photos, training_part
 from benchmarks.result import Result, console_table, markdown_table
 from rich.console import Console
 
@@ -32,6 +32,7 @@ PARTS: dict[str, ModuleType] = {  # each as benchmarks.part says
     "methods": methods_part,
     "train": training_part,
     "formats": formats,
+    "photos": photos,
 }
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- bench.py table: begin -->\n", "<!-- bench.py table: end -->\n"

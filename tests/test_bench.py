@@ -29,10 +29,16 @@ def benchmarks():
     """The modules beside bench.py, which Python finds when it runs that file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
-        from benchmarks import methods, peers, result, timing, training, watched_run
+        from benchmarks import methods, peers, photos, result, timing, training, watched_run
 
         yield SimpleNamespace(
-            methods=methods, peers=peers, result=result, timing=timing, training=training, watched_run=watched_run
+            methods=methods,
+            peers=peers,
+            photos=photos,
+            result=result,
+            timing=timing,
+            training=training,
+            watched_run=watched_run,
         )
 
 
@@ -446,3 +452,32 @@ def test_gradients_are_restored_before_each_clip(benchmarks):
             assert metrics["clipped_share"] > 0.9
             assert metrics["largest_ratio"] > 0.02
         assert arms[way].run()["largest_ratio"] < 0.010001  # of gradients that are clipped already
+
+
+# ---- photos
+
+
+def test_each_way_of_reading_photos_gives_the_same_number_of_images(benchmarks, tmp_path):
+    photos = benchmarks.photos
+    scale = photos.PhotosScale(**photos.QUICK)
+    photos.write_photos(tmp_path, scale.photos)
+    assert len(list(tmp_path.glob("train/*/*.jpg"))) == scale.photos
+    images = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photos, "_consume", lambda batches: [image for batch, _ in batches for image in batch])
+        for name, run in photos._loaders(str(tmp_path), scale, workers=0):
+            images[name] = run()
+    assert {photos.OURS, photos.PIL_WAY} <= images.keys()
+    for name, loaded in images.items():
+        assert len(loaded) == scale.photos, name
+        assert {image.shape for image in loaded} == {(3, scale.image_size, scale.image_size)}, name
+        assert abs(torch.stack(loaded).mean()) < 1, name  # normalized
+    for _, run in photos._readers(str(tmp_path), scale):
+        assert len(run()) == scale.photos
+
+
+def test_a_result_of_photos_is_the_fastest_pass_over_the_fastest(benchmarks):
+    photos = benchmarks.photos
+    speeds = {"reading": {photos.OURS: [300.0, 100.0], photos.PIL_WAY: [100.0, 150.0]}}
+    [result] = photos._results(speeds)
+    assert (result.value, result.met, result.bound, list(result.blocks)) == (2.0, True, 1.6, [3.0, 100 / 150])

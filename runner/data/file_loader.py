@@ -70,14 +70,17 @@ class Reader(Dataset):
 
     def __getitem__(self, seeded_sample: SeededSample) -> tuple[Tensor, int | Tensor] | str | DataFault:
         sample, seed = seeded_sample
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
-            try:
-                return self.load(sample)
-            except READ_ERRORS as error:
-                return str(error) or type(error).__name__
-            except DataFault as error:  # to be raised in the main process
-                return error
+        generator = torch.default_generator  # torch.manual_seed would seed the GPUs too
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        try:
+            return self.load(sample)
+        except READ_ERRORS as error:
+            return str(error) or type(error).__name__
+        except DataFault as error:  # to be raised in the main process
+            return error
+        finally:
+            generator.set_state(state)
 
 
 class LoadedBatch(NamedTuple):

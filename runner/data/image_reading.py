@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -69,7 +68,10 @@ class ImageReader:
     def __call__(self, source: str | bytes | Image.Image) -> Image.Image | Tensor:
         if isinstance(source, Image.Image):
             return self._read(source)
-        encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
+        encoded = source
+        if not isinstance(source, bytes):
+            with open(source, "rb") as file:
+                encoded = file.read()
         try:
             opened = Image.open(BytesIO(encoded))
         except UnidentifiedImageError:

@@ -162,7 +162,8 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         if not isinstance(image, Tensor):
             return super().forward(image)
         top, left, height, width = self.make_params([image]).values()
-        crop = image[:, top : top + height, left : left + width].unsqueeze(0)
+        # decoders give channels last; with a batch dimension of the stride that torch expects, it is seen to be so
+        crop = image.permute(1, 2, 0)[top : top + height, left : left + width].unsqueeze(0).permute(0, 3, 1, 2)
         return F.interpolate(crop, self.size, mode=self.interpolation.value, antialias=True).squeeze(0)
 
 
@@ -172,7 +173,7 @@ class RandomHorizontalFlip(v2.RandomHorizontalFlip):
     def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
         if not isinstance(image, Tensor):
             return super().forward(image)
-        return image if torch.rand(1) >= self.p else image.flip(-1)
+        return image if torch.rand(1).item() >= self.p else image.flip(-1)
 
 
 class PILToTensor(nn.Module):

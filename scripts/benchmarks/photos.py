@@ -1,40 +1,50 @@
-"""Reading photos: the runner's reader and loader beside torchvision's transforms of PIL images, and timm's loader.
+"""`bench.py photos`: the runner's reader and loader beside torchvision's transforms of PIL images, and timm's loader.
 
 JPEG files of 500x375 and 640x480 pixels, made of scikit-learn's two photos, are cropped at random to 224 pixels and
-mirrored. A loader gives normalized batches.
+mirrored. A loader gives normalized batches. Torch has one thread: reading, and loading without workers, is on one core
+and is timed by that core's clock, which other work on the machine hardly changes; with workers by the wall's.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from benchmarks.timing import Arm, Target, interleaved
+from runner.data.dataset import Data
 from runner.data.file_loader import Reader
 from runner.data.image_folder import image_folder
 from runner.data.image_transforms import IMAGENET_MEAN, IMAGENET_STD
 
+from .part import Report, table_of
+from .result import Result
+from .timing import Stopwatch
+
+HELP = "reading and augmenting photos"
+IN_ALL: list[str] = []
 SIZES = ((500, 375), (640, 480))
-PIL_WAY, TIMM, OURS = "PIL's way", "timm", "runner"
+OURS, PIL_WAY, TIMM = "the runner", "PIL's way", "timm's loader"
 AT_LEAST = {PIL_WAY: 1.6, TIMM: 1.5}
+CPU = torch.device("cpu")
+Arms = dict[str, Callable[[], object]]  # by who does it
 
 
 @dataclass(frozen=True)
 class PhotosScale:
     """How large the measurement is; `workers` are the numbers of loader processes that are tried."""
 
-    blocks: int = 10
-    photos: int = 64  # in a pass of each arm
+    blocks: int
+    photos: int = 32  # in a pass of each arm
     batch_size: int = 16
     image_size: int = 224
     workers: tuple[int, ...] = (0, 1)
@@ -43,39 +53,54 @@ class PhotosScale:
 QUICK = {"blocks": 2, "photos": 8, "batch_size": 4, "image_size": 32, "workers": (0,)}
 
 
-def measure(scale: PhotosScale) -> dict:
-    """Images/s of each arm, the minimum and the median of its seconds over the blocks, and the targets."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This part has none of its own."""
+
+
+def measure(arguments: argparse.Namespace, device: torch.device, console: Console) -> Report:
+    """Time passes over the photos, in turn."""
+    scale = PhotosScale(arguments.blocks)
+    scale = replace(scale, **QUICK) if arguments.quick else scale
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    speeds: dict[str, dict[str, list[float]]] = {}
     with TemporaryDirectory() as root:
         write_photos(Path(root), scale.photos)
-        arms: dict[str, Callable[[], object]] = dict(_readers(root, scale))
-        loaders = {}
+        speeds["reading a photo"] = _speeds(dict(_readers(root, scale)), scale, "cpu")
         for workers in scale.workers:
-            loaders |= {f"{name}, {workers} workers": load for name, load in _loaders(root, scale, workers)}
-        seconds = interleaved(
-            {name: Arm(run) for name, run in {**arms, **loaders}.items()},
-            blocks=scale.blocks,
-            repeats=1,
-            device=torch.device("cpu"),
-        )
-    speed = {name: scale.photos / min(times) for name, times in seconds.items()}
-    at_median = {name: scale.photos / median(times) for name, times in seconds.items()}
-    return {
-        "scale": asdict(scale),
-        "images_per_second": speed,
-        "images_per_second_at_the_median": at_median,
-        "targets": [target.as_dict() for target in targets(speed)],
-    }
+            clock = "wall" if workers else "cpu"
+            speeds[f"loading photos, {workers} workers"] = _speeds(dict(_loaders(root, scale, workers)), scale, clock)
+    torch.set_num_threads(threads)
+    table = table_of("images/s", *AT_LEAST, OURS)
+    for what, arms in speeds.items():
+        table.add_row(what, *(f"{max(arms[name]):.0f}" if name in arms else "" for name in (*AT_LEAST, OURS)))
+    console.print(table)
+    return Report(asdict(scale), {"images_per_second": speeds}, list(_results(speeds)))
 
 
-def targets(speed: dict[str, float]) -> list[Target]:
-    """The runner's images/s over those of the others, reading and loading."""
-    compared = []
-    for name, other in speed.items():
-        way, _, how = name.partition(", ")
-        if way in AT_LEAST:
-            ratio = speed[f"{OURS}, {how}"] / other
-            compared.append(Target(f"photos, {how}: over {way}", ratio, AT_LEAST[way], is_upper=False))
-    return compared
+def _speeds(arms: Arms, scale: PhotosScale, clock: str) -> dict[str, list[float]]:
+    """Images/s of each arm in each block, after a pass that is not timed."""
+    names = list(arms)
+    for run in arms.values():
+        run()
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    for block in range(scale.blocks):
+        turn = block % len(names)
+        for name in names[turn:] + names[:turn]:
+            watch = Stopwatch(CPU)
+            arms[name]()
+            speeds[name].append(scale.photos / getattr(watch.read(), clock))
+    return speeds
+
+
+def _results(speeds: dict[str, dict[str, list[float]]]) -> Iterator[Result]:
+    """The fastest pass over the fastest one of each other."""
+    for what, arms in speeds.items():
+        for other, bound in AT_LEAST.items():
+            if other in arms:
+                blocks = [ours / theirs for ours, theirs in zip(arms[OURS], arms[other], strict=True)]
+                ours, theirs = max(arms[OURS]), max(arms[other])
+                yield Result(what, ours, "images/s", theirs, other, bound, is_upper=False, blocks=blocks)
 
 
 def write_photos(root: Path, number: int) -> None:
@@ -97,14 +122,14 @@ def write_photos(root: Path, number: int) -> None:
 def _readers(root: str, scale: PhotosScale) -> Iterator[tuple[str, Callable[[], object]]]:
     data = _data(root, scale, workers=0)
     read = Reader(data.load_train)
-    yield f"{OURS}, reading", lambda: [read[sample, place] for place, sample in enumerate(data.train)]
+    yield OURS, lambda: [read[sample, place] for place, sample in enumerate(data.train)]
     crop = T.Compose([*_crops(scale), T.PILToTensor()])
     folder = ImageFolder(f"{root}/train", crop)
-    yield f"{PIL_WAY}, reading", lambda: [folder[place] for place in range(len(folder))]
+    yield PIL_WAY, lambda: [folder[place] for place in range(len(folder))]
 
 
 def _loaders(root: str, scale: PhotosScale, workers: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    placing = {"batch_size": scale.batch_size, "device": torch.device("cpu")}
+    placing = {"batch_size": scale.batch_size, "device": CPU}
     batches = _data(root, scale, workers).train_batches(seed=0, **placing)
     epochs = iter(range(10**9))
     yield OURS, lambda: _consume(batches.epoch(next(epochs)))
@@ -126,12 +151,12 @@ def _loaders(root: str, scale: PhotosScale, workers: int) -> Iterator[tuple[str,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=False,
-        device=torch.device("cpu"),
+        device=CPU,
     )
     yield TIMM, lambda: _consume(of_timm)
 
 
-def _data(root: str, scale: PhotosScale, workers: int):
+def _data(root: str, scale: PhotosScale, workers: int) -> Data:
     settings = {"validation": "test", "check_duplicates": False, "decode": "torchvision"}
     return image_folder(root=root, image_size=scale.image_size, num_workers=workers, **settings)
 
