@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from runner.config.text import SettingError, canonical, did_you_mean, same_value, to_override
 from runner.results.measures import check_measure
 
 TRANSFORMS = ("log10", "log2")
+DIVERGED = "status/diverged"  # 0 or 1 a run: shares of runs are compared, by exact tests
 CHOICES = {
     "transform": (None, *TRANSFORMS),
     "combine": ("difference", "ratio"),
-    "decided_by": ("interval", "every_seed"),
+    "decided_by": ("interval", "sign_test"),
     "slope_scale": ("log2", "linear"),
+}
+RETIRED = {  # of the records of earlier sweeps alone
+    "when_diverged": "diverged runs are left out, and status/diverged is a measure of its own",
+    "every_seed": "take decided_by: sign_test, which needs 6 seeds",
 }
 
 Selector = Mapping[str, tuple[str, ...]]
@@ -45,11 +50,13 @@ class Threshold:
 class Claim:
     """A claim: the measure, the runs to compare, and how the comparison is decided.
 
-    `measure`, after `transform` of each run's value, is compared between the runs that match `plus` and those that
-    match `minus`: the difference of the two sides times `factor`, or their ratio. A side is the mean of its arms. With
-    `best_over`, each arm is taken at the values of these keys that are best by the measure `chosen_by`. With
-    `slope_over`, the value is the slope over (log2 of) that key. `when_diverged` is the value of a diverged run that
-    has none.
+    `measure`, less the run's `minus_measure` and after `transform`, is compared between the runs that match `plus` and
+    those that match `minus`: the difference of the two sides times `factor`, or their ratio. A side is the mean of its
+    arms. With `best_over`, each arm is taken at the values of these keys that are best by the measure `chosen_by`. With
+    `slope_over`, the value is the slope over (log2 of) that key. The first `pilot_seeds` seeds (None: a third) choose
+    what `best_over` chooses, and the others judge it; a measure that is such a key itself is chosen seed by seed.
+    `decided_by`: the interval of the mean, or with "sign_test", which such a measure always has, that of the median.
+    Runs that diverged and have no value are left out; `status/diverged` is a measure of its own.
     """
 
     claim: str
@@ -59,6 +66,7 @@ class Claim:
     minus: tuple[Selector, ...] = ()
     source: str = ""
     published: str = ""
+    minus_measure: str | None = None
     transform: str | None = None
     combine: str = "difference"
     factor: float = 1.0
@@ -67,7 +75,7 @@ class Claim:
     slope_over: str | None = None
     slope_scale: str = "log2"
     decided_by: str = "interval"
-    when_diverged: float | None = None
+    pilot_seeds: int | None = None
 
     @property
     def is_ratio(self) -> bool:
@@ -87,6 +95,9 @@ def check_claims(claims: Sequence[Mapping], axes: Mapping[str, Sequence[str]], p
     """
     for number, written in enumerate(claims, start=1):
         claim = parse_claim(written, number, probes)
+        for key, remedy in RETIRED.items():
+            if key in written or written.get("decided_by") == key:
+                raise SettingError(f'claim "{claim.claim}": {key}: claims have it no more; {remedy}.')
         _check_axes(claim, {key: [str(value) for value in values] for key, values in axes.items()})
 
 
@@ -97,6 +108,7 @@ def parse_claim(written: Mapping, number: int = 1, probes: Collection[str] = ())
     text = written.get("claim")
     if not isinstance(text, str) or not text.strip():
         raise SettingError(f"claims: entry {number}: claim={text}: it must say in words what is claimed.")
+    written = _of_today(written)
     known = [field.name for field in fields(Claim)]
     for key in written:
         if key not in known:
@@ -106,11 +118,20 @@ def parse_claim(written: Mapping, number: int = 1, probes: Collection[str] = ())
         if written.get(key) is None:
             raise SettingError(f'claim "{text}": {key} is missing. A claim needs measure, plus and holds.')
     given = {key: value for key, value in written.items() if value is not None}
-    parsers = {**_PARSERS, **dict.fromkeys(("measure", "chosen_by"), partial(_measure, probes))}
-    values = {key: parsers[key](text, key, value) for key, value in given.items()}
-    claim = Claim(**values)
+    parsers = {**_PARSERS, **dict.fromkeys(("measure", "minus_measure", "chosen_by"), partial(_measure, probes))}
+    claim = Claim(**{key: parsers[key](text, key, value) for key, value in given.items()})
+    if claim.chosen_seed_by_seed:
+        claim = replace(claim, decided_by="sign_test")
     _check_together(claim, given)
     return claim
+
+
+def _of_today(written: Mapping) -> dict:
+    """A claim that an earlier version may have recorded, with the keys of this one."""
+    found = {key: value for key, value in written.items() if key != "when_diverged"}
+    if found.get("decided_by") == "every_seed":
+        found["decided_by"] = None if found.get("measure") == DIVERGED else "sign_test"
+    return found
 
 
 def _check_together(claim: Claim, given: Mapping) -> None:
@@ -127,11 +148,15 @@ def _check_together(claim: Claim, given: Mapping) -> None:
                 refuse(key, f"a ratio is computed on logarithms already; leave out {key}, or take combine=difference.")
         if min(claim.holds.bounds) <= 0:
             refuse("holds", "a ratio is compared with numbers above 0; 1 is no change.")
+    if claim.minus_measure is not None and (claim.is_ratio or claim.transform or claim.measure == DIVERGED):
+        refuse("minus_measure", "it is subtracted from the measure; leave out transform and combine.")
     if claim.factor == 0 or not math.isfinite(claim.factor):
         refuse("factor", "it must be a number other than 0.")
-    if claim.measure == "status/diverged" and claim.decided_by == "interval":
-        refuse("measure", "it is 0 or 1, which a t interval does not suit; add decided_by: every_seed.")
-    for key, needed in (("chosen_by", "best_over"), ("slope_scale", "slope_over")):
+    if claim.measure == DIVERGED:
+        for key in ("transform", "combine", "factor", "best_over", "slope_over", "decided_by"):
+            if key in given:
+                refuse(key, f"{DIVERGED} compares shares of runs by an exact test; leave out {key}.")
+    for key, needed in (("chosen_by", "best_over"), ("pilot_seeds", "best_over"), ("slope_scale", "slope_over")):
         if key in given and needed not in given:
             refuse(key, f"it says how {needed} is done; add {needed}, or leave it out.")
     if claim.chosen_by.startswith(("test/", "last/")):
@@ -212,6 +237,12 @@ def _number(text: str, key: str, value: object) -> float:
     return number
 
 
+def _count(text: str, key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _wrong(text, key, value, "it must be a whole number above 0.")
+    return value
+
+
 def _measure(probes: Collection[str], text: str, key: str, value: object) -> str:
     try:
         check_measure(str(value), probes)
@@ -266,7 +297,8 @@ _PARSERS = {
     **dict.fromkeys(("claim", "source", "published"), _text),
     **dict.fromkeys(("plus", "minus"), _selectors),
     **dict.fromkeys(CHOICES, _choice),
-    **dict.fromkeys(("factor", "when_diverged"), _number),
+    "factor": _number,
+    "pilot_seeds": _count,
     "holds": _threshold,
     "best_over": _keys,
     "slope_over": _key,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import dataclass, replace
 
-from runner.claims.claim import Claim, check_claims, parse_claim
-from runner.claims.contrast import Undecidable, contrast
+from runner.claims.cells import Cell, Undecidable, sides
+from runner.claims.choice import chance_of_choice
+from runner.claims.claim import DIVERGED, Claim, check_claims, parse_claim
+from runner.claims.contrast import Contrast, contrast
 from runner.claims.wording import VerdictTexts
-from runner.results.measures import measured_probes
+from runner.results.measures import measure, measured_probes, unit
+from runner.results.proportions import Share, ShareDifference
 from runner.results.runs import Run
-from runner.results.statistics import smallest_effect, t_interval
+from runner.results.statistics import LEVEL, Mean, Median, holm, mean_of, mean_over_images
 
 __all__ = ["HOLDS", "HOLDS_NOT", "UNDECIDABLE", "Verdict", "check_claims", "judge"]
 
@@ -23,9 +25,10 @@ HOLDS, HOLDS_NOT, UNDECIDABLE = "holds", "does not hold", "undecidable here"
 class Verdict:
     """A claim with its verdict, the measured value, the rule, and the reason if it is undecidable.
 
-    `estimate` is the mean over seeds; `low` and `high` are the ends of its 95 % interval, or of the seeds' range if
-    every seed decides. `smallest_effect` is the smallest distance from the threshold that the study could detect (a
-    factor for a ratio). Numbers are in the measure's unit (shares of 1), NaN if unknown.
+    `estimate` with `low` and `high`, the ends of its 95 % interval, is a mean over seeds, a median (sign_test), or a
+    share of diverged runs. `p` is two-sided, of the nearest bound of `holds`; `adjusted_p` is Holm's, over all claims
+    that are judged together. `smallest_effect` is the smallest distance from the threshold that the study could detect
+    (a factor for a ratio). Numbers are in the measure's unit (shares of 1), NaN if unknown.
     """
 
     claim: str
@@ -41,70 +44,138 @@ class Verdict:
     seeds: int = 0
     smallest_effect: float = math.nan
     smallest_effect_text: str = ""
+    p: float = math.nan
+    adjusted_p: float = math.nan
+
+    @property
+    def after_holm(self) -> str:
+        """The verdict where the error rate is held over all claims of the study together."""
+        return self.verdict if self.adjusted_p <= LEVEL else UNDECIDABLE
 
 
 def judge(claims: Sequence[Mapping], runs: Sequence[Run], *, source: str | None = None) -> list[Verdict]:
     """The verdict on each claim; the study's `source` is put before the claim's own. Raises SettingError."""
     probes = measured_probes(runs)
-    return [_verdict(parse_claim(each, number, probes), runs, source) for number, each in enumerate(claims, start=1)]
+    verdicts = [
+        _verdict(parse_claim(each, number, probes), runs, source) for number, each in enumerate(claims, start=1)
+    ]
+    adjusted = holm([verdict.p for verdict in verdicts])
+    return [replace(verdict, adjusted_p=p) for verdict, p in zip(verdicts, adjusted, strict=True)]
 
 
 def _verdict(claim: Claim, runs: Sequence[Run], source: str | None) -> Verdict:
-    texts, comparison = VerdictTexts(claim), None
+    texts, comparison, decision = VerdictTexts(claim), None, {"measured": "", "verdict": UNDECIDABLE}
     try:
-        comparison = contrast(claim, runs)
-        decide = _by_interval if claim.decided_by == "interval" else _by_seed
-        decision = decide(claim, list(comparison.values.values()), texts)
-        if len(comparison.values) < 2:
-            seed = next(iter(comparison.values))
-            decision["why"] = f"Only seed {seed} has all runs that are compared; a verdict needs two seeds or more."
+        if claim.measure == DIVERGED:
+            decision = _of_shares(claim, *sides(claim, runs), texts)
+        else:
+            comparison = contrast(claim, runs)
+            decision = _of_seeds(claim, comparison, runs, texts)
     except Undecidable as reason:
-        decision = {"measured": "", "verdict": UNDECIDABLE, "why": str(reason)}
+        decision["why"] = str(reason)
     sources = ", ".join(filter(None, (source, claim.source)))
     return Verdict(claim.claim, sources, claim.published, rule=texts.rule(comparison), **decision)
 
 
-def _by_interval(claim: Claim, values: Sequence[float], texts: VerdictTexts) -> dict:
-    """The verdict of the 95 % interval of the mean."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        infinite = "A seed's value is infinite, and an interval needs finite ones (decided_by: every_seed does not)."
-        return {**_range(claim, values, texts), "verdict": UNDECIDABLE, "why": infinite}
-    low, high = t_interval(values)
+def _of_seeds(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: VerdictTexts) -> dict:
+    """The verdict of the interval over seeds, and images where they are known."""
+    values = tuple(comparison.values.values())
+    is_median = claim.decided_by == "sign_test"
+    if len(values) < 2:
+        why = f"Only seed {next(iter(comparison.values))} has all runs that are compared; a verdict needs two or more."
+        return {**_point(claim, values[0], texts), "verdict": UNDECIDABLE, "why": why}
+    if not is_median and not all(map(math.isfinite, values)):
+        why = "A seed's value is infinite, and a mean needs finite ones (decided_by: sign_test does not)."
+        return {**_point(claim, sum(values) / len(values), texts), "verdict": UNDECIDABLE, "why": why}
+    estimate = Median(values) if is_median else _mean(claim, comparison)
+    low, high = estimate.interval()
     natural = _exp if claim.is_ratio else float
-    estimate, low, high, effect = map(natural, (mean(values), low, high, smallest_effect(values)))
+    center, low, high = natural(estimate.estimate), natural(low), natural(high)
     verdict = _decided(low in claim.holds and high in claim.holds, claim.holds.excludes(low, high))
-    return {
-        "measured": texts.interval(estimate, low, high, len(values)),
+    bounds = [math.log(bound) if claim.is_ratio else bound for bound in claim.holds.bounds]
+    decision = {
+        "measured": texts.interval(center, low, high, len(values), comparison.images),
         "verdict": verdict,
-        "why": texts.why(len(values), effect) if verdict == UNDECIDABLE else "",
-        "estimate": estimate,
+        "estimate": center,
         "low": low,
         "high": high,
         "seeds": len(values),
-        "smallest_effect": effect,
-        "smallest_effect_text": texts.distance(effect),
+        "p": max(map(estimate.p_value, bounds)),
+    }
+    why = ""
+    if is_median:
+        why = texts.why_median(len(values)) if verdict == UNDECIDABLE else ""
+        if claim.chosen_seed_by_seed and (chance := chance_of_choice(claim, *sides(claim, runs))) > LEVEL:
+            why = texts.why_chance(chance)
+            decision |= {"verdict": UNDECIDABLE, "p": max(decision["p"], chance)}
+    elif not (estimate.seed_error or estimate.image_error) and not claim.measure.startswith("model/"):
+        why = "All seeds gave the same value, from which no spread can be told."
+        decision |= {"verdict": UNDECIDABLE, "p": math.nan}
+    else:
+        effects = [natural(effect) for effect in estimate.smallest_effect()]
+        decision |= {"smallest_effect": effects[0], "smallest_effect_text": texts.distance(*effects)}
+        why = texts.why(len(values), effects) if verdict == UNDECIDABLE else ""
+    return {**decision, "why": why}
+
+
+def _mean(claim: Claim, comparison: Contrast) -> Mean:
+    """The mean over seeds, within what shares can be; of accuracies with a deviation over images."""
+    values = list(comparison.values.values())
+    about = {}
+    if unit(claim.measure) == "%" and not claim.is_ratio and claim.transform is None and claim.slope_over is None:
+        span = abs(claim.factor)
+        is_difference = claim.minus or claim.minus_measure or claim.factor != 1
+        about = {"limits": (-span, span)} if is_difference else {"is_share": True}
+    if comparison.images is not None:
+        return replace(mean_over_images(comparison.images, abs(claim.factor), **about), estimate=_average(values))
+    # without predictions.npz: as if no image but two told the arms apart
+    floor = abs(claim.factor) * math.sqrt(2) / comparison.num_images if comparison.num_images else 0.0
+    floor = floor if about else 0.0
+    return mean_of(values, image_error=floor, **about)
+
+
+def _of_shares(claim: Claim, plus: Sequence[Cell], minus: Sequence[Cell], texts: VerdictTexts) -> dict:
+    """The verdict on a share of diverged runs, each run a trial."""
+    first, second = _share(plus), _share(minus) if minus else None
+    estimate = ShareDifference(first, second) if second else first
+    low, high = estimate.interval()
+    center = estimate.estimate
+    p = max(map(estimate.p_value, claim.holds.bounds))
+    if second and claim.holds.bounds == (0.0,):
+        is_there = center in claim.holds
+        verdict = _decided(p <= LEVEL and is_there, p <= LEVEL and not is_there)
+        why = texts.why_fisher(first.number, second.number)
+    else:
+        verdict = _decided(low in claim.holds and high in claim.holds, claim.holds.excludes(low, high))
+        why = "The interval reaches over the threshold."
+    return {
+        "measured": texts.shares(first, second, low, high, p),
+        "verdict": verdict,
+        "why": why if verdict == UNDECIDABLE else "",
+        "estimate": center,
+        "low": low,
+        "high": high,
+        "seeds": len({seed for cell in (*plus, *minus) for seed in cell.runs}),
+        "p": p,
     }
 
 
-def _by_seed(claim: Claim, values: Sequence[float], texts: VerdictTexts) -> dict:
-    """The verdict on which all seeds agree."""
-    agreeing, n = sum((_exp(value) if claim.is_ratio else value) in claim.holds for value in values), len(values)
-    verdict = _decided(agreeing == n, agreeing == 0) if n > 1 else UNDECIDABLE
-    why = f"{agreeing} of {n} seeds satisfy it." if verdict == UNDECIDABLE else ""
-    return {**_range(claim, values, texts), "verdict": verdict, "why": why}
+def _share(cells: Sequence[Cell]) -> Share:
+    runs = [run for cell in cells for twins in cell.runs.values() for run in twins]
+    return Share(sum(measure(run, DIVERGED) == 1 for run in runs), len(runs))
 
 
-def _range(claim: Claim, values: Sequence[float], texts: VerdictTexts) -> dict:
-    """The mean and the range of the seeds; a single seed has no range."""
-    natural, n = _exp if claim.is_ratio else float, len(values)
-    estimate, low, high = map(natural, (sum(values) / n, min(values), max(values)))
-    low, high = (low, high) if n > 1 else (math.nan, math.nan)
-    measured = texts.range(estimate, low, high, n)
-    return {"measured": measured, "estimate": estimate, "low": low, "high": high, "seeds": n}
+def _point(claim: Claim, value: float, texts: VerdictTexts) -> dict:
+    value = _exp(value) if claim.is_ratio else value
+    return {"measured": texts.point(value), "estimate": value}
 
 
 def _decided(always: bool, never: bool) -> str:
     return HOLDS if always else HOLDS_NOT if never else UNDECIDABLE
+
+
+def _average(values: Sequence[float]) -> float:
+    return mean_of(values).estimate
 
 
 def _exp(logarithm: float) -> float:

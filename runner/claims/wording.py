@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from runner.claims.claim import Claim
+from runner.claims.claim import DIVERGED, Claim
 from runner.claims.contrast import Contrast
 from runner.results.measures import is_test, label, scale, unit
 from runner.results.number_text import format_significant
+from runner.results.proportions import Share
 
+if TYPE_CHECKING:
+    import numpy as np
+
+FEWEST_FOR_MEDIAN = 6  # seeds of which the smallest and the largest value are a 95 % interval
 TRANSFORM_UNITS = {"log10": "decades", "log2": "doublings"}
 MOST_CHOSEN = 6  # best values that the rule lists
 MOST_DECIMALS = 6
@@ -20,56 +26,94 @@ class VerdictTexts:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.is_difference = (bool(claim.minus) or claim.slope_over is not None) and not claim.is_ratio
+        compares = bool(claim.minus) or claim.slope_over is not None or claim.minus_measure is not None
+        self.is_difference = compares and not claim.is_ratio
         self.scale = 1.0 if claim.transform or claim.is_ratio else scale(claim.measure)
         self.unit = _spaced(self._unit()) if not claim.is_ratio else ""
 
-    def interval(self, estimate: float, low: float, high: float, seeds: int) -> str:
-        """`+1.20 [+0.80, +1.60] percentage points, 10 seeds`."""
+    def interval(self, estimate: float, low: float, high: float, seeds: int, images: np.ndarray | None) -> str:
+        """`+1.20 [+0.80, +1.60] percentage points, 10 seeds x 10,000 images`."""
         center, low, high = self._numbers(estimate, low, high)
-        return f"{center} [{low}, {high}]{self.unit}, {_counted(seeds, 'seed')}"
+        crossed = "" if images is None else f" x {images.shape[1]:,} images"
+        return f"{center} [{low}, {high}]{self.unit}, {_counted(seeds, 'seed')}{crossed}"
 
-    def range(self, estimate: float, low: float, high: float, seeds: int) -> str:
-        """`+1.20 (from +0.80 to +1.60) percentage points, 10 seeds`."""
-        center, low, high = self._numbers(estimate, low, high)
-        spread = f" (from {low} to {high})" if seeds > 1 else ""
-        return f"{center}{spread}{self.unit}, {_counted(seeds, 'seed')}"
+    def point(self, value: float) -> str:
+        """`+1.20 percentage points`, of which no interval is known."""
+        return f"{self._numbers(value)[0]}{self.unit}"
 
-    def distance(self, effect: float) -> str:
-        """A distance from the threshold, a factor for a ratio."""
-        if self.claim.is_ratio:
-            return f"a factor of {format_significant(effect, 3)}"
+    def shares(self, plus: Share, minus: Share | None, low: float, high: float, p: float) -> str:
+        """`3 of 4 runs against 0 of 4: +75 [+19, +95] %, p = 0.14`."""
+        ends = f"[{100 * low:{'+' if minus else ''}.0f}, {100 * high:{'+' if minus else ''}.0f}]"
+        if minus is None:
+            return f"{plus.count} of {plus.number} runs diverged: {100 * plus.estimate:.0f} {ends} %"
+        difference = 100 * (plus.estimate - minus.estimate)
+        runs = f"{plus.count} of {plus.number} runs diverged against {minus.count} of {minus.number}"
+        return f"{runs}: {difference:+.0f} {ends} percentage points, p = {format_significant(p, 2)}"
+
+    def distance(self, effect: float, low: float = math.nan, high: float = math.nan) -> str:
+        """A distance from the threshold, a factor for a ratio, with the interval of what the study knows of it."""
+        digits, natural = (3, 1.0) if self.claim.is_ratio else (2, self.scale)
+        number, *ends = (format_significant(value * natural, digits) for value in (effect, low, high))
         points = self.unit.replace(" %", " percentage points")
-        return f"{format_significant(effect * self.scale, 2)}{points}"
+        text = f"a factor of {number}" if self.claim.is_ratio else f"{number}{points}"
+        return text if math.isnan(low) or ends[0] == ends[1] else f"{text} ({ends[0]} to {ends[1]})"
 
-    def why(self, seeds: int, effect: float) -> str:
+    def why(self, seeds: int, effects: Sequence[float]) -> str:
         """The reason why an interval does not decide the claim."""
         where = "reaches over an end of the range" if self.claim.holds.kind == "within" else "lies on both sides"
         return (
             f"The interval {where}. The smallest effect that {seeds} seeds can show (power 80 %) is "
-            f"{self.distance(effect)} from the threshold."
+            f"{self.distance(*effects)} from the threshold."
         )
+
+    def why_median(self, seeds: int) -> str:
+        """The reason why the interval of a median does not decide the claim."""
+        if seeds < FEWEST_FOR_MEDIAN:
+            return f"A median of {seeds} seeds has no 95 % interval: it takes {FEWEST_FOR_MEDIAN}."
+        return "The interval of the median reaches over the threshold."
+
+    def why_chance(self, p: float) -> str:
+        """The reason why a choice is none."""
+        keys = ", ".join(self.claim.best_over)
+        return f"Scores differ by {keys} no more than by chance (permutation test, p = {p:.2f}): no value is best."
+
+    def why_fisher(self, plus: int, minus: int) -> str:
+        """The reason why Fisher's test does not decide the claim."""
+        return f"Fisher's exact test of {plus} and {minus} runs does not tell the shares apart."
 
     def rule(self, contrast: Contrast | None) -> str:
         """One sentence: where the compared value must lie for the claim to hold, and how it was computed."""
         claim, number = self.claim, f"{len(contrast.values)} " if contrast else ""
-        seeds = f"{number}{'paired ' if claim.minus else ''}seeds{_where(claim.measure)}"
+        if claim.measure == DIVERGED:
+            return self._rule_of_shares()
+        is_crossed = contrast is not None and contrast.images is not None
+        images = " and the test images" if is_crossed else _where(claim.measure)
+        seeds = f"{number}{'paired ' if claim.minus else ''}seeds{images}"
         compared = claim.combine if claim.minus else "value"
         if claim.slope_over is not None:
             compared = f"{compared} of slopes" if claim.minus else "slope"
         must = f"{compared} must lie {self._threshold()}" + "".join(f"; {clause}" for clause in self._clauses(contrast))
-        if claim.decided_by == "every_seed":
-            return f"In each of the {seeds} the {must}."
+        if claim.decided_by == "sign_test":
+            return f"The 95 % interval over {seeds} (order statistics) of the median {must}."
         freedom = len(contrast.values) - 1 if contrast else 0
         degrees = f"{_counted(freedom, 'degree')} of freedom" if freedom else "n - 1 degrees of freedom"
         return f"The 95 % interval over {seeds} (t, {degrees}) of the {'geometric ' * claim.is_ratio}mean {must}."
 
+    def _rule_of_shares(self) -> str:
+        where = self._threshold()
+        if self.claim.minus and self.claim.holds.bounds == (0.0,):
+            return f"The difference of the shares must lie {where} by Fisher's exact test (two-sided, p <= 0.05)."
+        what, name = ("difference of the shares", "Newcombe") if self.claim.minus else ("share", "Clopper-Pearson")
+        return f"The 95 % interval ({name}) of the {what} of diverged runs must lie {where}."
+
     def _clauses(self, contrast: Contrast | None) -> list[str]:
         claim, clauses = self.claim, []
+        if claim.minus_measure is not None:
+            clauses.append(f"each value is {label(claim.measure)} less {label(claim.minus_measure)}")
         if claim.factor != 1:
             clauses.append(f"the {'difference' if claim.minus else 'value'} is multiplied by {claim.factor:g}")
         if claim.best_over:
-            how = "seed by seed" if claim.chosen_seed_by_seed else "in the mean over seeds"
+            how = "seed by seed" if claim.chosen_seed_by_seed else "in the mean over the pilot's seeds"
             by = label(claim.chosen_by).removesuffix(" (%)")
             clauses.append(f"each arm stands at its best {', '.join(claim.best_over)} by {by} {how}")
         if contrast is None:
@@ -77,15 +121,14 @@ class VerdictTexts:
         if contrast.chosen:
             more = f" and {len(contrast.chosen) - MOST_CHOSEN} more" if len(contrast.chosen) > MOST_CHOSEN else ""
             clauses.append(f"chosen were {', '.join(contrast.chosen[:MOST_CHOSEN])}{more}")
-        if contrast.imputed:
-            worth = f"{claim.when_diverged * scale(claim.measure):g}{_spaced(unit(claim.measure))}"
-            clauses.append(f"{_counted(contrast.imputed, 'diverged run')} counted as {worth}")
+        if contrast.pilot:
+            numbers = ", ".join(map(str, contrast.pilot))
+            clauses.append(f"seed{'s' * (len(contrast.pilot) > 1)} {numbers} chose, the others judge")
+        if contrast.diverged:
+            clauses.append(f"left out: {_counted(contrast.diverged, 'diverged run')}, with the runs of the same seeds")
         if contrast.left_out:
             numbers = ", ".join(map(str, contrast.left_out))
             clauses.append(f"left out: seed{'s' * (len(contrast.left_out) > 1)} {numbers}, which not every arm has")
-        is_point = len(contrast.values) > 1 and len(set(contrast.values.values())) == 1
-        if is_point and claim.decided_by == "interval":
-            clauses.append("all seeds gave the same value, so the interval is a point")
         return clauses
 
     def _threshold(self) -> str:

@@ -57,7 +57,7 @@ def run_rank0(checked: Checked, entry: Entry, overrides: list[str], command: lis
         show_start(tracker, checked, entry, overrides, job)
         with outcome.recorded(tracker):
             outcome.trainer = trainer = prepare(checked, entry.folder, entry.checkpoint, record, tracker)
-            outcome.summary |= train_and_test(trainer, checked, tracker)
+            outcome.summary |= train_and_test(trainer, checked, entry.folder, tracker)
         outcome.finish(tracker)
     return outcome.status()
 
@@ -72,7 +72,7 @@ def run_worker(checked: Checked) -> str:
     tracker = SilentTracker()
     try:
         trainer = prepare(checked, folder, latest.checkpoint if latest else None, None, tracker)
-        return train_and_test(trainer, checked, tracker)["status"]
+        return train_and_test(trainer, checked, folder, tracker)["status"]
     except Diverged:
         return "diverged"
     except (Interrupted, KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -12,10 +13,12 @@ from rich.text import Text
 from runner.claims.verdict import HOLDS, HOLDS_NOT, UNDECIDABLE, Verdict
 from runner.report.console_table import WIDTH
 from runner.report.document import Mark, Remark, Table, Unfolding
+from runner.results.number_text import format_significant
 from runner.tracking.console import is_plain, rows_grid
 from runner.tracking.terminal import ascii_line, terminal
 
 SIGNS_AND_KINDS = {HOLDS: ("✓", "good"), HOLDS_NOT: ("✗", "bad"), UNDECIDABLE: ("?", "open")}
+SMALLEST_SHOWN = 1e-4
 STYLES = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
 
 
@@ -27,7 +30,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
             mark(verdict),
             Remark(verdict.claim, verdict.source) if verdict.source else verdict.claim,
             verdict.published or "-",
-            verdict.measured or "-",
+            Remark(verdict.measured, _p_values(verdict)) if _p_values(verdict) else verdict.measured or "-",
             _folded(_rule(verdict)),
             verdict.smallest_effect_text or "-",
         )
@@ -69,9 +72,22 @@ def _lines(verdict: Verdict) -> list[tuple[str, str]]:
         ("source", verdict.source),
         ("published", verdict.published),
         ("measured", verdict.measured),
+        ("p value", _p_values(verdict)),
         ("rule", _rule(verdict)),
         ("smallest effect", verdict.smallest_effect_text),
     ]
+
+
+def _p_values(verdict: Verdict) -> str:
+    """The claim's own p value, and Holm's over all claims, by which fewer may be decided."""
+    if math.isnan(verdict.adjusted_p):
+        return ""
+    together = "" if verdict.after_holm == verdict.verdict else f", by which it is {verdict.after_holm}"
+    return f"p = {_p(verdict.p)}; over all claims together (Holm) {_p(verdict.adjusted_p)}{together}"
+
+
+def _p(value: float) -> str:
+    return format_significant(value, 2) if value >= SMALLEST_SHOWN else f"below {SMALLEST_SHOWN:g}"
 
 
 def _folded(rule: str) -> str | Unfolding:

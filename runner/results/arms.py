@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runner.config.text import canonical, to_override
-from runner.results.measures import measure
+from runner.results.measures import measure, unit
 from runner.results.runs import NOT_IN_ARM, Run, SweepRecord
 from runner.results.statistics import t_interval
 
@@ -77,7 +77,8 @@ class Arm:
                 value = measure(run, name)
                 if not math.isnan(value):
                     by_seed.setdefault(_seed(run), []).append(value)
-            result = spread([math.fsum(values) / len(values) for values in by_seed.values()])
+            values = [math.fsum(values) / len(values) for values in by_seed.values()]
+            result = spread(values, is_share=unit(name) == "%")
             self._spreads[name] = Spread(result.values, result.mean) if name == "status/diverged" else result
         return self._spreads[name]
 
@@ -90,11 +91,16 @@ class Arm:
         return sum(run.status == status for run in self.runs)
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation (n - 1) and 95 % t interval of the mean; an infinite value makes the mean infinite."""
+def spread(values: Sequence[float], *, is_share: bool = False) -> Spread:
+    """Mean, standard deviation (n - 1) and 95 % t interval of the mean, of a share on the logit scale.
+
+    An infinite value makes the mean infinite.
+    """
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return Spread(tuple(values), sum(values) if values else math.nan)
-    return Spread(tuple(values), statistics.mean(values), statistics.stdev(values), *t_interval(values))
+    return Spread(
+        tuple(values), statistics.mean(values), statistics.stdev(values), *t_interval(values, is_share=is_share)
+    )
 
 
 def arms_of(runs: Sequence[Run], sweep: SweepRecord | None = None) -> tuple[list[Axis], list[Arm]]:

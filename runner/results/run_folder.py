@@ -16,6 +16,7 @@ from runner.files.readers import is_there
 from runner.results.metrics import METRICS, SUMMARY, read_summary
 from runner.results.record import CONFIG, RECORD, Record
 
+PREDICTIONS = "predictions.npz"
 CHECKPOINTS = ("last", "previous", "best")  # each stands in for those before it
 
 
@@ -29,6 +30,7 @@ class RunFolder:
         self.overrides = path / "overrides.yaml"  # of versions without a record
         self.metrics = path / METRICS
         self.summary = path / SUMMARY
+        self.predictions = path / PREDICTIONS
         self.error = path / "error.txt"
         self.checkpoints = path / "checkpoints"
         self.probes = path / "probes"
@@ -64,7 +66,7 @@ class RunFolder:
     def check(self) -> None:
         """Raise ValueError if a file of the run is no regular file, or a folder is a link."""
         checkpoints = (self.checkpoint(name) for name in CHECKPOINTS)
-        texts = (self.config, self.record, self.overrides, self.metrics, self.summary, self.error)
+        texts = (self.config, self.record, self.overrides, self.metrics, self.summary, self.predictions, self.error)
         for file in (*texts, *checkpoints):
             if is_there(file) and not file.is_symlink() and not file.is_file():
                 raise ValueError(f"{file} is no regular file, so the run cannot write it. Remove it.")

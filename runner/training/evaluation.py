@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from runner.data.dataset import DataFault, EvaluationBatches, TrainBatches
-from runner.distributed.collectives import all_reduce_buffers, all_reduce_sum, any_rank
+from runner.distributed.collectives import all_gather_object, all_reduce_buffers, all_reduce_sum, any_rank
 from runner.distributed.signals import GracefulStop, StopRequested
 from runner.layers.standardized_conv import cached_standardized_weights
 from runner.training.precision import Precision
 from runner.training.state import State
-from runner.training.tasks import Task
+from runner.training.tasks import ByImage, Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` by name, the task's score first; `counts` are what the scores are computed from."""
+    """`metrics` by name, the task's score first; `counts` are what the scores are computed from.
+
+    `images` has the values of each image, in the order of the split, if they were to be kept.
+    """
 
     metrics: dict[str, float]
     counts: list[int]
     num_images: int
+    images: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple], precision: Precision, task: Task) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple], precision: Precision, task: Task, *, keep_images: bool = False
+) -> Evaluation:
     """Compute the task's scores and its loss in nats, without training-time changes such as label smoothing.
 
     Sums over all ranks. The host waits for the device once, after the last batch. Restores the model's mode.
@@ -37,14 +45,17 @@ def evaluate(model: nn.Module, batches: Iterable[tuple], precision: Precision, t
     model.eval()
     counts = task.new_evaluation_counts(precision.device)
     sums = torch.zeros(2, dtype=torch.float64, device=precision.device)
+    kept: list[ByImage] = []
     try:
         with cached_standardized_weights(model):
             for images, targets in batches:
                 with precision.autocast():
                     logits = model(images)
-                loss, number = task.measure(counts, logits.float(), targets)
+                loss, of_images = task.measure(counts, logits.float(), targets)
                 sums[0] += loss
-                sums[1] += number
+                sums[1] += len(of_images["loss"])
+                if keep_images:
+                    kept.append(of_images)
     finally:
         model.train(was_training)
     loss, number = all_reduce_sum(sums).tolist()
@@ -54,7 +65,15 @@ def evaluate(model: nn.Module, batches: Iterable[tuple], precision: Precision, t
     scores = task.scores(totals)
     if math.isnan(scores[task.score]):
         raise DataFault(f"None of the {int(number)} masks of an evaluation has a labelled pixel: nothing is measured.")
-    return Evaluation({**scores, "loss": loss / number}, totals, int(number))
+    return Evaluation({**scores, "loss": loss / number}, totals, int(number), _in_order(kept) if keep_images else {})
+
+
+def _in_order(batches: Sequence[ByImage]) -> dict[str, np.ndarray]:
+    """The values of all images; of several ranks each has every so many-th batch."""
+    own = [{name: value.cpu().numpy() for name, value in batch.items()} for batch in batches]
+    turns = zip_longest(*all_gather_object(own))
+    every = [batch for turn in turns for batch in turn if batch is not None]
+    return {name: np.concatenate([batch[name] for batch in every]) for name in every[0]}
 
 
 @dataclass(frozen=True)

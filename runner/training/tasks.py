@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -22,6 +23,9 @@ from runner.training.metrics import (
     new_confusion,
     pixel_accuracy,
 )
+
+ByImage = dict[str, Tensor]
+"""The values of the images of a batch, each (B, ...)."""
 
 
 class Task(Protocol):
@@ -48,8 +52,11 @@ class Task(Protocol):
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add a training batch to `counts`, in place, without a device sync."""
 
-    def measure(self, counts: Tensor, logits: Tensor, targets: Tensor | Sequence[Label]) -> tuple[Tensor, int]:
-        """Add an evaluation batch to `counts`, in place; return the sum of its images' losses and their number."""
+    def measure(self, counts: Tensor, logits: Tensor, targets: Tensor | Sequence[Label]) -> tuple[Tensor, ByImage]:
+        """Add an evaluation batch to `counts`, in place; return the sum of its images' losses, and what each image has.
+
+        That is its loss, "target", by which images are told apart, and what `runner.results.predictions` lists.
+        """
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         """The metrics in [0, 1], `score` first."""
@@ -93,12 +100,21 @@ class Classification:
         counts[0] += (logits.argmax(1) == classes).sum()
         counts[1] += len(classes)
 
-    def measure(self, counts: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    def measure(self, counts: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, ByImage]:
         self.count(counts, logits, targets)
+        classes = logits.argmax(1)
         right, every = counts[2:].view(2, self.num_classes)
-        right.index_add_(0, targets, (logits.argmax(1) == targets).long())
+        right.index_add_(0, targets, (classes == targets).long())
         every.index_add_(0, targets, torch.ones_like(targets))
-        return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
+        places = targets.unsqueeze(1)
+        others = logits.scatter(1, places, -math.inf).amax(1)
+        images = {
+            "target": targets.short(),
+            "class": classes.short(),
+            "margin": logits.gather(1, places).squeeze(1) - others,
+            "loss": F.cross_entropy(logits, targets, reduction="none"),
+        }
+        return F.cross_entropy(logits, targets, reduction="sum"), images
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         return {"accuracy": counts[0] / counts[1]}
@@ -151,13 +167,22 @@ class Segmentation:
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         count_pixels(counts, logits, targets)
 
-    def measure(self, counts: Tensor, logits: Tensor, targets: Sequence[Label]) -> tuple[Tensor, int]:
-        losses = []
+    def measure(self, counts: Tensor, logits: Tensor, targets: Sequence[Label]) -> tuple[Tensor, ByImage]:
+        losses, of_images = [], []
         for image_logits, (mask, size) in zip(logits, targets, strict=True):
             resized = at_label_size(image_logits, size, mask.shape).unsqueeze(0)
-            count_pixels(counts, resized, mask.unsqueeze(0))
+            of_images.append(self.new_counts(counts.device))
+            count_pixels(of_images[-1], resized, mask.unsqueeze(0))
             losses.append(cross_entropy(resized, mask.unsqueeze(0)))
-        return torch.stack(losses).sum(), len(losses)
+        counts += sum(of_images)
+        matrices = torch.stack([confusion_matrix(each) for each in of_images]).int()
+        images = {
+            "target": matrices.sum(2),
+            "predicted": matrices.sum(1),
+            "both": matrices.diagonal(dim1=1, dim2=2),
+            "loss": torch.stack(losses),
+        }
+        return images["loss"].sum(), images
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         matrix = confusion_matrix(torch.tensor(counts))

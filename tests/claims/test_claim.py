@@ -36,8 +36,8 @@ def test_a_claim_as_yaml_writes_it():
     best_over: optimizer.lr
     chosen_by: validation/loss
     holds: {within: [1e-3, 2]}
-    decided_by: every_seed
-    when_diverged: .inf
+    decided_by: sign_test
+    pilot_seeds: 2
     """
     mapping = yaml.safe_load(written)
     check_claims([mapping], AXES)
@@ -59,9 +59,9 @@ def test_values_are_compared_as_settings_not_as_text():
         *[({"plus": None}, "plus is missing"), ({"holds": ...}, "holds is missing")],
         *[({"plsu": 1}, "plsu=1: .* Did you mean plus"), ({"measure": "test/acc"}, "measure=test/acc: no run has")],
         *[({"transform": "ln"}, "transform=ln: it must be log10 or log2"), ({"combine": 2}, "difference or ratio")],
-        *[({"decided_by": []}, "interval or every_seed"), ({"published": [1]}, r"published=\[1\]: it must be text")],
+        *[({"decided_by": []}, "interval or sign_test"), ({"published": [1]}, r"published=\[1\]: it must be text")],
         *[({"factor": "half"}, "factor=half: it must be a number"), ({"factor": 0}, "other than 0")],
-        *[({"when_diverged": True}, "when_diverged=true: it must be a number")],
+        *[({"best_over": ["optimizer.lr"], "pilot_seeds": n}, "pilot_seeds=.*above 0") for n in (0, 1.5, True)],
         # what decides
         *[({"holds": 0.1}, "holds=0.1: it must be one of"), ({"holds": {"over": 1}}, "one of {above")],
         *[({"holds": {"above": 1, "below": 2}}, "one of {above"), ({"holds": {"above": [1, 2]}}, "one of {above")],
@@ -80,6 +80,7 @@ def test_values_are_compared_as_settings_not_as_text():
         ({"combine": "ratio", "minus": {"case": "batchnorm"}, "holds": {"above": 0}}, "numbers above 0"),
         # choosing, slopes
         *[({"chosen_by": "validation/loss"}, "add best_over"), ({"slope_scale": "linear"}, "add slope_over")],
+        *[({"pilot_seeds": 2}, "pilot_seeds=2: .* add best_over")],
         *[({"best_over": ["optimizer.lr"], "chosen_by": "test/score"}, "nothing is chosen on the test split")],
         *[({"best_over": ["optimizer.lr"], "chosen_by": "last/loss"}, "nothing is chosen on the test split")],
         *[({"best_over": ["lr"]}, "best_over=lr: this key is not swept"), ({"best_over": [1]}, r"best_over=\[1\]")],
@@ -116,7 +117,15 @@ def test_bounds_belong_to_a_range_and_not_to_above_or_below(threshold, inside, o
     assert not threshold.excludes(*sorted((inside[0], outside[0])))
 
 
-def test_a_share_of_diverged_runs_has_no_t_interval():
-    with pytest.raises(SettingError, match=r"status/diverged.*every_seed"):
-        check(measure="status/diverged", holds={"above": 0.5})
-    check(measure="status/diverged", holds={"above": 0.5}, decided_by="every_seed")
+@pytest.mark.parametrize("key", ["transform", "combine", "factor", "best_over", "slope_over", "decided_by"])
+def test_shares_of_diverged_runs_are_compared_as_they_are(key):
+    words = {"transform": "log2", "combine": "difference", "factor": 2, "decided_by": "interval"}
+    check(measure="status/diverged", holds={"above": 0.5})
+    with pytest.raises(SettingError, match=rf"{key}=.*status/diverged compares shares of runs.*leave out {key}"):
+        check(measure="status/diverged", holds={"above": 0.5}, **{key: words.get(key, "optimizer.lr")})
+
+
+@pytest.mark.parametrize("written", [{"when_diverged": 0.1}, {"decided_by": "every_seed"}])
+def test_what_claims_had_before_is_refused_with_what_took_its_place(written):
+    with pytest.raises(SettingError, match=r"(when_diverged: .*status/diverged|every_seed: .*sign_test)"):
+        check(**written)

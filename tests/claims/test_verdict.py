@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from runner.claims.verdict import Verdict, judge
+from runner.results.predictions import write_predictions
 from runner.results.runs import Run
 
 NOISE = [0.004, -0.001, 0.003, -0.006, 0.002]
@@ -58,25 +62,36 @@ def test_a_paired_difference_is_a_paired_t_interval():
     reference = scipy.stats.ttest_rel(plus, minus).confidence_interval(0.95)
     assert (verdict.low, verdict.high) == pytest.approx((reference.low, reference.high))
     assert verdict.estimate == pytest.approx(0.0175)
-    # t_{0.975, 3} = 3.18245, t_{0.8, 3} = 0.97847, s = 0.0095743
-    assert verdict.smallest_effect == pytest.approx((3.18245 + 0.97847) * 0.0095743 / 2, rel=1e-4)
+    # s = 0.0095743; the noncentral t of 3 degrees of freedom lies above t_{0.975} = 3.18245 with probability 0.8
+    needed = scipy.optimize.brentq(lambda nc: scipy.stats.nct.sf(3.18245, 3, nc) - 0.8, 1, 10)
+    assert verdict.smallest_effect == pytest.approx(needed * 0.0095743 / 2, rel=1e-4)
+    assert verdict.p == pytest.approx(scipy.stats.ttest_rel(plus, minus).pvalue)
     assert (verdict.verdict, verdict.seeds, verdict.why) == ("holds", 4, "")
     assert verdict.measured == "+1.8 [+0.2, +3.3] percentage points, 4 seeds"
-    assert verdict.smallest_effect_text == "2 percentage points"
+    # times sqrt(3 / chi^2) at 0.975 and 0.025: 9.3484 and 0.2158
+    assert verdict.smallest_effect_text == "2 percentage points (1.2 to 7.6)"
     assert verdict.rule == (
         "The 95 % interval over 4 paired seeds on one test set (t, 3 degrees of freedom) of the mean difference must "
         "lie above 0 percentage points."
     )
 
 
-def test_one_side_alone_is_its_mean():
+def test_one_share_alone_has_its_interval_on_the_logit_scale():
     verdict = one(two_arms([0.90, 0.92, 0.94], [0.1] * 3), {"within": [0.8, 1.0]})
-    margin = scipy.stats.t.ppf(0.975, 2) * 0.02 / math.sqrt(3)
-    assert (verdict.estimate, verdict.low, verdict.high) == pytest.approx((0.92, 0.92 - margin, 0.92 + margin))
-    assert verdict.measured == "92.0 [87.0, 97.0] %, 3 seeds"
+    margin = scipy.stats.t.ppf(0.975, 2) * 0.02 / math.sqrt(3) / (0.92 * 0.08)
+    ends = scipy.special.expit(scipy.special.logit(0.92) + np.array([-margin, margin]))
+    assert (verdict.estimate, verdict.low, verdict.high) == pytest.approx((0.92, *ends))
+    assert verdict.measured == "92.0 [85.4, 95.8] %, 3 seeds"
     assert "3 seeds on one test set (t, 2 degrees of freedom) of the mean value must lie between 80 and 100 %" in (
         verdict.rule
     )
+
+
+def test_no_interval_leaves_what_shares_can_be():
+    lost = one(two_arms([0.9, 0.3, 0.9], [0.1, 0.2, 0.1]), **VERSUS)
+    assert (lost.low < 0, lost.high) == (True, 1.0)
+    alone = one(two_arms([0.99, 0.999, 0.9], []))
+    assert 0 < alone.low < alone.high < 1
 
 
 @pytest.mark.parametrize(
@@ -106,18 +121,27 @@ def test_what_the_study_could_have_seen_is_told_where_nothing_is_decided():
     assert "must lie above 1 percentage point." in found.rule
 
 
-@pytest.mark.parametrize(
-    ("holds", "verdict"),
-    [
-        *[({"above": 0.25}, "does not hold"), ({"below": 0.25}, "does not hold"), ({"within": [0.25, 1]}, "holds")],
-        *[({"above": 0.2}, "holds"), ({"within": [0.26, 1]}, "does not hold")],
-    ],
-)
-def test_seeds_that_agree_exactly_have_an_interval_of_one_point(holds, verdict):
-    found = one(two_arms([0.75] * 3, [0.5] * 3), holds, **VERSUS)
-    assert (found.estimate, found.low, found.high, found.smallest_effect) == (0.25, 0.25, 0.25, 0)
-    assert found.verdict == verdict
-    assert "all seeds gave the same value, so the interval is a point" in found.rule
+def test_seeds_that_agree_exactly_tell_nothing_of_their_spread():
+    for threshold in (0, 0.2, 0.25, 0.3):
+        found = one(two_arms([0.75] * 3, [0.5] * 3), {"above": threshold}, **VERSUS)
+        assert (found.estimate, found.verdict) == (0.25, "undecidable here")
+        assert "All seeds gave the same value, from which no spread can be told" in found.why
+
+
+def with_images(runs: Sequence[Run], number: int) -> list[Run]:
+    """The runs, as if they were tested on so many images."""
+    return [replace(run, summary={**run.summary, "data": {"test": number, "validation": number}}) for run in runs]
+
+
+@pytest.mark.parametrize(("images", "seeds"), [(359, 2), (359, 10), (10_000, 5)])
+def test_one_image_in_every_seed_decides_nothing_and_ten_do(images, seeds):
+    def of(better):
+        return with_images(two_arms([0.9 + better / images] * seeds, [0.9] * seeds), images)
+
+    assert one(of(0), **VERSUS).verdict == one(of(1), **VERSUS).verdict == "undecidable here"
+    # the deviation over images of two that differ: sqrt(2) / images
+    assert one(of(1), **VERSUS).high == pytest.approx((1 + 1.95996 * math.sqrt(2)) / images, rel=1e-4)
+    assert one(of(10), **VERSUS).verdict == "holds"
 
 
 def test_no_number_is_rounded_onto_a_bound_or_over_it():
@@ -197,7 +221,7 @@ def test_a_run_that_was_made_again_takes_the_place_of_the_one_that_failed():
     ("runs", "claim", "why"),
     [
         (two_arms([0.6], [0.5, 0.5]), VERSUS, "Only seed 0 has all runs that are compared"),
-        (two_arms([0.6], [0.5]), {**VERSUS, "decided_by": "every_seed"}, "needs two seeds or more"),
+        (two_arms([0.6], [0.5]), {**VERSUS, "decided_by": "sign_test"}, "needs two or more"),
         (two_arms([0.6, 0.6], []), VERSUS, "There is no run with case=old"),
         ([], {}, "There is no run with case=new"),
         ([a_run(0, case="new"), a_run(1, case="old")], VERSUS, "No seed is common"),
@@ -208,7 +232,11 @@ def test_a_run_that_was_made_again_takes_the_place_of_the_one_that_failed():
         ),
         ([*two_arms([1, 1], [0]), a_run(1, status="unreadable", case="old")], VERSUS, "unreadable"),
         ([*two_arms([1, 1], [0]), a_run(1, status="interrupted", case="old")], VERSUS, "1 of 4 runs did not"),
-        ([*two_arms([1, 1], [0]), a_run(1, None, status="diverged", case="old")], VERSUS, "it diverged, and the claim"),
+        (
+            [a_run(seed, None, status="diverged", case=case) for seed in (0, 1) for case in ("new", "old")],
+            VERSUS,
+            "In each seed a run that is compared diverged",
+        ),
         (two_arms([1, 1], [0, None]), VERSUS, "case=old,seed=1 has no test/score"),
     ],
 )
@@ -221,44 +249,118 @@ def test_missing_runs_leave_a_claim_undecided(runs, claim, why):
 
 
 def test_a_cell_without_its_counterpart_leaves_a_claim_undecided():
-    runs = [*two_arms([], []), *runs_of([0.6, 0.6], case="new", lr=0.1), *runs_of([0.9, 0.9], case="new", lr=0.3)]
+    runs = [*two_arms([], []), *runs_of([0.6, 0.61], case="new", lr=0.1), *runs_of([0.9, 0.91], case="new", lr=0.3)]
     runs += runs_of([0.5, 0.5], case="old", lr=0.1)
     why = "There is no run with case=old and lr=0.3, which what it is compared with has."
     assert one(runs, **VERSUS).why == why
     assert one([*runs, *runs_of([0.5, 0.5], case="old", lr=0.3)], **VERSUS).why == ""
 
 
-def test_diverged_runs_count_as_the_claim_says():
-    runs = [*two_arms([0.6, 0.6, 0.6], [0.5, 0.5]), a_run(2, None, status="diverged", case="old")]
-    found = one(runs, when_diverged=0.1, **VERSUS)
-    assert found.estimate == pytest.approx((0.1 + 0.1 + 0.5) / 3)
-    assert "1 diverged run counted as 10 %" in found.rule
+def test_diverged_runs_are_left_out_of_a_mean_with_their_seeds():
+    runs = [*two_arms([0.6, 0.62, 0.9], [0.5, 0.5]), a_run(2, None, status="diverged", case="old")]
+    found = one(runs, **VERSUS)
+    assert (found.estimate, found.seeds) == (pytest.approx(0.11), 2)
+    assert "left out: 1 diverged run, with the runs of the same seeds" in found.rule
 
 
-def test_how_many_runs_diverge_can_be_claimed():
-    runs = [a_run(seed, None, status="diverged", case="new") for seed in range(3)] + runs_of([0.5] * 3, case="old")
-    found = one(runs, {"above": 0.5}, measure="status/diverged", decided_by="every_seed", **VERSUS)
-    assert (found.verdict, found.measured) == ("holds", "+100 (from +100 to +100) percentage points, 3 seeds")
-    assert found.rule == "In each of the 3 paired seeds the difference must lie above 50 percentage points."
+@pytest.mark.parametrize(("seeds", "diverged", "verdict"), [(3, 3, "undecidable here"), (4, 4, "holds"), (6, 3, None)])
+def test_diverged_runs_are_compared_by_fishers_exact_test(seeds, diverged, verdict):
+    runs = [a_run(s, None, status="diverged" if s < diverged else "completed", case="new") for s in range(seeds)]
+    found = one([*runs, *runs_of([0.5] * seeds, case="old")], measure="status/diverged", **VERSUS)
+    table = [[diverged, seeds - diverged], [0, seeds]]
+    assert found.p == pytest.approx(scipy.stats.fisher_exact(table).pvalue)
+    assert found.verdict == (verdict or "undecidable here")
+    assert found.measured.startswith(f"{diverged} of {seeds} runs diverged against 0 of {seeds}: +")
+    assert "Fisher's exact test" in found.rule
 
 
-@pytest.mark.parametrize(
-    ("threshold", "verdict", "why"),
-    [(0.05, "holds", ""), (0.15, "undecidable here", "2 of 3 seeds satisfy it."), (0.3, "does not hold", "")],
-)
-def test_every_seed_decides(threshold, verdict, why):
-    runs = two_arms([0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
-    found = one(runs, {"above": threshold + 1e-9}, decided_by="every_seed", **VERSUS)
-    assert (found.verdict, found.why) == (verdict, why)
-    assert (found.low, found.high) == pytest.approx((0.1, 0.3))
-    assert math.isnan(found.smallest_effect)
+def test_a_share_of_diverged_runs_alone_has_its_exact_interval():
+    runs = [a_run(seed, None, status="diverged" if seed == 0 else "completed", case="new") for seed in range(12)]
+    found = one(runs, {"below": 0.5}, measure="status/diverged")
+    interval = scipy.stats.binomtest(1, 12).proportion_ci(method="exact")
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.verdict == "holds"
+    assert one(runs[:3], {"below": 0.5}, measure="status/diverged").verdict == "undecidable here"
 
 
-def test_infinite_values_can_be_decided_by_every_seed_alone():
-    runs = two_arms([math.inf, 0.6], [0.5, 0.5])
-    assert one(runs, decided_by="every_seed", **VERSUS).verdict == "holds"
-    assert "infinite, and an interval needs finite ones" in one(runs, **VERSUS).why
-    assert "seed 0 are infinite" in one(two_arms([math.inf] * 2, [math.inf, 0]), decided_by="every_seed", **VERSUS).why
+@pytest.mark.parametrize(("seeds", "verdict"), [(3, "undecidable here"), (5, "undecidable here"), (6, "holds")])
+def test_a_median_needs_six_seeds(seeds, verdict):
+    runs = two_arms([0.6 + 0.01 * seed for seed in range(seeds)], [0.5] * seeds)
+    found = one(runs, decided_by="sign_test", **VERSUS)
+    assert found.verdict == verdict
+    assert found.p == pytest.approx(scipy.stats.binomtest(seeds, seeds).pvalue)
+    assert ("takes 6" in found.why) == (seeds < 6)
+    if seeds == 6:
+        assert (found.low, found.high) == pytest.approx((0.1, 0.15))
+
+
+def test_infinite_values_have_a_median_alone():
+    runs = two_arms([math.inf, *[0.6] * 6], [0.5] * 7)
+    found = one(runs, decided_by="sign_test", **VERSUS)
+    assert (found.verdict, found.low, found.high) == ("holds", pytest.approx(0.1), math.inf)
+    assert "infinite, and a mean needs finite ones" in one(runs, **VERSUS).why
+    assert "seed 0 are infinite" in one(two_arms([math.inf] * 2, [math.inf, 0]), decided_by="sign_test", **VERSUS).why
+
+
+def test_holm_holds_the_error_over_all_claims_together():
+    runs = [*two_arms([0.6, 0.63, 0.61, 0.64], [0.5, 0.58, 0.57, 0.5]), *runs_of([0.5, 0.6, 0.5, 0.6], case="other")]
+    claim = {"claim": "It helps.", "measure": "test/score", "plus": {"case": "new"}, "holds": {"above": 0}}
+    claims = [claim | VERSUS, claim | {"minus": {"case": "other"}}, claim | {"plus": {"case": "missing"}}]
+    first, second, third = judge(claims, runs)
+    assert first.p < second.p
+    assert (first.adjusted_p, second.adjusted_p) == pytest.approx((2 * first.p, max(second.p, 2 * first.p)))
+    assert (first.verdict, first.after_holm) == ("holds", "undecidable here")
+    assert math.isnan(third.adjusted_p)
+
+
+def predicted(folder: Path, target: int, classes: np.ndarray) -> None:
+    values = {"target": np.full(len(classes), target), "class": classes}
+    write_predictions(folder / "predictions.npz", {"test": values})
+
+
+def crossed(tmp_path: Path, plus: np.ndarray, minus: np.ndarray) -> list[Run]:
+    """Runs whose predictions of each test image are right (1) or wrong (0), by seed."""
+    runs = []
+    for case, rows in (("new", plus), ("old", minus)):
+        for seed, row in enumerate(rows):
+            run = a_run(seed, float(row.mean()), case=case)
+            run = replace(run, folder=tmp_path / run.folder)
+            run.folder.mkdir()
+            target = np.zeros(len(row), dtype=int)
+            write_predictions(
+                run.folder / "predictions.npz", {"test": {"target": target, "class": 1 - row.astype(int)}}
+            )
+            runs.append(run)
+    return runs
+
+
+def test_test_images_are_a_sample_as_seeds_are(tmp_path):
+    """Beside the two mean squares of a crossed design, computed cell by cell."""
+    generator = np.random.default_rng(6)
+    by_image = generator.normal(size=(2, 200))
+    plus, minus = ((by_image[i] + 0.2 * generator.normal(size=(5, 200)) > -1).astype(float) for i in (0, 1))
+    found = one(crossed(tmp_path, plus, minus), **VERSUS)
+    d = plus - minus
+    seeds, images = d.mean(1, keepdims=True) - d.mean(), d.mean(0, keepdims=True) - d.mean()
+    rest = ((d - d.mean() - seeds - images) ** 2).sum() / (4 * 199)
+    of_seeds = max(200 * (seeds**2).sum() / 4, rest)
+    of_images = (5 * ((images**2).sum() + 2)) / 199 - rest
+    half = math.hypot(2.776445 * math.sqrt(of_seeds / 1000), 1.959964 * math.sqrt(of_images / 1000))
+    assert (found.low, found.high) == pytest.approx((d.mean() - half, d.mean() + half), rel=1e-5)
+    assert found.measured.endswith("5 seeds x 200 images")
+    assert "over 5 paired seeds and the test images" in found.rule
+    # over seeds alone it would be decided
+    assert scipy.stats.ttest_1samp(d.mean(1), 0).pvalue < 0.05
+    assert found.verdict == "undecidable here"
+
+
+def test_runs_on_other_images_are_not_crossed(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2, (3, 50))
+    runs = crossed(tmp_path, rows, 1 - rows)
+    write_predictions(
+        runs[0].folder / "predictions.npz", {"test": {"target": np.ones(50, dtype=int), "class": rows[0]}}
+    )
+    assert "on one test set" in one(runs, **VERSUS).rule
 
 
 def grid(scores: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]]) -> list[Run]:
@@ -270,43 +372,59 @@ def grid(scores: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]
     ]
 
 
-LRS = {
-    ("new", "0.1"): ([0.7, 0.7], [0.71, 0.73]),
-    ("new", "0.3"): ([0.9, 0.4], [0.99, 0.99]),  # the best seed and the best test score, not the best mean
-    ("old", "0.1"): ([0.6, 0.6], [0.60, 0.60]),
-    ("old", "0.3"): ([0.5, 0.6], [0.80, 0.80]),
+LRS = {  # of one seed that chooses and two that judge
+    ("new", "0.1"): ([0.7, 0.7, 0.7], [0.0, 0.71, 0.73]),
+    ("new", "0.3"): ([0.6, 0.9, 0.9], [0.99, 0.99, 0.99]),
+    ("old", "0.1"): ([0.6, 0.6, 0.6], [1.0, 0.60, 0.61]),
+    ("old", "0.3"): ([0.5, 0.9, 0.9], [0.80, 0.80, 0.80]),
 }
 BEST = {**VERSUS, "best_over": ["optimizer.lr"]}
 
 
-def test_each_arm_stands_at_its_best_by_validation_in_the_mean():
+def test_some_seeds_choose_the_best_setting_and_the_others_judge_it():
     found = one(grid(LRS), **BEST)
-    assert found.estimate == pytest.approx(0.12)
+    assert (found.estimate, found.seeds) == (pytest.approx(0.115), 2)
     assert (
-        "each arm stands at its best optimizer.lr by validation score in the mean over seeds; "
-        "chosen were optimizer.lr 0.1 for case=new, optimizer.lr 0.1 for case=old" in found.rule
+        "each arm stands at its best optimizer.lr by validation score in the mean over the pilot's seeds; "
+        "chosen were optimizer.lr 0.1 for case=new, optimizer.lr 0.1 for case=old; seed 0 chose, the others judge"
+        in found.rule
     )
+    more = {key: (validation * 2, test * 2) for key, (validation, test) in LRS.items()}
+    assert "seeds 0, 1 chose" in one(grid(more), **BEST).rule
+    assert "seeds 0, 1, 2, 3 chose" in one(grid(more), pilot_seeds=4, **BEST).rule
+    assert "no other seed is left to judge" in one(grid(LRS), pilot_seeds=3, **BEST).why
+
+
+def test_arms_that_were_not_chosen_need_no_more_seeds_than_the_pilot():
+    runs = [run for run in grid(LRS) if run.seed == 0 or run.settings["optimizer.lr"] == "0.1"]
+    assert one(runs, **BEST).estimate == pytest.approx(0.115)
 
 
 def test_the_smaller_loss_chooses():
-    found = one(grid({**LRS, ("new", "0.3"): ([0.8, 0.61], [0.99, 0.97])}), chosen_by="validation/loss", **BEST)
-    assert found.estimate == pytest.approx(0.98 - 0.6)
+    found = one(grid({**LRS, ("new", "0.3"): ([0.8] * 3, [0.9, 0.99, 0.97])}), chosen_by="validation/loss", **BEST)
+    assert found.estimate == pytest.approx(0.98 - 0.605)
 
 
 def test_of_equals_the_smaller_value_is_chosen():
     # as floats the mean of 0.1 and 0.8 is larger than that of 0.2 and 0.7, by the last bit
-    scores = {("new", "1e-1"): ([0.1, 0.8], [0.1, 0.1]), ("new", "0.03"): ([0.2, 0.7], [0.3, 0.3])}
+    scores = {
+        ("new", "1e-1"): ([0.1, 0.8, 0, 0], [0.1] * 4),
+        ("new", "0.03"): ([0.2, 0.7, 0, 0], [0.3] * 4),
+    }
     for order in (scores, dict(reversed(scores.items()))):
-        assert one(grid(order), best_over="optimizer.lr").estimate == pytest.approx(0.3)
+        assert one(grid(order), best_over="optimizer.lr", pilot_seeds=2).estimate == pytest.approx(0.3)
 
 
 def test_the_value_with_fewer_diverged_runs_is_chosen_and_the_others_do_not_matter():
-    runs = grid(LRS)
-    runs += [a_run(0, 0.9, validation=0.99, case=case, optimizer__lr=1) for case in ("new", "old")]
+    more = {key: (validation * 2, test * 2) for key, (validation, test) in LRS.items()}
+    runs = grid(more)
+    runs += [
+        a_run(seed, 0.9, validation=0.99, case=case, optimizer__lr=1) for case in ("new", "old") for seed in (0, 2)
+    ]
     runs += [a_run(1, None, status="diverged", case=case, optimizer__lr=1) for case in ("new", "old")]
-    found = one(runs, **BEST)
-    assert found.estimate == pytest.approx(0.12)
-    assert "optimizer.lr 0.1 (an end of the range) for case=new" in found.rule
+    found = one(runs, pilot_seeds=2, **BEST)
+    assert "optimizer.lr 0.3 for case=new" in found.rule
+    assert "diverged" not in found.rule
 
 
 def test_nothing_is_chosen_on_the_test_split():
@@ -337,19 +455,41 @@ def test_slopes_are_taken_seed_by_seed():
     assert "slope needs two" in one(by_size("new", {256: [0.1, 0.2]}), slope_over="size").why
 
 
-def test_how_the_best_setting_moves_is_a_slope_of_the_choice_of_each_seed():
-    best = {(256, 0): 0.01, (1024, 0): 0.04, (256, 1): 0.02, (1024, 1): 0.02}
-    runs = [
-        a_run(seed, validation=0.9 if clip == chosen else 0.5, case="new", size=size, agc__clip=clip)
+MOVES = {"measure": "setting/agc.clip", "transform": "log2", "best_over": ["agc.clip"], "slope_over": "size"}
+
+
+def choices(best: Mapping[tuple[int, int], float], gain: float = 0.4) -> list[Run]:
+    """Runs by size, seed and clip, of which the one with the best clip is better by `gain`."""
+    return [
+        a_run(seed, validation=0.5 + gain * (clip == chosen), case="new", size=size, agc__clip=clip)
         for (size, seed), chosen in best.items()
         for clip in (0.01, 0.02, 0.04)
     ]
-    claim = {"measure": "setting/agc.clip", "transform": "log2", "best_over": ["agc.clip"], "slope_over": "size"}
-    found = one(runs, {"above": 0}, decided_by="every_seed", **claim)
-    # from log2 0.01 to log2 0.04 over two doublings, and not at all
-    assert (found.low, found.high, found.estimate) == pytest.approx((0.0, 1.0, 0.5))
+
+
+def test_how_the_best_setting_moves_is_a_slope_of_the_choice_of_each_seed():
+    # from log2 0.01 to log2 0.04 over two doublings, and in one seed not at all
+    best = {(size, seed): clip for seed in range(7) for size, clip in ((256, 0.01), (1024, 0.04))}
+    found = one(choices({**best, (256, 0): 0.02, (1024, 0): 0.02}), {"above": 0.5}, **MOVES)
+    assert (found.low, found.high, found.estimate) == pytest.approx((0.0, 1.0, 1.0))
     assert found.verdict == "undecidable here"
     assert "at its best agc.clip by validation score seed by seed" in found.rule
+    assert one(choices(best), {"above": 0.5}, **MOVES).verdict == "holds"
+    assert one(choices(best), {"below": 0.5}, **MOVES).verdict == "does not hold"
+
+
+def test_a_choice_among_equals_is_none():
+    """Of equals the smallest value is taken, in every seed: a slope of exactly 0, which says nothing."""
+    best = {(size, seed): 0.01 for seed in range(8) for size in (256, 1024)}
+    found = one(choices(best, gain=0.0), {"below": -0.25}, **MOVES)
+    assert (found.estimate, found.verdict) == (0.0, "undecidable here")
+    assert "no more than by chance (permutation test, p = 1.00)" in found.why
+    generator = np.random.default_rng(1)
+    noise = [
+        replace(run, summary={**run.summary, "best": {"accuracy": generator.normal()}})
+        for run in choices(best, gain=0.0)
+    ]
+    assert one(noise, {"below": -0.25}, **MOVES).verdict == "undecidable here"
 
 
 def test_sources_are_joined():
@@ -359,10 +499,7 @@ def test_sources_are_joined():
     assert judge([claim], [])[0].source == ""
 
 
-def test_nothing_is_decided_where_every_run_diverged():
-    runs = [a_run(seed, None, status="diverged", case=case) for seed in range(3) for case in ("new", "old")]
-    verdict = one(runs, {"within": [-0.1, 0.1]}, when_diverged=0.1, **VERSUS)
-    assert (verdict.verdict, verdict.measured) == ("undecidable here", "")
-    assert "Every run that is compared diverged" in verdict.why
-    runs[0] = a_run(0, 0.1, case="new")
-    assert one(runs, {"within": [-0.1, 0.1]}, when_diverged=0.1, **VERSUS).verdict == "holds"
+def test_claims_of_earlier_sweeps_are_still_judged():
+    runs = two_arms([0.6 + 0.01 * seed for seed in range(6)], [0.5] * 6)
+    assert one(runs, decided_by="every_seed", when_diverged=0.1, **VERSUS).verdict == "holds"
+    assert one(runs, {"below": 0.5}, measure="status/diverged", decided_by="every_seed").verdict == "holds"

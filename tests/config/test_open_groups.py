@@ -133,7 +133,6 @@ sweep:
       plus: {model.width: 64}
       minus: {model.width: 8}
       holds: {above: 0}
-      decided_by: every_seed
 """,
 }
 NET = "_target_: mynet.mynet\nname: x\nwidth: 8\n"

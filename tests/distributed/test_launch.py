@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,6 +129,9 @@ def test_two_ranks_learn_what_one_process_learns(runner, tmp_path):
     torch.testing.assert_close(losses(tmp_path, "two"), losses(tmp_path, "one"), rtol=1e-4, atol=1e-5)
     one, two = (last(tmp_path, name) for name in ("one", "two"))
     torch.testing.assert_close(two["ema"]["model"], one["ema"]["model"], rtol=1e-3, atol=1e-4)
+    images = [dict(np.load(tmp_path / f"outputs/runs/{name}/predictions.npz")) for name in ("one", "two")]
+    np.testing.assert_array_equal(images[0]["test/target"], images[1]["test/target"])  # in the order of the split
+    np.testing.assert_allclose(images[0]["test/loss"], images[1]["test/loss"], rtol=1e-3, atol=1e-4)
 
 
 PLANTER = """

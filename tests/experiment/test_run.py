@@ -83,7 +83,8 @@ def multiply_adds(model, image):
 def test_a_run_leaves_these_files_and_no_other(finished):
     files = {str(path.relative_to(finished.run)) for path in finished.run.rglob("*") if path.is_file()}
     checkpoints = {f"checkpoints/{name}.pt" for name in ("best", "last", "previous")}
-    assert files == {"config.yaml", "record.json", "metrics.jsonl", "summary.json", ".lock"} | checkpoints
+    others = {"config.yaml", "record.json", "metrics.jsonl", "summary.json", "predictions.npz", ".lock"}
+    assert files == others | checkpoints
     assert [path.name for path in finished.work.iterdir()] == ["outputs"]
     assert {path.name for path in (finished.work / "outputs").iterdir()} == {"runs", "wandb"}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from runner.report.arm_table import decimals
@@ -50,8 +51,9 @@ def test_one_numeric_axis_is_a_line_of_means_with_t_intervals(draw):
     assert means.get_ydata() == pytest.approx([92, 92, 92])
     [bars] = [c for c in axes.containers if hasattr(c, "has_yerr")]
     low, high = bars.lines[2][0].get_segments()[0][:, 1]
-    reference = scipy.stats.t(2, loc=92, scale=scipy.stats.sem([90, 94, 92])).interval(0.95)
-    assert (low, high) == pytest.approx(reference)
+    error = scipy.stats.sem([0.90, 0.94, 0.92]) / (0.92 * 0.08)  # on the logit scale
+    reference = scipy.stats.t(2, loc=scipy.special.logit(0.92), scale=error).interval(0.95)
+    assert (low, high) == pytest.approx(tuple(100 * scipy.special.expit(reference)))
     assert "95 % t intervals" in caption
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from runner.claims.verdict import Verdict
-from runner.report.document import Unfolding
+from runner.report.document import Remark, Unfolding
 from runner.report.verdict_table import print_verdicts, verdict_table
 
 VERDICTS = [
@@ -93,4 +94,15 @@ def test_the_clauses_of_a_rule_are_folded_away():
     [row] = verdict_table([Verdict("C.", "", "", "", "holds", rule)]).rows
     assert row[4] == Unfolding(
         "The difference must lie above 0.5;", "2 runs counted as 10 %. The interval lies on both sides."
+    )
+
+
+def test_p_values_stand_beside_what_was_measured():
+    decided = replace(VERDICTS[0], p=0.0123, adjusted_p=0.0369)
+    [[*_, measured, _, _]] = verdict_table([decided]).rows
+    assert measured == Remark(decided.measured, "p = 0.012; over all claims together (Holm) 0.037")
+    console = Console(file=io.StringIO(), width=200)
+    print_verdicts([replace(decided, p=1e-9, adjusted_p=0.08)], console)
+    assert "p = below 0.0001; over all claims together (Holm) 0.08, by which it is undecidable here" in (
+        " ".join(console.file.getvalue().split())
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import scipy.special
 import scipy.stats
 import yaml
 
@@ -24,8 +25,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(make_run, tmp_path):
     assert [arm.label for arm in arms] == ["clip=0.005", "clip=0.02"]
     found = arms[0].spread("validation/score")
     assert found.values == (0.91, 0.94, 0.92)
-    reference = scipy.stats.t(2, loc=0.92333333, scale=scipy.stats.sem([0.91, 0.94, 0.92])).interval(0.95)
-    assert (found.low, found.high) == pytest.approx(reference)
+    error = scipy.stats.sem([0.91, 0.94, 0.92]) / (0.92333333 * 0.07666667)  # on the logit scale
+    ends = scipy.stats.t(2, loc=scipy.special.logit(0.92333333), scale=error).interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(scipy.special.expit(ends)))
     assert found.deviation == pytest.approx(0.0152753, rel=1e-4)
 
 
