@@ -72,9 +72,10 @@ def multistep(
 class PlateauRule:
     """Doubles the length of training while it still improves, when the rate is about to fall.
 
-    The reproduction of Bjorck et al. (2018, arXiv 1806.02375) doubles the number of epochs while the last 20 brought a
-    new best. This rule applies at the first milestone, since at the end of training a rate that had fallen a
-    hundredfold would rise again. It doubles unless the last `patience` epochs brought no new best.
+    The reproduction of Bjorck et al. (2018, arXiv 1806.02375) stops after 20 epochs without a better validation loss,
+    and doubles the number of epochs where it comes to their end without having stopped. This rule departs from it
+    twice: it never stops early, and it is asked at the first milestone, for at the end a rate that had fallen a
+    hundredfold would rise again. It doubles unless the last `patience` epochs brought no new best score.
     """
 
     first_milestone: float  # a fraction of the epochs
