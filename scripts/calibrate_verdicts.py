@@ -1,10 +1,10 @@
 """How often verdicts are wrong where two methods are equal: `python scripts/calibrate_verdicts.py [--studies N]`.
 
-Each study trains both methods with some seeds and tests them on the same images. Image i has an ease e_i, each method m
-its own bias b_mi on it (drawn anew for each study, so that neither is better over all images), each seed a level and a
-bias on each image; an image is classified right if the sum is above 0. The claim is that the first method is better or
-worse. Shown is the share of studies that decide it: with 95 % intervals at most 5 %. Beside it stands the t interval over
-seeds alone, which takes the test images for all there are.
+Each study trains both methods with some seeds and tests them on the same images. An image has an ease, each method a
+bias on it (drawn anew for each study, so that neither is better over all images), each seed a level and a bias on each
+image; an image is classified right if their sum is above 0. The claim is that the methods differ. Shown is the share of
+studies that decide it: with 95 % intervals at most 5 %. Beside it stands the t interval over seeds alone, which takes
+the test images for all that there are.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from runner.config.diagnose import chosen_options
@@ -80,6 +81,9 @@ def _recorded(folder: RunFolder, source: str) -> tuple[list[str], Mapping, Path]
         raise SettingError(f"{source}: no run lies there ({reason}).")
     try:
         words = as_words(read_yaml(folder.overrides), f"{source}: {folder.overrides.name}")
-        return words, read_yaml_mapping(folder.config) if is_there(folder.config) else {}, folder.overrides
     except Unreadable as error:
         raise SettingError(f"{source}: {error}.") from None
+    settings: Mapping = {}
+    with suppress(Unreadable):  # told when the run goes on
+        settings = read_yaml_mapping(folder.config)
+    return words, settings, folder.overrides
