@@ -62,15 +62,18 @@ def report(tmp_path_factory):
 @pytest.mark.slow
 def test_every_comparison_is_in_the_report(report):
     titles = [comparison["title"] for comparison in report["comparisons"]]
-    parts = ["ghost batch norm layer", "ghost batch norm layer", "clip of", "clip of", "standardization of one layer"]
-    parts += ["ghost batch norm of", ": weight standardization", ": stochastic depth", ": every method"]
+    parts = [*["ghost batch norm layer"] * 4, "clip of", "clip of", "standardization of one layer"]
+    parts += [*["ghost batch norm of"] * 4, ": weight standardization", ": stochastic depth", ": every method"]
     assert len(titles) == len(set(titles)) == len(parts)
     assert all(part in title for part, title in zip(parts, titles, strict=True))
     assert report["settings"]["threads"] == 1
     assert report["settings"]["device"] == "cpu"
     assert report["provenance"]
     assert report["machine"].startswith("CPU, 1 threads of ")
-    assert {comparison["precision"] for comparison in report["comparisons"]} == {"fp32"}
+    for part in "ghost batch norm layer", "ghost batch norm of":  # both formats, in both precisions
+        precisions = [each["precision"] for each in report["comparisons"] if part in each["title"]]
+        assert precisions == ["fp32", "bf16"] * 2
+    assert sum(each["precision"] == "bf16" for each in report["comparisons"]) == 4
 
 
 @pytest.mark.slow
@@ -93,18 +96,17 @@ def test_targets_are_judged_by_their_ratios(report):
     measured = {comparison["title"]: comparison for comparison in report["comparisons"]}
     for result in report["results"]:
         title = result["what"].removesuffix(", added to the plain step")
-        title, _, arm = title.partition(", ours, as")  # an arm that is not named in `what` is ours
+        title, after, _ = title.partition(", GhostBatchNorm2d, ReLU")  # an arm that is not named in `what` is ours
         ms = {name: each["ms"] for name, each in measured[title]["arms"].items()}
-        own = "ours" if "ours" in ms else "GhostBatchNorm2d"
-        less = ms["plain"] if title != result["what"] else 0
+        own = "ours" if "ours" in ms else "GhostBatchNorm2d" + ", ReLU" * bool(after)
+        less = ms["plain"] if "added to" in result["what"] else 0
         ratio = (ms[own] - less) / (ms[result["beside_what"]] - less)
-        assert not arm
         assert result["value"] == pytest.approx(ratio)
         assert result["met"] is (ratio <= result["at_most"])
         blocks = [measured[title]["arms"][name]["blocks_ms"] for name in (own, result["beside_what"])]
         if not less:
             assert result["blocks"] == pytest.approx([a / b for a, b in zip(*blocks, strict=True)], rel=0.01)
-    assert len(report["results"]) == 9
+    assert len(report["results"]) == 4 * 2 + 2 * 2 + 4 + 2
 
 
 @pytest.mark.slow

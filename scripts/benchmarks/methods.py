@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +15,19 @@ from torch.optim import Optimizer
 from runner import models
 from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment.methods import build_methods
-from runner.methods import GhostBatchNorm2d, StdConv2d, adaptive_clip_grad_, unitwise_norm
+from runner.methods import adaptive_clip_grad_, unitwise_norm
 from runner.methods.method import Method
 from runner.optim.optimizers import sgd
 
+from .layers import ghost_batch_norm_layer, memory_format, standardized_layer
 from .peers import (
-    BatchNormCallConv2d,
-    ChunkedBatchNorm2d,
     chunk_batch_norms,
     clip_each_parameter,
     standardize_by_batch_norm_calls,
     standardize_by_parametrization,
 )
-from .timing import Arm, Scale, kept_for_backward
+from .timing import Arm, Scale
 from .watched_run import composed
-
-CONVS = {"nn.Conv2d": nn.Conv2d, "StdConv2d": StdConv2d, "batch norm call": BatchNormCallConv2d}
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,21 @@ class Comparison:
 def comparisons(scale: MethodScale) -> Iterator[Comparison]:
     """Everything that is measured, in order."""
     on_cpu = scale.device.type == "cpu"
-    for shape in scale.layer_shapes:
-        for channels_last in (False, True) if on_cpu else (True,):
-            name = "channels last" if channels_last else "contiguous"
-            yield Comparison(
-                f"ghost batch norm layer, ghost 16, {'x'.join(map(str, shape))}, {name}",
-                partial(_ghost_batch_norm_layer, scale, shape, channels_last),
-                (("over", "GhostBatchNorm2d", "nn.BatchNorm2d", 1.15),),
-                repeats=3,
-                blocks=3 * scale.blocks,
-            )
+    # on a CPU in both formats and precisions, whatever the scale
+    kinds = list(product((False, True), repeat=2)) if on_cpu else [(scale.channels_last, scale.bf16)]
+    scales = [replace(scale, channels_last=channels_last, bf16=bf16) for channels_last, bf16 in kinds]
+    for shape, each in product(scale.layer_shapes, scales):
+        yield Comparison(
+            f"ghost batch norm layer, ghost 16, {'x'.join(map(str, shape))}, {_format(each)}, {_precision(each)}",
+            partial(ghost_batch_norm_layer, each, shape),
+            (
+                ("over", "GhostBatchNorm2d", "nn.BatchNorm2d", 1.15),
+                ("over", "GhostBatchNorm2d, ReLU", "nn.BatchNorm2d, ReLU", 1.15 if on_cpu else 0.95),
+            ),
+            repeats=3,
+            blocks=3 * scale.blocks,
+            precision=_precision(each),
+        )
     for share in (1.0, 0.01):
         yield Comparison(
             f"clip of the gradients of {scale.model}, where {share:.0%} of the units are above",
@@ -82,18 +85,16 @@ def comparisons(scale: MethodScale) -> Iterator[Comparison]:
             precision="fp32",  # of gradients
         )
     title = "weight standardization of one layer, 256x256x3x3"
-    yield Comparison(title, partial(_standardized_layer, scale), repeats=3)
+    yield Comparison(title, partial(standardized_layer, scale), repeats=3)
     step, ghost = _step_name(scale), scale.ghost_batch_size
-    larger = replace(scale, batch_size=max(scale.batch_size, 2 * ghost))
-    yield Comparison(
-        f"{_step_name(larger)}: ghost batch norm of {ghost}",
-        lambda: {
-            "plain": _step_arm(larger),
-            "ours": _step_arm(larger, {"ghost_batchnorm": {"ghost_batch_size": ghost}}),
-            "chunk loop + cat": _step_arm(larger, surgery=partial(chunk_batch_norms, ghost_batch_size=ghost)),
-        },
-        (("over", "ours", "plain", 1.03 if on_cpu else 1.01),),
-    )
+    for each in scales:
+        larger = replace(each, batch_size=max(scale.batch_size, 2 * ghost))
+        yield Comparison(
+            f"{_step_name(larger)}: ghost batch norm of {ghost}",
+            partial(_ghost_batch_norm_steps, larger),
+            (("over", "ours", "plain", 1.03 if on_cpu else 1.0),),
+            precision=_precision(each),
+        )
     yield Comparison(
         f"{step}: weight standardization",
         lambda: {
@@ -118,66 +119,13 @@ def comparisons(scale: MethodScale) -> Iterator[Comparison]:
     )
 
 
-def kept_memory(scale: MethodScale) -> dict[str, dict[str, int]]:
-    """Bytes kept for the backward pass by a layer, by each way of doing it."""
-    shape = scale.layer_shapes[0]
-    x = torch.randn(shape, device=scale.device, requires_grad=True)
-    small = torch.randn(1, 64, 8, 8, device=scale.device, requires_grad=True)
+def _ghost_batch_norm_steps(scale: MethodScale) -> dict[str, Arm]:
+    ghost = scale.ghost_batch_size
     return {
-        f"ghost batch norm, input {'x'.join(map(str, shape))} in float32": {
-            name: kept_for_backward(partial(norm, x), set()) for name, norm in _norms(scale, shape[1]).items()
-        },
-        "weight standardization, weight 64x64x3x3 in float32, beside input and weight": {
-            name: _kept_by_conv(kind(64, 64, 3, bias=False).to(scale.device), small) for name, kind in CONVS.items()
-        },
+        "plain": _step_arm(scale),
+        "ours": _step_arm(scale, {"ghost_batchnorm": {"ghost_batch_size": ghost}}),
+        "chunk loop + cat": _step_arm(scale, surgery=partial(chunk_batch_norms, ghost_batch_size=ghost)),
     }
-
-
-def _kept_by_conv(conv: nn.Conv2d, x: Tensor) -> int:
-    return kept_for_backward(partial(conv, x), {tensor.untyped_storage().data_ptr() for tensor in (x, conv.weight)})
-
-
-def _ghost_batch_norm_layer(scale: MethodScale, shape: tuple[int, ...], channels_last: bool) -> dict[str, Arm]:
-    dtype = torch.bfloat16 if scale.bf16 else torch.float32
-    x = torch.randn(shape, device=scale.device, dtype=dtype)
-    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format).requires_grad_()
-    grad = torch.randn_like(x)
-    return {name: _forward_and_backward(norm, x, grad, scale) for name, norm in _norms(scale, shape[1]).items()}
-
-
-def _norms(scale: MethodScale, channels: int) -> dict[str, nn.Module]:
-    norms = {
-        "nn.BatchNorm2d": nn.BatchNorm2d(channels),
-        "GhostBatchNorm2d": GhostBatchNorm2d(channels, ghost_batch_size=16),
-        "chunk loop + cat": ChunkedBatchNorm2d(channels),
-    }
-    return {name: norm.to(scale.device) for name, norm in norms.items()}
-
-
-def _standardized_layer(scale: MethodScale) -> dict[str, Arm]:
-    dtype = torch.bfloat16 if scale.bf16 else torch.float32
-    x = torch.randn(8, 256, 8, 8, device=scale.device, dtype=dtype, requires_grad=True)
-    grad = torch.randn_like(x)
-    return {
-        name: _forward_and_backward(kind(256, 256, 3, padding=1, bias=False).to(scale.device), x, grad, scale)
-        for name, kind in CONVS.items()
-    }
-
-
-def _forward_and_backward(layer: nn.Module, x: Tensor, grad: Tensor, scale: MethodScale) -> Arm:
-    if scale.compiled:
-        layer.compile()
-
-    def prepare() -> None:
-        x.grad = None
-        layer.zero_grad()
-
-    def run() -> None:
-        with torch.autocast(scale.device.type, torch.bfloat16, enabled=scale.bf16):
-            out = layer(x)
-        out.backward(grad)
-
-    return Arm(run, prepare)
 
 
 def _adaptive_clipping(scale: MethodScale, share: float) -> dict[str, Arm]:
@@ -274,20 +222,25 @@ def _built(scale: MethodScale, methods: Mapping[str, Mapping]) -> list[Method]:
 
 def _model(scale: MethodScale) -> nn.Module:
     torch.manual_seed(0)
-    return getattr(models, scale.model)(num_classes=1000).to(
-        scale.device, memory_format=torch.channels_last if scale.channels_last else torch.preserve_format
-    )
+    return getattr(models, scale.model)(num_classes=1000).to(scale.device, memory_format=memory_format(scale))
 
 
 def _batch(scale: MethodScale) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(scale.batch_size, 3, scale.image_size, scale.image_size, generator=generator)
     targets = torch.randint(1000, (scale.batch_size,), generator=generator)
-    memory_format = torch.channels_last if scale.channels_last else torch.contiguous_format
-    return images.to(scale.device).contiguous(memory_format=memory_format), targets.to(scale.device)
+    return images.to(scale.device).contiguous(memory_format=memory_format(scale)), targets.to(scale.device)
 
 
 def _step_name(scale: MethodScale) -> str:
     extras = [name for name, on in (("channels last", scale.channels_last), ("bf16", scale.bf16)) if on]
     extras += ["compiled"] if scale.compiled else []
     return ", ".join([f"step of {scale.model}, batch {scale.batch_size}, {scale.image_size} px", *extras])
+
+
+def _format(scale: MethodScale) -> str:
+    return "channels last" if scale.channels_last else "contiguous"
+
+
+def _precision(scale: MethodScale) -> str:
+    return "bf16" if scale.bf16 else "fp32"

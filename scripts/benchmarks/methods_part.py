@@ -13,7 +13,8 @@ from rich.table import Table
 from runner.experiment.setup import set_backends
 from runner.training.precision import Precision
 
-from .methods import Comparison, MethodScale, comparisons, kept_memory
+from .layers import kept_memory
+from .methods import Comparison, MethodScale, comparisons
 from .part import Report, scaled, table_of
 from .result import Result
 from .timing import interleaved
