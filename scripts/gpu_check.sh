@@ -69,13 +69,13 @@ if [[ -n $TINY ]]; then
   FEW=(train.max_steps=4 model=resnet20)
   BIG=(model=resnet20 dataset.image_size=32 dataset.num_images=64 dataset.num_classes=10 train.global_batch_size=16 train.epochs=1)
   GHOST=4
-  METHODS=(--quick)
+  METHODS=(--quick --only clip)
   TRAINING=(--quick)
 else
   FEW=()
   BIG=(model=resnet50 dataset.image_size=224 dataset.num_images=1024 dataset.num_classes=1000 train.global_batch_size=256 train.epochs=10)
   GHOST=32
-  METHODS=(--blocks 6)
+  METHODS=(--blocks 6 --with-targets)
   TRAINING=(--blocks 3 --steps 8)
 fi
 
@@ -158,7 +158,7 @@ if [[ $DEVICE == cuda ]]; then AT_ONCE=sweep.jobs_per_device=4; else AT_ONCE=swe
 part sweep_at_once 90 "${JOBS[@]}" sweep.name=at_once "$AT_ONCE"
 
 # What the methods cost as layers, and the training loop beside a bare one.
-part bench_methods 110 "$PYTHON" scripts/bench.py methods --device "$DEVICE" "${METHODS[@]}" --with-targets --json "$RUNS/methods.json"
+part bench_methods 110 "$PYTHON" scripts/bench.py methods --device "$DEVICE" "${METHODS[@]}" --json "$RUNS/methods.json"
 part bench_train 110 "$PYTHON" scripts/bench.py train --device "$DEVICE" "${TRAINING[@]}" --json "$RUNS/train.json"
 
 "$PYTHON" - "$RUNS" >"$LOGS/table.log" 2>&1 <<'END'

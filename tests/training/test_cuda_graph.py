@@ -5,6 +5,7 @@ them again on the same memory; no line of Python in between is run again, as on 
 """
 
 import itertools
+import json
 import random
 
 import pytest
@@ -220,6 +221,30 @@ def test_a_probe_between_two_steps_changes_nothing(composed, recorded, monkeypat
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_run_with_a_graph_writes_the_same_metrics(small, recorded, monkeypatch, tmp_path):
+    """Through epochs, evaluations of the average, checkpoints, a probe, and a resume."""
+    monkeypatch.setattr("runner.experiment.check.why_not_graphed", lambda *args, **about: None)
+    settings = ["train.epochs=3", "train.ema=0.9", "norm=agc", "probe=gradient_histogram", "probe_at=[4,9]"]
+    settings += ["train.log_every_steps=2", "train.checkpoint_every_steps=3"]
+    rows = {}
+    for graphed in ("false", "true"):
+        outcome = small(*settings, f"train.cuda_graph={graphed}", f"name=graph-{graphed}")
+        assert outcome.code == 0, outcome.out + outcome.err
+        folder = tmp_path / f"outputs/runs/graph-{graphed}"
+        outcome = small(f"resume={folder}", "train.epochs=5")
+        assert outcome.code == 0, outcome.out + outcome.err
+        rows[graphed] = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    assert recorded["recorded"] == 4
+    assert len(rows["true"]) == len(rows["false"]) > 20
+    for found, expected in zip(rows["true"], rows["false"], strict=True):
+        assert found.keys() == expected.keys()
+        for key in expected.keys() - {"seconds", "images_per_second"}:
+            is_text = isinstance(expected[key], str)
+            near = expected[key] if is_text else pytest.approx(expected[key], rel=1e-3, abs=1e-6)
+            assert found[key] == near, (key, expected)
+
+
 TRAIN = {"num_devices": 1, "compile": False, "on_divergence": "stop"}
 OBSTACLES = {
     "needs a GPU": {"device": CPU},
@@ -259,8 +284,6 @@ def test_on_a_cpu_true_is_refused_and_auto_is_off(tiny):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("methods", [[], CASES["many methods"]])
 def test_on_a_gpu_a_run_with_a_graph_learns_as_one_without(runner, methods, tmp_path):
-    import json
-
     losses = []
     for graphed in ("false", "true"):
         command = ["dataset=digits", "model=resnet20", "train.epochs=1", "train.precision=fp32", "wandb.mode=disabled"]
@@ -268,10 +291,10 @@ def test_on_a_gpu_a_run_with_a_graph_learns_as_one_without(runner, methods, tmp_
             "train.deterministic=true",
             "train.log_every_steps=5",
             f"train.cuda_graph={graphed}",
-            f"name={graphed}",
+            f"name=graph-{graphed}",
         ]
         outcome = runner(*command, *methods)
         assert outcome.code == 0, outcome.out + outcome.err
-        rows = map(json.loads, (tmp_path / "outputs/runs" / graphed / "metrics.jsonl").read_text().splitlines())
+        rows = map(json.loads, (tmp_path / f"outputs/runs/graph-{graphed}/metrics.jsonl").read_text().splitlines())
         losses.append([row["loss"] for row in rows if row["split"] in ("steps", "validation")])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
