@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from runner.layers.triton_kernels import import_kernels, is_dense, is_plain_cuda
 
-_batch_norm_out = torch.ops.aten.native_batch_norm.out
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+_IN_PLACE_VALUES = 2**15  # in a ghost batch; below, calls cost more than memory
 _relu_backward = torch.ops.aten.threshold_backward.default
 _relu_backward_out = torch.ops.aten.threshold_backward.grad_input
 
@@ -129,23 +129,25 @@ def _normalize(
     """
     count, dtype = len(sizes), _statistics_dtype(x)
     weight, bias = _as(dtype, weight), _as(dtype, bias)
-    mean, invstd = torch.empty(2, count, x.shape[1], dtype=dtype, device=x.device).unbind()
-    running = torch.zeros(2, count, x.shape[1], dtype=dtype, device=x.device)  # not kept for the backward pass
-    rows = zip(*(statistics.unbind() for statistics in (*running, mean, invstd)), strict=True)
+    kept = torch.empty(2 * count, x.shape[1], dtype=dtype, device=x.device)
+    running = torch.zeros_like(kept)  # apart from `kept`, since the backward pass needs them not
+    rows = (*running.split(count), *kept.split(count))
+    mean, invstd, var = rows[2], rows[3], rows[1]
     parts, results = x.split_with_sizes(sizes), out.split_with_sizes(sizes)
     residuals = [None] * count if residual is None else residual.split_with_sizes(sizes)
-    for part, result, part_residual, statistics in zip(parts, results, residuals, rows, strict=True):
-        running_mean, running_var, save_mean, save_invstd = statistics
+    for part, result, part_residual, *moments in zip(
+        parts, results, residuals, *(row.unbind() for row in rows), strict=True
+    ):
+        running_mean, running_var, save_mean, save_invstd = moments
         # running statistics with momentum 1 are those of the batch, with the unbiased variance
-        _batch_norm_out(
-            part, weight, bias, running_mean, running_var, True, 1.0, eps,
-            out=result, save_mean=save_mean, save_invstd=save_invstd,
-        )  # fmt: skip
+        torch.native_batch_norm(
+            part, weight, bias, running_mean, running_var, True, 1.0, eps, out=(result, save_mean, save_invstd)
+        )
         if part_residual is not None:
             result.add_(part_residual)
         if relu:
             result.relu_()
-    return mean, running[1], invstd
+    return mean, var, invstd
 
 
 def _gradient(
@@ -164,13 +166,17 @@ def _gradient(
 
     `rectified` is the output of the ReLU, if there is one.
     """
-    weight = _as(mean.dtype, weight)
-    split = [None if t is None else t.split_with_sizes(sizes) for t in (rectified, grad_residual)]
-    in_place = x.is_cpu and x.dtype == mean.dtype and not x.is_contiguous()
-    sums: tuple[list[Tensor], list[Tensor]] = ([], [])
-    parts = zip(*(t.split_with_sizes(sizes) for t in (x, grad_out, grad)), mean.unbind(), invstd.unbind(), strict=True)
-    for index, (part, slope, result, part_mean, part_invstd) in enumerate(parts):
-        slope = _slope(slope, *(None if t is None else t[index] for t in split))
+    weight, count = _as(mean.dtype, weight), len(sizes)
+    large = x.numel() > count * _IN_PLACE_VALUES
+    in_place = large and x.is_cpu and x.dtype == mean.dtype and not x.is_contiguous()
+    split = (x, grad_out, grad, rectified, grad_residual)
+    parts = ([None] * count if tensor is None else tensor.split_with_sizes(sizes) for tensor in split)
+    sums: list[Tensor] = []
+    for part, slope, result, output, part_residual, part_mean, part_invstd in zip(
+        *parts, mean.unbind(), invstd.unbind(), strict=True
+    ):
+        if output is not None:
+            slope = _slope(slope, output, part_residual)
         # batch norm's gradients at weight and bias do not depend on the weight
         grad_part, *terms = _batch_norm_backward(
             slope, part, weight, None, None, part_mean, part_invstd, True, 0.0, [not in_place, True, True]
@@ -179,15 +185,12 @@ def _gradient(
             _write_gradient(part, slope, result, part_mean, part_invstd, weight, *terms)
         else:
             result.copy_(grad_part)
-        for of_one_kind, term in zip(sums, terms, strict=True):
-            of_one_kind.append(term)
-    return tuple(torch.stack(of_one_kind).sum(0) for of_one_kind in sums)
+        sums += terms
+    return torch.stack(sums).view(count, 2, -1).sum(0).unbind()
 
 
-def _slope(grad_out: Tensor, rectified: Tensor | None, grad_residual: Tensor | None) -> Tensor:
+def _slope(grad_out: Tensor, rectified: Tensor, grad_residual: Tensor | None) -> Tensor:
     """The gradient before the ReLU, which is that at the residual too."""
-    if rectified is None:
-        return grad_out
     if grad_residual is None:
         return _relu_backward(grad_out, rectified, 0)
     return _relu_backward_out(grad_out, rectified, 0, grad_input=grad_residual)
@@ -281,4 +284,4 @@ def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
 
 
 def _as(dtype: torch.dtype, parameter: Tensor | None) -> Tensor | None:
-    return parameter if parameter is None else parameter.to(dtype)
+    return parameter if parameter is None or parameter.dtype == dtype else parameter.to(dtype)

@@ -99,7 +99,6 @@ class _GhostBatchNorm(_BatchNorm):
             self._update_running_stats(mean, var)
         return out
 
-    @torch.no_grad()
     def _update_running_stats(self, mean: Tensor, var: Tensor) -> None:
         """Update the running statistics with the means and unbiased variances of K ghost batches, each (K, C)."""
         if self.num_batches_tracked is not None:
