@@ -100,6 +100,7 @@ def _run_job(composed: DictConfig, line: CommandLine, sweep: PlannedSweep) -> st
 
                 show_run(config, overrides)
                 return "completed"
+            RunConsole().preparing(f"{config.model.name} on {config.dataset.name}")
             from runner.experiment.processes import run  # imports torch
 
             return run(config, overrides, ["python", "-m", "runner", *line.given])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import nn
+
 from runner.data.sampling import Shard
-from runner.distributed.collectives import barrier, rank, world_size
+from runner.distributed.collectives import any_rank, barrier, rank, world_size
 from runner.experiment.check import Checked
 from runner.results.predictions import write_predictions
 from runner.results.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_checkpoint, restore_model
-from runner.training.evaluation import evaluate
+from runner.training.evaluation import Evaluation, evaluate
 from runner.training.loop import Trainer
+from runner.training.state import State
 
 
 def train_and_test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracker) -> dict:
@@ -24,7 +30,7 @@ def train_and_test(trainer: Trainer, checked: Checked, folder: RunFolder, tracke
 
 
 def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracker) -> dict:
-    """Evaluate best.pt, chosen on the validation split, on the test split; and the last weights beside it."""
+    """Evaluate best.pt, chosen on the validation split, on the test split; and the last weights, if they are others."""
     state, task, precision, progress = trainer.state, checked.task, checked.precision, trainer.progress
     batches = checked.data.evaluation_batches(
         "test",
@@ -33,11 +39,39 @@ def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracke
         channels_last=trainer.validation_batches.channels_last,
         shard=Shard(rank(), world_size()),
     )
-    last = evaluate(state.evaluated_model, batches, precision, task, keep_images=True)
+
+    def test(model: nn.Module, what: str) -> Evaluation:
+        return evaluate(model, _shown(batches, f"test of {what}", total, tracker), precision, task, keep_images=True)
+
+    total = len(checked.data.test)
+    last = test(state.evaluated_model, "the last weights")
     barrier()  # the first rank writes best.pt
-    restore_model(load_checkpoint(trainer.plan.best, precision.device), state.model, state.methods)
-    best = evaluate(state.model, batches, precision, task, keep_images=True)
+    checkpoint = load_checkpoint(trainer.plan.best, precision.device)
+    are_others = any_rank(not _are_in(checkpoint, state, progress.step))
+    restore_model(checkpoint, state.model, state.methods)
+    best = test(state.model, "best.pt") if are_others else last
     if rank() == 0:
         write_predictions(folder.predictions, {"test": best.images, "last": last.images})
     tracker.log({"step": progress.step, "epoch": progress.best["epoch"], "split": "test", **best.metrics})
     return {"metrics": best.metrics, "last": last.metrics, task.by_class_key: task.by_class(best.counts)}
+
+
+def _are_in(checkpoint: Mapping, state: State, step: int) -> bool:
+    """Whether a checkpoint of step `step` holds, bit for bit, the weights that an evaluation would use now."""
+    weights = state.evaluated_model.state_dict()
+    saved = checkpoint["model"]
+    return (
+        checkpoint["step"] == step
+        and weights.keys() == saved.keys()
+        and all(torch.equal(saved[name], value) for name, value in weights.items())
+    )
+
+
+def _shown(batches: Iterable[tuple], what: str, total: int, tracker: Tracker) -> Iterator[tuple]:
+    """The batches of an evaluation of `total` images, shown as they pass."""
+    images = 0
+    tracker.evaluation(what, 0, total)
+    for batch in batches:
+        yield batch
+        images += world_size() * len(batch[1])
+        tracker.evaluation(what, min(images, total), total)

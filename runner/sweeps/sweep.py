@@ -37,6 +37,7 @@ from runner.sweeps.jobs_at_once import AUTO, check_one_way, choose, use_joblib
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
 from runner.sweeps.study import read_jobs, study_of, write_sweep
+from runner.tracking.console import RunConsole
 
 if TYPE_CHECKING:
     from runner.experiment.check import Checked
@@ -209,6 +210,7 @@ def _checked(jobs: Mapping[Job, Settings]) -> dict[str, Checked]:
     }
     if not waiting:
         return {}
+    RunConsole().preparing(f"{len(waiting)} jobs")
     from runner.experiment.check import check  # imports torch
 
     return {job.name: check(settings) for job, settings in waiting.items()}

@@ -107,9 +107,8 @@ class RunConsole:
             self._began = (now, step)
             if self.plain:
                 self._last_drawn = now
-        if now - self._last_drawn < (PLAIN_PROGRESS_SECONDS if self.plain else REFRESH_SECONDS):
+        if not self._is_due(now):
             return
-        self._last_drawn = now
         steps_per_epoch = steps_per_epoch or math.ceil(total_steps / epochs)
         epoch_share = min(max((step - (epoch - 1) * steps_per_epoch) / steps_per_epoch, 0.0), 1.0)
         since, first_step = self._began
@@ -122,6 +121,27 @@ class RunConsole:
             return
         total = f"job {self._job[0]}/{self._job[1]}" if self._job else "total"
         self._draw([(f"epoch {epoch}/{epochs}", epoch_share, quality), (total, step / max(total_steps, 1), speed)])
+
+    def evaluation(self, what: str, images: int, total: int) -> None:
+        """Show how many images of an evaluation after training are done, in the place of `progress`."""
+        if images > 0 and not self._is_due(time.monotonic()):
+            return
+        if not self.plain:
+            self._draw([(what, images / total, f"{images:,} of {total:,} images")])
+        elif images > 0:
+            self._line(f"{what}: {images}/{total} images")
+
+    def preparing(self, what: str) -> None:
+        """Say what is made ready before `start`: on a terminal, at which someone waits for the first imports."""
+        if not self.plain:
+            self.console.print(Text(f"Preparing {what} ...", style="dim"))
+
+    def _is_due(self, now: float) -> bool:
+        """Whether the live display, or the next plain line, is to be written."""
+        if now - self._last_drawn < (PLAIN_PROGRESS_SECONDS if self.plain else REFRESH_SECONDS):
+            return False
+        self._last_drawn = now
+        return True
 
     def epoch(self, row: Mapping[str, object]) -> None:
         """Add an epoch to the table.

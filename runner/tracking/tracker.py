@@ -15,7 +15,7 @@ EXIT_CODES = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}
 class Tracker:
     """A run's metrics file, W&B run and console.
 
-    `start`, `progress`, `epoch` and `message` are methods of the console, `figure` is one of the W&B run.
+    `start`, `progress`, `evaluation`, `epoch` and `message` are methods of the console, `figure` is one of the W&B run.
 
     Use it as a context manager: at the end of the block the live display is removed and the W&B run is closed, with
     exit code 0 only if `finish` was called for a completed or diverged run.
@@ -27,6 +27,7 @@ class Tracker:
         self.console = console
         self.start = console.start
         self.progress = console.progress
+        self.evaluation = console.evaluation
         self.epoch = console.epoch
         self.message = console.message
         self.figure = wandb.figure
@@ -75,7 +76,7 @@ class SilentTracker(Tracker):
     def _nothing(self, *args, **kwargs) -> None:
         pass
 
-    start = log = figure = progress = epoch = message = go_back = finish = _nothing
+    start = log = figure = progress = evaluation = epoch = message = go_back = finish = _nothing
 
     def __exit__(self, *_: object) -> None:
         pass

@@ -126,7 +126,7 @@ def count_pixels(counts: Tensor, logits: Tensor, targets: Tensor) -> None:
     """
     num_classes = logits.shape[1]
     # ignored pixels come first: a label that is no class is then out of range, not counted as ignored
-    place = 1 + num_classes * targets + logits.argmax(1)
+    place = 1 + num_classes * targets + logits.max(1).indices  # on a CPU argmax takes several times as long
     place = place.masked_fill(targets == IGNORE_INDEX, 0).flatten()
     counts.scatter_add_(0, place, torch.ones_like(place))
 
@@ -161,4 +161,6 @@ def at_label_size(logits: Tensor, size: tuple[int, int], label_shape: tuple[int,
     `size` is the height and width without padding, which is cut off at the right and the bottom before.
     """
     shown = logits[:, : size[0], : size[1]].float()
+    if shown.shape[1:] == label_shape:
+        return shown
     return F.interpolate(shown.unsqueeze(0), label_shape, mode="bilinear", align_corners=False).squeeze(0)

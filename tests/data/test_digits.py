@@ -1,11 +1,30 @@
 """The digits and the splits."""
 
+import subprocess
+import sys
+
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from runner.data.digits import digits
+from runner.data import digits as module
+from runner.data.digits import digits, source_splits
 from runner.data.sampling import stratified_share
+
+
+def test_the_files_rows_are_what_the_package_gives(monkeypatch):
+    read = source_splits()
+    monkeypatch.setattr(module, "find_spec", lambda name: None)  # as if the file lay elsewhere
+    for split, expected in zip(read, source_splits(), strict=True):
+        assert torch.equal(split.images, expected.images)
+        assert torch.equal(split.targets, expected.targets)
+
+
+def test_the_package_is_not_imported():
+    """It imports scipy, pandas and pyarrow."""
+    script = "import sys; from runner.data.digits import digits; digits(); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_every_image_lies_in_exactly_one_split():

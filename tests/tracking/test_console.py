@@ -231,3 +231,33 @@ def test_other_characters_and_line_ends_stay_on_one_plain_line():
     run, stream = piped()
     run.message("größer\nthan 3", "error")
     assert stream.getvalue() == "error: gr\\xf6\\xdfer than 3\n"
+
+
+def test_an_evaluation_after_training_is_shown_at_once_and_then_now_and_then(clock):
+    run, stream = terminal()
+    for images in range(0, 500, 100):
+        run.evaluation("test of best.pt", images, 500)
+        clock.now += 0.2
+    lines = [line for line in shown(stream) if "test of best.pt" in line]
+    assert [line.split("%")[1].split()[0] for line in lines] == ["0", "100", "300"]
+    run.finish("completed", [])
+    assert shown(stream)[-3].startswith("completed")
+
+
+def test_elsewhere_an_evaluation_has_a_line_only_if_it_takes_long(clock):
+    run, stream = piped()
+    clock.now += module.PLAIN_PROGRESS_SECONDS  # of training
+    run.progress(1, 2, 1, 1)
+    for images in range(0, 500, 100):
+        run.evaluation("test of best.pt", images, 500)
+        clock.now += 10
+    assert stream.getvalue() == "test of best.pt: 300/500 images\n"
+
+
+def test_what_is_prepared_is_said_on_a_terminal_alone():
+    run, stream = terminal()
+    run.preparing("resnet18 on digits")
+    assert shown(stream) == ["Preparing resnet18 on digits ...", ""]
+    run, stream = piped()
+    run.preparing("resnet18 on digits")
+    assert stream.getvalue() == ""
