@@ -1,4 +1,4 @@
-"""Measure what things cost: `python scripts/bench.py all`, or a part: `methods|train [--device cuda] ...`.
+"""Measure what things cost: `python scripts/bench.py all`, or a part: `methods|train|sweep [--device cuda] ...`.
 
 A part times the runner's way beside others, prints tables and writes all of it to outputs/bench/PART.json. What is
 compared runs in turn, in many short blocks, so that other work on the machine spoils as little as possible. `all` runs
@@ -19,7 +19,7 @@ from types import ModuleType
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
 import torch
-from benchmarks import formats, methods_part, photos, training_part
+from benchmarks import formats, methods_part, photos, sweep, training_part
 from benchmarks.result import Result, console_table, markdown_table
 from rich.console import Console
 
@@ -33,6 +33,7 @@ PARTS: dict[str, ModuleType] = {  # each as benchmarks.part says
     "train": training_part,
     "formats": formats,
     "photos": photos,
+    "sweep": sweep,
 }
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- bench.py table: begin -->\n", "<!-- bench.py table: end -->\n"

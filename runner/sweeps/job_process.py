@@ -1,24 +1,27 @@
-"""A job in a process of its own, for the processes of a launcher.
+"""A job in a process beside that of a launcher.
 
 A job that dies, for want of memory say, then takes neither the launcher's process nor another job with it, and its
 death is recorded as a failure. What it prints is in its folder. It gets what it needs on its standard input, which
-stays open as long as the process above lives: its end is that of the job, which writes a checkpoint first.
+stays open as long as the process above lives: its end is that of the job, which writes a checkpoint first. A process
+whose job has a result takes the next one: to import torch and to find a GPU take seconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 from runner.config.settings import Settings
@@ -32,8 +35,12 @@ from runner.sweeps.job_run import cannot_begin, record_failure, run_job
 from runner.sweeps.jobs_at_once import JobsAtOnce
 
 OUTPUT = "console.txt"  # what the job prints
+DONE = b"\n"  # what its process answers
 LOOK_EVERY_SECONDS = 0.2
 KILL_AFTER_SECONDS = 60.0  # for a job that was asked to end and hangs; more than its own ranks are given
+
+
+_waiting: tuple[subprocess.Popen, Mapping[str, str]] | None = None  # the last process, and its environment
 
 
 def run_job_apart(
@@ -69,17 +76,11 @@ def run_job_apart(
             make_folder(job.path)
         except CannotWrite as error:
             return cannot_begin(job, error)
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=(output := stack.enter_context(_output(job.path / OUTPUT))),
-            stderr=output,
-            env={**os.environ, **(at_once.environment(devices) if at_once else {})},
-            start_new_session=True,  # a terminal's Ctrl-C comes from here alone
-        )
+        output = stack.enter_context(_output(job.path / OUTPUT))
+        process = _process(at_once.environment(devices) if at_once else {}, output)
         code = _run(process, json.dumps(content), should_stop)
     state = read_state(job.path)
-    if code == 0 or state.status in RESULTS:
+    if not code or state.status in RESULTS:
         return state.status
     if should_stop():
         return INTERRUPTED
@@ -97,8 +98,34 @@ def _output(path: Path) -> IO[bytes]:
         raise CannotWrite.from_os_error(path, error) from None
 
 
-def _run(process: subprocess.Popen, content: str, should_stop: Callable[[], bool]) -> int:
-    """The exit code of the process, which gets `content`, and is asked to end once `should_stop` says so."""
+def _process(environment: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen:
+    """The process that waits for a job, or a new one if there is none with this environment.
+
+    A new one writes into `output` until it has its job.
+    """
+    global _waiting
+    if _waiting is not None:
+        process, of_process = _waiting
+        if of_process == environment and process.poll() is None:
+            return process
+        _end(process)
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=output,
+        env={**os.environ, **environment},
+        start_new_session=True,  # a terminal's Ctrl-C comes from here alone
+    )
+    _waiting = process, environment
+    return process
+
+
+def _run(process: subprocess.Popen, content: str, should_stop: Callable[[], bool]) -> int | None:
+    """The exit code of the process, which gets `content`, and is asked to end once `should_stop` says so.
+
+    None if it waits for another job.
+    """
     with suppress(BrokenPipeError):  # it died; its exit code tells
         process.stdin.write(f"{content}\n".encode())
         process.stdin.flush()
@@ -109,10 +136,19 @@ def _run(process: subprocess.Popen, content: str, should_stop: Callable[[], bool
             asked = time.monotonic()
         if asked is not None and time.monotonic() - asked > KILL_AFTER_SECONDS:
             process.kill()
-        time.sleep(LOOK_EVERY_SECONDS)
+        if select.select([process.stdout], [], [], LOOK_EVERY_SECONDS)[0]:
+            if os.read(process.stdout.fileno(), len(DONE)):
+                return None
+            time.sleep(LOOK_EVERY_SECONDS)  # it has closed its output, and is about to end
+    _end(process)
+    return process.returncode
+
+
+def _end(process: subprocess.Popen) -> None:
     with suppress(BrokenPipeError):
         process.stdin.close()
-    return process.returncode
+    process.stdout.close()
+    process.wait()
 
 
 @cache
@@ -130,18 +166,35 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Run the job that the standard input tells of, and end when that ends."""
-    content = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_input, daemon=True).start()
-    job = content["job"]
-    job = Job(**{**job, "folder": Path(job["folder"]), "overrides": tuple(job["overrides"])})
-    with raise_on_signal():
-        run_job(Settings(content["settings"]), job, retry_failed=content["retry_failed"])
+    """Run the jobs that the standard input tells of, one after the other, up to the first without a result."""
+    answers, lines, busy = os.dup(sys.stdout.fileno()), SimpleQueue(), threading.Event()
+    threading.Thread(target=_read_input, args=[lines, busy], daemon=True).start()
+    while line := lines.get():
+        content = json.loads(line)
+        job = content["job"]
+        job = Job(**{**job, "folder": Path(job["folder"]), "overrides": tuple(job["overrides"])})
+        with _output(job.path / OUTPUT) as output:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(output.fileno(), stream.fileno())
+        with raise_on_signal():
+            status = run_job(Settings(content["settings"]), job, retry_failed=content["retry_failed"])
+        if status not in RESULTS:  # memory may be lost
+            return
+        sys.stdout.flush()
+        busy.clear()
+        with suppress(BrokenPipeError):
+            os.write(answers, DONE)
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+def _read_input(lines: SimpleQueue[str], busy: threading.Event) -> None:
+    """Put each line of the standard input into `lines`; its end ends this process, and the job it is `busy` with."""
+    for line in sys.stdin:
+        busy.set()
+        lines.put(line)
+    lines.put("")
+    if busy.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
