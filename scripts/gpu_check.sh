@@ -69,8 +69,8 @@ if [[ -n $TINY ]]; then
   FEW=(train.max_steps=4 model=resnet20)
   BIG=(model=resnet20 dataset.image_size=32 dataset.num_images=64 dataset.num_classes=10 train.global_batch_size=16 train.epochs=1)
   GHOST=4
-  METHODS=(--quick --only clip)
-  TRAINING=(--quick)
+  METHODS=(--quick --threads 1 --only clip)
+  TRAINING=(--quick --threads 1)
 else
   FEW=()
   BIG=(model=resnet50 dataset.image_size=224 dataset.num_images=1024 dataset.num_classes=1000 train.global_batch_size=256 train.epochs=10)
@@ -182,7 +182,7 @@ for name in ("plain", "ghost_batchnorm", "weight_standardization", "agc", "stoch
 for part in ("methods", "train"):
     if (file := outputs / f"{part}.json").is_file():
         for result in json.loads(file.read_text())["results"]:
-            beside = "" if result["beside"] is None else f" beside {result['beside']:.4g}: {result['value']:.3f}"
+            beside = "" if result["beside"] is None else f", {result['beside_what']} {result['beside']:.4g}: {result['value']:.3f}"
             print(f"{result['what']}: {result['ours']:.4g} {result['unit']}{beside}")
 END
 tee -a "$SUMMARY" <"$LOGS/table.log"
