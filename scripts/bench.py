@@ -19,7 +19,7 @@ from types import ModuleType
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the runner beside this script, installed or not
 
 import torch
-from benchmarks import formats, methods_part, photos, sweep, training_part
+from benchmarks import formats, methods_part, photos, sweep, training_part, whole_runs
 from benchmarks.result import Result, console_table, markdown_table
 from rich.console import Console
 
@@ -34,6 +34,7 @@ PARTS: dict[str, ModuleType] = {  # each as benchmarks.part says
     "formats": formats,
     "photos": photos,
     "sweep": sweep,
+    "peers": whole_runs,
 }
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- bench.py table: begin -->\n", "<!-- bench.py table: end -->\n"
@@ -58,8 +59,9 @@ def main() -> None:
         results = []
         for name in arguments.parts or PARTS:
             console.print(f"\n{name}: {PARTS[name].HELP}", style="bold")
-            quick = ["--quick"] if arguments.quick else []
-            own = parser.parse_args([name, *PARTS[name].IN_ALL, *quick])
+            shared = ["--quick"] if arguments.quick else []
+            shared += ["--timm-train", str(arguments.timm_train)] if arguments.timm_train else []
+            own = parser.parse_args([name, *PARTS[name].IN_ALL, *shared])
             results += _measure(own, device, console, arguments.folder / f"{name}.json")
     console.print()
     console.print(console_table(results))
@@ -102,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     both.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch on the CPU")
     both.add_argument("--quick", action="store_true", help="tiny and fast, to see whether it works: means nothing")
+    both.add_argument("--timm-train", type=Path, metavar="FILE", help="train.py of timm's repository, for peers")
     of_part = argparse.ArgumentParser(add_help=False)
     of_part.add_argument("--compile", action="store_true", help="compile models and layers")
     of_part.add_argument("--blocks", type=int, default=20, help="interleaved blocks of each comparison")

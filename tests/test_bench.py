@@ -29,7 +29,7 @@ def benchmarks():
     """The modules beside bench.py, which Python finds when it runs that file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
-        from benchmarks import methods, peers, photos, result, timing, training, watched_run
+        from benchmarks import methods, peers, photos, result, timing, training, watched_run, whole_runs
 
         yield SimpleNamespace(
             methods=methods,
@@ -39,6 +39,7 @@ def benchmarks():
             timing=timing,
             training=training,
             watched_run=watched_run,
+            whole_runs=whole_runs,
         )
 
 
@@ -203,6 +204,27 @@ def test_all_prints_every_part_and_its_table_goes_into_a_readme(tmp_path):
     assert text.endswith(f"|\n\n{end}after\n")
     assert text.count("training loop, resnet18") == 1
     assert "old" not in text
+
+
+def test_images_per_second_of_timms_script_are_the_last_mean_in_its_log(benchmarks):
+    lines = [
+        "Train: 0 [   3/20 ( 15%)]  Loss: 2.31 (2.35)  Time: 0.139s,  460.11/s  (0.201s,  318.20/s)  LR: 5.000e-02",
+        "Train: 1 [  19/20 (100%)]  Loss: 0.31 (0.35)  Time: 0.039s, 1460.11/s  (0.101s,  618.20/s)  LR: 5.000e-03",
+        "Test: [   0/2]  Time: 0.050 (0.050)  Loss:   0.3 ( 0.3)  Acc@1:  90.0 ( 90.0)",
+    ]
+    assert benchmarks.whole_runs.speed_in("\n".join(lines)) == 618.2
+    with pytest.raises(RuntimeError, match="no images/s"):
+        benchmarks.whole_runs.speed_in(lines[2])
+
+
+def test_a_whole_command_is_timed_on_the_wall_and_on_the_cpu(benchmarks, tmp_path):
+    work = "import time; time.sleep(0.3); print(sum(range(10**6)))"
+    seconds, cpu_seconds, output = benchmarks.whole_runs._timed([sys.executable, "-c", work], tmp_path)
+    assert output == "499999500000\n"
+    assert 0 < cpu_seconds < seconds
+    assert seconds > 0.3
+    with pytest.raises(RuntimeError, match="not a number"):
+        benchmarks.whole_runs._timed([sys.executable, "-c", "raise SystemExit('not a number')"], tmp_path)
 
 
 # ---- the training loop

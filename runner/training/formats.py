@@ -30,10 +30,10 @@ class Formats(NamedTuple):
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware: on x86 by AVX512_BF16 or AMX. Before torch 2.12 a CPU: no."""
+    """Whether the device multiplies bf16 in hardware: on x86 by AVX512_BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

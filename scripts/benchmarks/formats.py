@@ -92,6 +92,7 @@ def measure(arguments: argparse.Namespace, device: torch.device, console: Consol
         cases = [replace(cases[0], batch_size=4)]
     if not cases:
         raise SystemExit("--only: no case has that in its title; there are\n  " + "\n  ".join(c.title for c in CASES))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows, results = [], []
     for case in cases:
@@ -105,6 +106,7 @@ def measure(arguments: argparse.Namespace, device: torch.device, console: Consol
         console.print(f"{case.title}: {', '.join(f'{name} {each:,.0f}' for name, each in speed.items())} images/s")
         if arguments.write:
             _write(rows)
+    torch.set_num_threads(threads)
     return Report({"blocks": arguments.blocks}, {"rows": rows}, results)
 
 

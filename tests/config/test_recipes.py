@@ -29,6 +29,8 @@ RECORDS = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in
 SYNSETS = ("n01440764", "n01443537", "n01484850", "n01491361")
 NUM_TRAIN, NUM_TEST = 8, 4
 
+PROBED = [file for file in FOLDER.rglob("*.yaml") if "override /probe: [" in file.read_text().replace("[]", "")]
+
 # what makes a record small, beside max_steps: sizes of images and batches, and what wants a GPU or a network
 SMALL = {
     "cifar10": ["train.global_batch_size=8"],
@@ -43,6 +45,12 @@ SMALL = {
     "cluttered_digits": ["train.global_batch_size=8"],
     "digit_scenes": ["train.global_batch_size=4"],
 }
+
+
+@pytest.mark.parametrize("file", PROBED, ids=lambda file: file.stem)
+def test_a_study_that_measures_activations_or_gradients_does_so_in_fp32(file):
+    assert len(PROBED) >= 14
+    assert OmegaConf.load(file).train.precision == "fp32"
 
 
 def header(record):
