@@ -350,3 +350,26 @@ def test_a_run_composes_once(small, monkeypatch, words, times):
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
     assert small("train.max_steps=0", *words).code == 0
     assert len(composed) == times
+
+
+def test_what_is_imported_before_the_first_line_is_light():
+    """These take a second and more; a run without them imports them never."""
+    heavy = ["torch", "torchvision", "scipy", "sklearn", "pandas", "matplotlib", "wandb", "timm", "PIL", "joblib"]
+    script = f"import runner.__main__, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_default_run_imports_no_package_that_it_does_not_use(tmp_path):
+    unused = ["scipy", "sklearn", "pandas", "matplotlib", "wandb", "timm", "datasets"]
+    settings = ["train.max_steps=1", "train.device=cpu", "wandb.mode=disabled", f"paths.outputs={tmp_path}"]
+    script = f"""
+import atexit, sys
+from runner.__main__ import main
+atexit.register(lambda: print("imported:", [name for name in {unused} if name in sys.modules]))
+sys.argv[1:] = {[*settings, "model=resnet20", "dataset.image_size=8"]}
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "imported: []" in done.stdout
+    assert "Preparing" not in done.stdout  # on a terminal alone

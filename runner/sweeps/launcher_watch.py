@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 from runner.distributed.signals import handle_stop_signals
-from runner.report.console_table import varied_overrides
 from runner.results.job import Job
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
 from runner.sweeps.job_run import error_of
@@ -154,6 +153,8 @@ class Pace:
 
 def _labels(jobs: Sequence[Job]) -> dict[str, str]:
     """The overrides in which the jobs differ, their keys shortened, by the job's name."""
+    from runner.report.console_table import varied_overrides  # imports scipy
+
     common = [word for word in jobs[0].overrides if len(jobs) > 1 and all(word in job.overrides for job in jobs)]
     texts, _ = varied_overrides([job.overrides for job in jobs], common, plain=False)
     return {job.name: text.replace("\n", " ") for job, text in zip(jobs, texts, strict=True)}

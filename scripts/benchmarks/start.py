@@ -70,6 +70,7 @@ def main() -> None:
         "parts_s": dict(sorted(reached.items(), key=lambda item: -item[1])),
         "first_step_s": ended - given,
         "second_step_s": next_ended - next_given,
+        "imports_to_first_step_s": ended - BEGAN,
     }
     print(json.dumps(times))
 

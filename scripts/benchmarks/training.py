@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +41,7 @@ WARM_UP_BLOCKS = 2  # in the second of which memory is measured, before the plai
 BREAKDOWN_BLOCKS = 2
 SMALLEST_RATIO = {"cpu": 0.97, "cuda": 0.98}  # of the runner's images/s to the bare loop's
 LARGEST_MEMORY_RATIO = 1.02
-LONGEST_START = 2.0  # seconds
+LONGEST_START, FIRST_LINE = 2.0, 1.0  # seconds
 LARGEST_MODEL_OF_START = 50_000_000  # parameters
 
 # of a step, by the function in which it is spent
@@ -264,10 +266,28 @@ def start(scale: TrainingScale) -> dict:
     with tempfile.TemporaryDirectory() as outputs:
         overrides = replace(scale, compiled=False, steps=3).overrides(epochs=1, outputs=outputs)
         command = [sys.executable, Path(__file__).with_name("start.py"), str(torch.get_num_threads()), *overrides]
+        line = first_line(overrides)
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the start could not be measured:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "first_line_s": line}
+
+
+def first_line(overrides: Sequence[str]) -> float:
+    """Seconds from a command to its first output on a terminal, at which it is ended."""
+    ours, terminal = os.openpty()
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "runner", *overrides]
+    root = Path(__file__).resolve().parents[2]  # of the runner
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=root) as process:
+        os.close(terminal)
+        first = os.read(ours, 4096)
+        seconds = time.perf_counter() - began
+        process.kill()
+    os.close(ours)
+    if b"Preparing" not in first:
+        raise RuntimeError(f"the first line could not be timed:\n{first.decode(errors='replace')}")
+    return seconds
 
 
 def results(scale: TrainingScale, measured: Mapping, started: Mapping) -> list[Result]:
@@ -283,4 +303,6 @@ def results(scale: TrainingScale, measured: Mapping, started: Mapping) -> list[R
     if measured["num_params"] <= LARGEST_MODEL_OF_START:
         what = "start of a run to its first step, without imports and data"
         found.append(Result(what, started["to_first_step_s"], "s", bound=LONGEST_START))
+    found.append(Result("first line on a terminal", started["first_line_s"], "s", bound=FIRST_LINE))
+    found.append(Result("first step's end, imports and data counted", started["imports_to_first_step_s"], "s"))
     return found

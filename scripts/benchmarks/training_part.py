@@ -63,6 +63,8 @@ def _tables(measured: dict, started: dict) -> list[Table]:
     for name, milliseconds in rows.items():
         parts.add_row(name, f"{milliseconds:.3f}", f"{milliseconds / bare:.2%}")
     before = table_of("before the first step", "s")
+    before.add_row("first line on a terminal", f"{started['first_line_s']:.2f}")
+    before.add_row("first step's end, all counted", f"{started['imports_to_first_step_s']:.2f}")
     before.add_row("imports (not counted)", f"{started['imports_s']:.2f}")
     before.add_row("data (not counted)", f"{started['data_s']:.2f}")
     for name, seconds in {**started["parts_s"], "together": started["to_first_step_s"]}.items():
