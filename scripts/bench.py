@@ -1,4 +1,4 @@
-"""Measure what things cost: `python scripts/bench.py all`, or a part: `methods|train|sweep [--device cuda] ...`.
+"""Measure what things cost: `python scripts/bench.py all`, or a part: `methods|train|... [--device cuda] ...`.
 
 A part times the runner's way beside others, prints tables and writes all of it to outputs/bench/PART.json. What is
 compared runs in turn, in many short blocks, so that other work on the machine spoils as little as possible. `all` runs

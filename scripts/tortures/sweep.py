@@ -1,10 +1,14 @@
-"""Sweeps with odd axes and names, stopped and run again, on a full disk, two at once, over damaged folders."""
+"""Sweeps with odd axes and names, stopped and run again, on a full disk, two at once, over damaged folders.
+
+And with jobs at once, of which a process dies: a job's, the launcher's, or the command's own.
+"""
 
 from __future__ import annotations
 
 import errno
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,18 +17,20 @@ from tortures import survival
 from tortures.attack import DONE, REFUSED, SWEEP, TINY, Attack, Whole
 from tortures.file_calls import Refuse, Stop
 from tortures.odd_words import AXES, SWEEP_NAMES, SWEEP_WORDS
+from tortures.processes import POLL_SECONDS, Running, command_line
 from tortures.wounds import wound
 
 SETTINGS = (*TINY, "train.epochs=1", "train.checkpoint_every_steps=1")
 COMMAND = ("-m", *SETTINGS, "seed=0,1", "sweep.name=sweep")
 NOT_ALL_DONE = {**DONE, 1: "a job failed, or its report could not be written"}
 STOPPED = {-signal.SIGKILL: "it was killed", 130: "it was interrupted", **DONE}
+JOB, LAUNCHERS_PROCESS = "runner.sweeps.job_process", "LokyProcess"
 TERMINATED = {-signal.SIGTERM: "the signal came before it was listened for"}
 
 
 def attack(a: Attack) -> None:
     """One of these."""
-    ways = {_odd: 6, _stopped: 4, _full: 3, _damaged: 4, _two_at_once: 1, _two_unnamed: 1}
+    ways = {_odd: 6, _stopped: 4, _full: 3, _damaged: 4, _two_at_once: 1, _two_unnamed: 1, _jobs_at_once: 2}
     a.draw.choices(list(ways), list(ways.values()))[0](a)
 
 
@@ -126,6 +132,32 @@ def _two_unnamed(a: Attack) -> None:
         for job in folder.glob("*/config.yaml"):
             if not (job.parent / "summary.json").is_file():
                 a.fail(f"{job.parent.name} has no summary")
+
+
+def _jobs_at_once(a: Attack) -> None:
+    """A process of a sweep with jobs at once is killed, or all are asked to stop; what is left is done afterwards."""
+    victim = a.draw.choice(("a job", "a process of the launcher", "the command", "Ctrl-C"))
+    delay = a.draw.uniform(0, 4)
+    a.title = f"{victim}{'' if victim == 'Ctrl-C' else ' is killed'} {delay:.2f} s into jobs at once"
+    running = a.start(*COMMAND, "sweep.jobs_at_once=2", spawned=True)
+    end = time.monotonic() + a.deadline
+    # a process of the launcher that had no job yet would end minutes after the command alone
+    while len(_processes(running, JOB)) < 2 and not running.is_over and time.monotonic() < end:
+        time.sleep(10 * POLL_SECONDS)
+    running.wait(delay)
+    if victim in ("the command", "Ctrl-C"):
+        running.send(signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
+    elif found := _processes(running, JOB if victim == "a job" else LAUNCHERS_PROCESS):
+        running.send(signal.SIGKILL, to=a.draw.choice(found))
+    allowed = {"a job": NOT_ALL_DONE, "the command": STOPPED, "Ctrl-C": STOPPED}.get(victim, DONE)
+    a.end(running, allowed)
+    a.run(*COMMAND)
+    _compare(a, _results(a))
+
+
+def _processes(running: Running, word: str) -> list[int]:
+    """The processes of a command that have this word on their command line."""
+    return sorted(pid for pid in running.descendants() if word in command_line(pid))
 
 
 def _both(a: Attack, command: tuple[str, ...]) -> None:
