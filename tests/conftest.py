@@ -182,11 +182,13 @@ def make_scenes() -> Callable[..., tuple[str, ...]]:
     return call
 
 
-@pytest.fixture(autouse=True)
-def fp32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def fp32_by_default() -> Iterator[None]:
     """`train.precision=auto` is fp32 on any CPU, as on one without bf16: the figures of tests are those of fp32."""
     native = formats.has_native_bf16
-    monkeypatch.setattr(formats, "has_native_bf16", lambda device: device.type == "cuda" and native(device))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "has_native_bf16", lambda device: device.type == "cuda" and native(device))
+        yield
 
 
 @pytest.fixture
