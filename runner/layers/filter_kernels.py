@@ -69,7 +69,7 @@ class Standardize(torch.autograd.Function):
 
 
 def _launch(kernel: triton.JITFunction, weight: Tensor, *arguments: object) -> None:
-    filters, size = weight.shape[0], weight[0].numel()
+    filters, size = weight.shape[0], weight.shape[1:].numel()
     block = BLOCK if size <= BLOCK else LARGE_BLOCK
     with torch.cuda.device_of(weight):
         kernel[(filters,)](weight, *arguments, filters, size, block, **LAUNCH_OPTIONS)
