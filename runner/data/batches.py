@@ -33,10 +33,10 @@ class Normalization:
     def __call__(self, images: Tensor) -> Tensor:
         if images.device.type != "cpu":
             return (images * self.gain - self.shift).contiguous(memory_format=self.memory_format)
-        images = images.contiguous(memory_format=self.memory_format)  # of bytes, which are the fewest to move
-        normalized = torch.empty_like(images, dtype=torch.float32)
+        normalized = torch.empty_like(images, dtype=torch.float32, memory_format=self.memory_format)
         source, result, gain, shift = images, normalized, self.gain, self.shift
         if self.memory_format == torch.channels_last:  # as rows of whole pixels: few channels do not fill a vector
+            images = images.contiguous(memory_format=self.memory_format)
             source, result = (each.permute(0, 2, 3, 1).flatten(2) for each in (images, normalized))
             gain, shift = (each.flatten().repeat(images.shape[3]) for each in (gain, shift))
         size = max(CACHED_NUMEL // images[0].numel(), 1)

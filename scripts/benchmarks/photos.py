@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -121,8 +122,8 @@ def write_photos(root: Path, number: int) -> None:
 
 def _readers(root: str, scale: PhotosScale) -> Iterator[tuple[str, Callable[[], object]]]:
     data = _data(root, scale, workers=0)
-    read = Reader(data.load_train)
-    yield OURS, lambda: [read[sample, place] for place, sample in enumerate(data.train)]
+    read, seeds = Reader(data.load_train), count()
+    yield OURS, lambda: [read[sample, next(seeds)] for sample in data.train]
     crop = T.Compose([*_crops(scale), T.PILToTensor()])
     folder = ImageFolder(f"{root}/train", crop)
     yield PIL_WAY, lambda: [folder[place] for place in range(len(folder))]
@@ -131,7 +132,7 @@ def _readers(root: str, scale: PhotosScale) -> Iterator[tuple[str, Callable[[], 
 def _loaders(root: str, scale: PhotosScale, workers: int) -> Iterator[tuple[str, Callable[[], object]]]:
     placing = {"batch_size": scale.batch_size, "device": CPU}
     batches = _data(root, scale, workers).train_batches(seed=0, **placing)
-    epochs = iter(range(10**9))
+    epochs = count()
     yield OURS, lambda: _consume(batches.epoch(next(epochs)))
     normalized = T.Compose([*_crops(scale), T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     loading = {"batch_size": scale.batch_size, "num_workers": workers, "persistent_workers": workers > 0}

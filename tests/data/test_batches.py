@@ -1,13 +1,14 @@
 """Batches: every sample once, the same ones for the same seed, crops and flips as written out by hand."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from runner.data import random as random_module
-from runner.data.batches import crop_and_flip
+from runner.data.batches import Normalization, crop_and_flip
 from runner.data.random import random
 from runner.data.splits import Split, channel_statistics, make_data
 
@@ -131,3 +132,19 @@ def test_mean_and_deviation_are_those_of_numpy(dtype):
     mean, std = channel_statistics(images)
     torch.testing.assert_close(mean.numpy(), scaled.mean((0, 2, 3)).astype("float32"), rtol=1e-6, atol=0)
     torch.testing.assert_close(std.numpy(), scaled.std((0, 2, 3)).astype("float32"), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(5, 3, 17, 23), (130, 1, 8, 8), (3, 3, 224, 224)])
+def test_bytes_are_normalized_alike_in_both_formats(shape, channels_last):
+    """A few images at a time, bit for bit as all at once."""
+    mean, std = torch.rand(2, shape[1]).add(0.1)
+    about = SimpleNamespace(mean=mean, std=std)
+    normalized = Normalization(about, of_bytes=True, device=torch.device("cpu"), channels_last=channels_last)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    gain, shift = (each.view(1, -1, 1, 1) for each in ((1 / 255) / std, mean / std))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for source in (images, images.contiguous(memory_format=torch.channels_last)):
+        result = normalized(source)
+        assert torch.equal(result, images * gain - shift)
+        assert result.is_contiguous(memory_format=layout)
