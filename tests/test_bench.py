@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -508,3 +509,21 @@ def test_a_result_of_photos_is_the_fastest_pass_over_the_fastest(benchmarks):
     speeds = {"reading": {photos.OURS: [300.0, 100.0], photos.PIL_WAY: [100.0, 150.0]}}
     [result] = photos._results(speeds)
     assert (result.value, result.met, result.bound, list(result.blocks)) == (2.0, True, 1.6, [3.0, 100 / 150])
+
+
+# ---- sweeps
+
+
+@pytest.mark.parametrize(("at_once", "bound"), [("sweep.jobs_at_once=auto", None), ("sweep.jobs_per_device=4", 3.0)])
+def test_runs_an_hour_are_compared(benchmarks, monkeypatch, at_once, bound):
+    from benchmarks import sweep
+
+    taken = {False: iter([80.0, 160.0]), True: iter([20.0, 40.0])}
+    monkeypatch.setattr(sweep, "run_sweep", lambda settings, threads: next(taken[at_once in settings]))
+    arguments = SimpleNamespace(at_once=[at_once], set=["train.epochs=2"], quick=True, blocks=2)
+    report = sweep.measure(arguments, torch.device("cpu"), Mock())
+    [result] = report.results
+    assert (result.beside, result.ours) == (8 * (45 + 22.5) / 2, 8 * (180 + 90) / 2)
+    assert (result.value, result.blocks, result.bound) == (4, [4, 4], bound)
+    assert report.measured["seconds"] == {"one after the other": [80, 160], at_once: [20, 40]}
+    assert report.settings["settings"][-1] == "train.epochs=2"
