@@ -124,7 +124,7 @@ def _running_line(running: Sequence[tuple[str, float]], width: int) -> str:
         line = f" running: {', '.join(texts[:shown])}{more}"
         if cell_len(line) <= width:
             return line
-    return f" running: {len(texts)} jobs"
+    return f" running: {len(texts)} jobs" if texts else " no job is running yet"
 
 
 def _ending(label: str, room: int) -> str:

@@ -79,6 +79,9 @@ def test_the_live_display_has_the_running_jobs_and_the_time_left(width):
 def test_long_names_of_running_jobs_are_cut():
     console, file, jobs = shown(labels="a_setting_with_a_long_name=[one_value,and_another] seed={}")
     console.progress(Progress([(console.label(job), 0.0) for job in jobs[:4]], 0, 4, 0.0, None))
+    assert "no job is running" not in file.getvalue()
+    console.progress(Progress([], 0, 4, 0.0, None))
+    assert " no job is running yet" in file.getvalue()
     console.stop()
     assert "running: …and_another] seed=1 0 %, …and_another] seed=2 0 %, and 2" in "\n".join(lines(file))
 
