@@ -66,6 +66,7 @@ def interpreted():
     filter_kernels.BLOCK, filter_kernels.LARGE_BLOCK = 16, 32
     torch.Tensor.is_cuda = property(lambda _: True)
     errors = {}
+    torch.manual_seed(0)
     for kind in EPS:
         for dtype in DTYPES:
             for shape, channels_last in [
@@ -83,7 +84,8 @@ def interpreted():
         twice = torch.autograd.grad(first.square().sum(), weight)
         double = weight.detach().double().requires_grad_()
         (first,) = torch.autograd.grad(layer(double), double, grad.double(), create_graph=True)
-        torch.testing.assert_close(twice, torch.autograd.grad(first.square().sum(), double), check_dtype=False)
+        expected = torch.autograd.grad(first.square().sum(), double)
+        torch.testing.assert_close(twice, expected, check_dtype=False, rtol=1e-4, atol=1e-4)
     torch.is_autocast_enabled, torch.get_autocast_dtype = (lambda _: True), (lambda _: torch.bfloat16)
     assert conv.standardized_weight().dtype == torch.bfloat16
     return errors
