@@ -42,14 +42,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.studies < 1:
         parser.error(f"--studies {arguments.studies}: it must be at least 1")
-    table = Table("methods and seeds", *(f"{n:,} images" for n in IMAGES), box=None, pad_edge=False)
+    table = Table("% decided: with images / by seeds alone", *(f"{n:,} images" for n in IMAGES), box=None, pad_edge=False)
     shares = []
     for (name, spreads), seeds in product(SPREADS.items(), SEEDS):
         cells = []
         for images in IMAGES:
             ours, alone = _decided(seeds, images, *spreads, number=arguments.studies, seed=arguments.seed)
             shares.append(ours)
-            cells.append(f"{100 * ours:.1f} % (seeds alone {100 * alone:.1f} %)")
+            cells.append(f"{100 * ours:.1f} / {100 * alone:.1f}")
         table.add_row(f"{name}, {seeds} seeds", *cells)
     console = Console(highlight=False)
     console.print(table)
