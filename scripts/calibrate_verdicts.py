@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.studies < 1:
         parser.error(f"--studies {arguments.studies}: it must be at least 1")
-    table = Table("% decided: with images / by seeds alone", *(f"{n:,} images" for n in IMAGES), box=None, pad_edge=False)
+    table = Table("% decided: with images / without", *(f"{n:,} images" for n in IMAGES), box=None, pad_edge=False)
     shares = []
     for (name, spreads), seeds in product(SPREADS.items(), SEEDS):
         cells = []
