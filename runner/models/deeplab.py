@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from runner.config.limits import check
 from runner.layers.norm_relu import norm_relu
 from runner.layers.residual_blocks import BasicBlock, ResNet
-from runner.models import resnet
+from runner.models.resnet import resnet18, resnet50, resnet101
 
 LOW_LEVEL_CHANNELS = 48
 HEADS = {"composer": (3, 512), "paper": (1, 256)}  # the kernel that joins the pyramid's branches, the channels
@@ -169,17 +169,17 @@ def deeplabv3plus_resnet18(
     num_classes: int = 150, output_stride: int = 16, head_channels: int = 256, **settings
 ) -> DeepLabV3Plus:
     """DeepLabv3+ with a ResNet-18, for small machines; see `DeepLabV3Plus` for the settings."""
-    return DeepLabV3Plus(resnet.resnet18, num_classes, output_stride, head_channels=head_channels, **settings)
+    return DeepLabV3Plus(resnet18, num_classes, output_stride, head_channels=head_channels, **settings)
 
 
 def deeplabv3plus_resnet50(num_classes: int = 150, **settings) -> DeepLabV3Plus:
     """DeepLabv3+ with a ResNet-50; see `DeepLabV3Plus` for the settings."""
-    return DeepLabV3Plus(resnet.resnet50, num_classes, **settings)
+    return DeepLabV3Plus(resnet50, num_classes, **settings)
 
 
 def deeplabv3plus_resnet101(num_classes: int = 150, **settings) -> DeepLabV3Plus:
     """DeepLabv3+ with a ResNet-101; see `DeepLabV3Plus` for the settings."""
-    return DeepLabV3Plus(resnet.resnet101, num_classes, **settings)
+    return DeepLabV3Plus(resnet101, num_classes, **settings)
 
 
 def _conv3x3(in_channels: int, out_channels: int, separable: bool, dilation: int = 1) -> nn.Module:
