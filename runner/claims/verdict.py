@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
 from runner.claims.cells import Cell, Undecidable, sides
 from runner.claims.choice import chance_of_choice
@@ -127,10 +128,9 @@ def _mean(claim: Claim, comparison: Contrast) -> Mean:
         is_difference = claim.minus or claim.minus_measure or claim.factor != 1
         about = {"limits": (-span, span)} if is_difference else {"is_share": True}
     if comparison.images is not None:
-        return replace(mean_over_images(comparison.images, abs(claim.factor), **about), estimate=_average(values))
+        return replace(mean_over_images(comparison.images, abs(claim.factor), **about), estimate=mean(values))
     # without predictions.npz: as if no image but two told the arms apart
-    floor = abs(claim.factor) * math.sqrt(2) / comparison.num_images if comparison.num_images else 0.0
-    floor = floor if about else 0.0
+    floor = abs(claim.factor) * math.sqrt(2) / comparison.num_images if about and comparison.num_images else 0.0
     return mean_of(values, image_error=floor, **about)
 
 
@@ -172,10 +172,6 @@ def _point(claim: Claim, value: float, texts: VerdictTexts) -> dict:
 
 def _decided(always: bool, never: bool) -> str:
     return HOLDS if always else HOLDS_NOT if never else UNDECIDABLE
-
-
-def _average(values: Sequence[float]) -> float:
-    return mean_of(values).estimate
 
 
 def _exp(logarithm: float) -> float:
