@@ -54,6 +54,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
     "dataset": {
         "validation": "(0, 1) or test",
         "check_duplicates": "bool or null",
+        "train_images": f"{COUNT} or null",
         "image_size": PIXELS,
         "channels": OneOf((1, 3)),
         "crop_padding": "[0, 128] int",

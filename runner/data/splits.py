@@ -11,7 +11,7 @@ from torch import Tensor
 from runner.data.batches import TensorEvaluationBatches, TensorTrainBatches
 from runner.data.dataset import Data, check_batch_size, own_splits
 from runner.data.duplicates import duplicate_images
-from runner.data.sampling import set_apart
+from runner.data.sampling import set_apart, stratified_share
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,16 @@ def make_data(
     *,
     num_classes: int,
     validation: float | str | Split = 0.1,
+    train_images: int | None = None,
     check_duplicates: bool | None = None,
     **about: object,
 ) -> TensorData:
     """Make a data set of the published splits, normalized by the mean and standard deviation of its training images.
 
     `validation` is the share of the training set that becomes the validation split, always the same samples,
-    stratified by class (masks are not); or that split itself; or "test": the test split stands in for it. See
-    `duplicate_images` for `check_duplicates`; `about` are further fields of `TensorData`.
+    stratified by class (masks are not); or that split itself; or "test": the test split stands in for it. Of what is
+    left, `train_images` are trained on, always the same, stratified by class; None: all. See `duplicate_images` for
+    `check_duplicates`; `about` are further fields of `TensorData`.
     """
     if isinstance(validation, Split):
         held_out, source = validation, "train"
@@ -81,6 +83,8 @@ def make_data(
         classes = train.targets if train.targets.ndim == 1 else torch.zeros(len(train), dtype=torch.int64)
         left, chosen = set_apart(classes, float(validation))
         held_out, train, source = train.part(chosen), train.part(left), "train"
+    if train_images is not None:
+        train = _few(train, train_images)
     splits = own_splits(train.images, held_out.images, test.images, source)
     height, width = train.images.shape[2:]
     mean, std = channel_statistics(train.images)
@@ -97,6 +101,15 @@ def make_data(
         findings=duplicate_images(splits, check_duplicates),
         **about,
     )
+
+
+def _few(train: Split, number: int) -> Split:
+    """`number` of the training images: its share of each class, rounded. Raises ValueError for a class of none."""
+    chosen = stratified_share(train.targets, min(1.0, number / len(train)))
+    if number > len(train) or len(train.targets[chosen].unique()) < len(train.targets.unique()):
+        why = "more than the" if number > len(train) else "too few for an image of each class of the"
+        raise ValueError(f"dataset.train_images={number}: {why} {len(train):,} training images; choose another number.")
+    return train.part(chosen)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,16 @@ ALIASES = {"ResNetBottleneck": "Bottleneck"}  # Composer's name for torchvision'
 
 
 class StochasticDepthMethod(Method):
-    """`apply_stochastic_depth` in a run, with one generator for all gates and a warm-up of the drop rates.
+    """`apply_stochastic_depth` in a run, with one generator for all gates and rates that depend on the step.
 
-    `drop_warmup`: share of training over which the rates grow linearly from 0 to their final values. Before the first
-    `on_step` the rates are the final ones, so that a loaded model is evaluated with them.
+    At the completed share p of training each rate is its full value times
+
+        min(1, (p - drop_from) / drop_warmup, (drop_until - p) / drop_cooldown)    for drop_from <= p < drop_until,
+
+    and 0 outside; a `drop_warmup` or `drop_cooldown` of 0 leaves its term out, and drop_until=1 has no end. With
+    drop_until=0.17 and drop_cooldown=0.17, or with drop_from=0.17, this is early or late stochastic depth (Liu et al.
+    2023, arXiv 2303.01500). Before the first `on_step` the rates are those at the end of training, so that a loaded
+    model is evaluated with them.
     `dropped_update` (block mode): how the optimizer updates the parameters of a block that was dropped for the whole
     step. "rest": without a gradient, so it skips them, with their momentum and weight decay. "continue": with a zero
     gradient, so momentum and weight decay go on, as in the code of Huang et al.
@@ -44,6 +50,9 @@ class StochasticDepthMethod(Method):
         stochastic_method: str = "block",
         rescale: str = "inference",
         drop_warmup: float = 0.0,
+        drop_cooldown: float = 0.0,
+        drop_from: float = 0.0,
+        drop_until: float = 1.0,
         dropped_update: str = "rest",
         target_layer_name: str | None = None,
         use_same_gpu_seed: bool = True,
@@ -55,8 +64,14 @@ class StochasticDepthMethod(Method):
             "rescale": rescale,
             "target_layer_name": target_layer_name,
         }
-        check("stochastic_depth", **self.settings, drop_warmup=drop_warmup, dropped_update=dropped_update)
-        self.drop_warmup = drop_warmup
+        self.window = {"drop_from": drop_from, "drop_until": drop_until}
+        self.window |= {"drop_warmup": drop_warmup, "drop_cooldown": drop_cooldown}
+        check("stochastic_depth", **self.settings, **self.window, dropped_update=dropped_update)
+        if drop_from >= drop_until:
+            raise ValueError(
+                f"drop_from={drop_from}: no block is ever dropped, since drop_until={drop_until} comes no later. "
+                "Choose a smaller drop_from, or a larger drop_until."
+            )
         self.dropped_update = dropped_update
         self.leaves_unused = stochastic_method == "block" and drop_rate > 0
         self.differs_by_rank = stochastic_method == "sample" or not use_same_gpu_seed
@@ -73,6 +88,7 @@ class StochasticDepthMethod(Method):
             module for module in model.modules() if any(isinstance(m, StochasticDepth) for m in module.children())
         ]
         self.parameters = [parameter for block in blocks for parameter in block.parameters()]
+        self._set_rates(self.gates)
         if self.differs_by_rank and torch.distributed.is_available() and torch.distributed.is_initialized():
             for gate in self.gates:
                 gate.rank, gate.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -107,9 +123,20 @@ class StochasticDepthMethod(Method):
         self._set_rates(self.gates)
 
     def _set_rates(self, gates: list[StochasticDepth]) -> None:
-        warm = self.progress is None or self.progress >= self.drop_warmup
+        share = _share_of_rate(1.0 if self.progress is None else self.progress, **self.window)
         for gate in gates:
-            gate.warm_up(1.0 if warm else self.progress / self.drop_warmup)
+            gate.warm_up(share)
+
+
+def _share_of_rate(
+    progress: float, *, drop_from: float, drop_until: float, drop_warmup: float, drop_cooldown: float
+) -> float:
+    """The share of the full rates at the completed share `progress` of training."""
+    if progress < drop_from or (drop_until < 1 and progress >= drop_until):
+        return 0.0
+    rise = (progress - drop_from) / drop_warmup if drop_warmup else 1.0
+    fall = (drop_until - progress) / drop_cooldown if drop_cooldown else 1.0
+    return min(1.0, rise, fall)
 
 
 def apply_stochastic_depth(

@@ -101,6 +101,26 @@ def test_a_damaged_file_is_named(name, change, message, tmp_path):
     assert str(folder) in str(error.value)
 
 
+def test_a_part_of_the_training_images_has_as_many_of_each_class_and_leaves_the_other_splits(tmp_path):
+    write_files(tmp_path / "data")
+    whole, part = (fashion_mnist(root=str(tmp_path / "data"), validation=0.25, train_images=n) for n in (None, 10))
+    assert part.train.targets.bincount().tolist() == [1] * 10
+    images = {image.numpy().tobytes() for image in whole.train.images}
+    assert {image.numpy().tobytes() for image in part.train.images} <= images
+    for split in ("validation", "test"):
+        assert torch.equal(getattr(part, split).images, getattr(whole, split).images)
+    pixels = part.train.images.double() / 255
+    assert part.mean.item() == pytest.approx(pixels.mean().item())
+    assert part.std.item() == pytest.approx(pixels.std(correction=0).item())
+
+
+@pytest.mark.parametrize("number", [1000, 3])
+def test_too_many_training_images_and_too_few_for_all_classes_are_refused(number, tmp_path):
+    write_files(tmp_path / "data")
+    with pytest.raises(ValueError, match=rf"^dataset\.train_images={number}: .* training images; choose another"):
+        fashion_mnist(root=str(tmp_path / "data"), validation=0.25, train_images=number)
+
+
 @pytest.mark.skipif(not PACKAGE.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_the_published_set_has_its_published_mean_and_deviation(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "PACKAGE_FOLDER", PACKAGE)

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -427,6 +428,47 @@ def test_warm_up_grows_linearly_and_reaches_the_rates():
     assert current() == [0.2, 0.4]
 
 
+def published_schedule(mode, schedule, *, rate, epochs, cutoff):
+    """The rates of a run of one step an epoch (Liu et al. 2023, arXiv 2303.01500, section 4)."""
+    early = np.full(cutoff, rate) if schedule == "constant" else np.linspace(rate, 0, cutoff + 1)[:-1]
+    rest = epochs - cutoff
+    return [*early, *np.zeros(rest)] if mode == "early" else [*np.zeros(cutoff), *np.full(rest, rate)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "schedule", "window"),
+    [
+        ("early", "constant", {"drop_until": 0.3}),
+        ("early", "linear", {"drop_until": 0.3, "drop_cooldown": 0.3}),
+        ("late", "constant", {"drop_from": 0.3}),
+    ],
+)
+def test_early_and_late_stochastic_depth_have_the_published_rates(mode, schedule, window):
+    model = nn.Sequential(basic_block())
+    method = StochasticDepthMethod(drop_rate=0.5, **window)
+    method.apply(model, torch.zeros(1, 8, 6, 6))
+    rates = []
+    assert gates_of(model)[0].current_rate == (0.5 if mode == "late" else 0)  # of a model that is only loaded
+    for step in range(20):
+        method.on_step(step / 20)
+        rates.append(gates_of(model)[0].current_rate)
+    assert rates == pytest.approx(published_schedule(mode, schedule, rate=0.5, epochs=20, cutoff=6))
+
+
+def test_a_window_has_a_warm_up_and_a_cooldown_of_its_own():
+    model = nn.Sequential(basic_block())
+    method = StochasticDepthMethod(drop_rate=0.4, drop_from=0.2, drop_until=0.8, drop_warmup=0.2, drop_cooldown=0.1)
+    method.apply(model, torch.zeros(1, 8, 6, 6))
+    for progress, rate in {0.1: 0, 0.2: 0, 0.3: 0.2, 0.5: 0.4, 0.7: 0.4, 0.75: 0.2, 0.8: 0, 1.0: 0}.items():
+        method.on_step(progress)
+        assert gates_of(model)[0].current_rate == pytest.approx(rate)
+
+
+def test_a_window_that_ends_before_it_begins_is_refused(tiny):
+    settings = ("regularization=stochastic_depth", "stochastic_depth.drop_from=0.5", "stochastic_depth.drop_until=0.4")
+    tiny(*settings).assert_refused("stochastic_depth.drop_from=0.5", "stochastic_depth.drop_until=0.4", "Choose")
+
+
 def test_without_warm_up_the_rates_are_full_from_the_first_step():
     model = nn.Sequential(basic_block())
     method = StochasticDepthMethod(drop_rate=0.4)
@@ -503,7 +545,9 @@ def test_a_resumed_run_draws_the_same_gates(stochastic_method):
     def fresh(seed):
         torch.manual_seed(0)
         model = nn.Sequential(*(basic_block() for _ in range(6)))
-        method = StochasticDepthMethod(drop_rate=0.8, drop_warmup=0.5, stochastic_method=stochastic_method)
+        method = StochasticDepthMethod(
+            drop_rate=0.8, drop_from=0.2, drop_warmup=0.5, drop_until=0.6, stochastic_method=stochastic_method
+        )
         method.apply(model, x, seed=seed)
         return model, method
 
