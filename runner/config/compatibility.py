@@ -29,15 +29,18 @@ Settings = Mapping[str, object]
 HALVES = ("first_half", "second_half")
 
 
-def check_combinations(methods: Mapping[str, Settings], *, model: Settings, train: Settings, dataset: Settings) -> None:
+def check_combinations(
+    methods: Mapping[str, Settings], *, model: Settings, train: Settings, dataset: Settings, optimizer: Settings
+) -> None:
     """Raise a ValueError with the reason and the remedy if `methods`, the settings of each by its name, do not go
-    together, or not with the settings of the model, of training or of the data set; or if these do not.
+    together, or not with the settings of the model, of training, of the data set or the optimizer; or if these do not.
     """
     if not (_is("segmentation", dataset) and _is("classification", dataset)):  # else its files alone tell
         _model_of_the_task(model, dataset)
         _loss_of_the_task(train, dataset)
         _labels_to_mix(methods, dataset)
     _weights_of_classes(train)
+    _random_weights_do_not_decay(train, optimizer)
     _one_normalization(methods)
     _one_clip(methods)
     _ghost_batches_fill_a_batch(methods, train)
@@ -100,6 +103,15 @@ def _weights_of_classes(train: Settings) -> None:
         raise ValueError(
             f"train.class_weights={to_override(weights)}: it must be balanced, null, or a list of positive numbers, "
             "one for each class."
+        )
+
+
+def _random_weights_do_not_decay(train: Settings, optimizer: Settings) -> None:
+    decay = optimizer.get("weight_decay") or 0
+    if train.get("trained_parameters") == "random" and decay:
+        raise ValueError(
+            f"optimizer.weight_decay={decay} with train.trained_parameters=random: it would shrink the weights beside "
+            "the random ones too. Set optimizer.weight_decay=0."
         )
 
 

@@ -34,7 +34,7 @@ def extensions_folder(path: str) -> Path:
     if not is_path(path) or not (folder := Path(path).resolve()).is_dir():
         raise SettingError(f"{EXTENSIONS}={path}: there is no such folder.")
     methods = {file.stem for group in METHOD_GROUPS for file in (CONF / group).glob("*.yaml")}
-    methods |= {*TOP_LEVEL, "sync_batchnorm"}
+    methods |= {*TOP_LEVEL, "sync_batchnorm", "trained_parameters"}
     for group in (each.name for each in CONF.iterdir() if each.is_dir()):
         for file in sorted((folder / group).rglob("*.yaml")):
             ours = CONF / file.relative_to(folder)

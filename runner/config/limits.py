@@ -81,6 +81,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "max_steps": ">= 0 int or null",
         "global_batch_size": COUNT,
         "accumulation_steps": COUNT,
+        "trained_parameters": ["all", "norm", "classifier", "norm_and_classifier", "random"],
         "cross_entropy_weight": ">= 0",
         "dice_weight": ">= 0",
         "ema": "(0, 1) or null",

@@ -24,6 +24,7 @@ class Train:
     rank_timeout: float
     deterministic: bool
     sync_batchnorm: bool
+    trained_parameters: str
     class_weights: Any  # a list of numbers or a word
     cross_entropy_weight: float
     dice_weight: float

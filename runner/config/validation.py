@@ -253,7 +253,7 @@ def _check_methods(config: Settings, conf_folders: Sequence[Path], task: str | N
     if task is not None:
         nodes["dataset"][KIND] = (task,)
     try:
-        check_combinations(methods, train=config.train.plain(), **nodes)
+        check_combinations(methods, train=config.train.plain(), optimizer=config.optimizer.plain(), **nodes)
     except ValueError as error:
         raise SettingError(str(error)) from None
     return config.changed({f"{name}.portion": portion for name, portion in choose_portions(methods).items()})

@@ -29,7 +29,8 @@ from runner.training.precision import Precision, choose_device
 from runner.training.tasks import Task, task_of
 
 FLOAT = 4  # bytes
-BUILT_BY = ("num_devices", "global_batch_size", "accumulation_steps", "sync_batchnorm")  # settings of train.*
+# settings of train.*
+BUILT_BY = ("num_devices", "global_batch_size", "accumulation_steps", "sync_batchnorm", "trained_parameters")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from runner.experiment.targets import builder_of, without
 from runner.layers.preserve_state import preserve_state
 from runner.methods.method import Method
 from runner.methods.sync_batchnorm import SyncBatchNormMethod
+from runner.methods.trained_parameters import TrainedParameters
 
 NOTHING_TO_CHANGE = "nothing to change"  # how runner.layers.surgery begins the one message that has no remedy
 CHANGES_LAYERS = 40  # methods of a lower order replace norms or change layers
@@ -42,6 +43,8 @@ def build_methods(config: Settings) -> dict[str, Method]:
             raise SettingError(_with_key(name, without(node), error, conf_folders_of(config))) from None
     if config.train.sync_batchnorm:
         methods["sync_batchnorm"] = SyncBatchNormMethod()
+    if config.train.trained_parameters != "all":
+        methods["trained_parameters"] = TrainedParameters(config.train.trained_parameters)
     return dict(sorted(methods.items(), key=lambda item: (item[1].order, item[0])))
 
 
@@ -104,5 +107,7 @@ def _choice(method: str, conf_folders: Sequence[Path]) -> str:
     """How the command line chose a method, as in `norm=agc`."""
     if method == "sync_batchnorm":
         return "train.sync_batchnorm=true"
+    if method == "trained_parameters":
+        return "train.trained_parameters"
     group = method_group(method, conf_folders)
     return f"{group}={method}" if group else method

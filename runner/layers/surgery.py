@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from runner.layers.norm_act import keep_activation, norm_class
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 Matches: TypeAlias = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool]
 
 # Hooks that belong to a place in the model. Hooks on the state dict belong to the layer and go with it.

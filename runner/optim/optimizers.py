@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, AdamW, Optimizer
 
+from runner.layers.surgery import NORM_LAYERS
 from runner.optim.lars import Lars
 
 # what each keeps of a parameter: tensors of its size, and AdamW a count of steps
 OPTIMIZER_STATES = {"sgd": {"momentum_buffer"}, "lars": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
-NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norm_and_bias: bool = False) -> list[dict]:

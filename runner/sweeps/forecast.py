@@ -28,8 +28,9 @@ from runner.training.plan import steps_of
 
 FINISHED, MEASURED = "from finished jobs", "measured here"
 FREE = ("name", "seed", "resume", "probe", "probe_at", "probe_every_epochs", "schedule", "wandb", "paths", "sweep")
+# settings of train.* on which a step's time depends
 COSTLY = ("precision", "channels_last", "device", "num_devices", "global_batch_size", "accumulation_steps", "ema")
-COSTLY += ("sync_batchnorm", "compile", "deterministic")  # settings of train.* on which a step's time depends
+COSTLY += ("sync_batchnorm", "trained_parameters", "compile", "deterministic")
 NOTES = {
     FINISHED: "seconds a step of finished jobs with the same model, methods and batch",
     MEASURED: "a few steps on random images; start, reading images, probes and compilation come on top",

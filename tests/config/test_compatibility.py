@@ -187,7 +187,7 @@ def test_a_kind_is_no_setting(composed):
 
 def test_plain_data_are_enough():
     train = {"global_batch_size": 8, "accumulation_steps": 2, "cross_entropy_weight": 1.0, "dice_weight": 0.0}
-    others = {"model": {"name": "x"}, "train": train, "dataset": {"name": "y"}}
+    others = {"model": {"name": "x"}, "train": train, "dataset": {"name": "y"}, "optimizer": {}}
     check_combinations({"ghost_batchnorm": {"ghost_batch_size": 4}}, **others)
     with pytest.raises(ValueError, match="Choose at most 4"):
         check_combinations({"ghost_batchnorm": {"ghost_batch_size": 5}}, **others)
