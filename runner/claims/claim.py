@@ -56,7 +56,8 @@ class Claim:
     `slope_over`, the value is the slope over (log2 of) that key. The first `pilot_seeds` seeds (None: a third) choose
     what `best_over` chooses, and the others judge it; a measure that is such a key itself is chosen seed by seed.
     `decided_by`: the interval of the mean, or with "sign_test", which such a measure always has, that of the median.
-    Runs that diverged and have no value are left out; `status/diverged` is a measure of its own.
+    Runs that diverged and have no value are left out; `status/diverged` is a measure of its own. `expected` is the
+    compared value that the source reports, for which `runner plan` says how many seeds decide the claim.
     """
 
     claim: str
@@ -76,6 +77,7 @@ class Claim:
     slope_scale: str = "log2"
     decided_by: str = "interval"
     pilot_seeds: int | None = None
+    expected: float | None = None
 
     @property
     def is_ratio(self) -> bool:
@@ -298,6 +300,7 @@ _PARSERS = {
     **dict.fromkeys(("plus", "minus"), _selectors),
     **dict.fromkeys(CHOICES, _choice),
     "factor": _number,
+    "expected": _number,
     "pilot_seeds": _count,
     "holds": _threshold,
     "best_over": _keys,

@@ -109,7 +109,12 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
     },
     "probe": {"num_batches": COUNT},
     "paths": {"outputs": "path", "extensions": "path or null"},
-    "sweep": {"jobs_at_once": "[1, 1024] int or auto or null", "jobs_per_device": "[1, 64] int"},
+    "sweep": {
+        "jobs_at_once": "[1, 1024] int or auto or null",
+        "jobs_per_device": "[1, 64] int",
+        "budget": "time or null",
+        "max_seeds": "[4, 1000] int",
+    },
     "wandb": {
         "mode": ["offline", "online", "disabled"],
         "project": Text(128, without="/\\#?%:"),

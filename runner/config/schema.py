@@ -67,6 +67,9 @@ class Sweep:
     retry_failed: bool
     jobs_at_once: Optional[Union[int, str]]
     jobs_per_device: int
+    decide: bool
+    budget: Optional[str]
+    max_seeds: int
 
 
 @dataclass
