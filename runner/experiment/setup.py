@@ -89,6 +89,7 @@ def prepare(
             every_epochs=config.probe_every_epochs,
             train_batches=whole,
             loss=checked.task.loss,
+            optimizer=state.optimizer,
             folder=folder.probes,
             tracker=tracker,
         )

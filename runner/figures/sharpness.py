@@ -23,6 +23,9 @@ def figure(arms: drawing.Arms) -> Figure:
     measured = [measurement for _, seeds in arms for measurement in seeds]
     if all((measurement.arrays["estimate"] > 0).all() for measurement in measured):
         axes.set_yscale("log")
+    thresholds = {measurement.numbers.get("stability_threshold") for measurement in measured} - {None}
+    for number, threshold in enumerate(sorted(thresholds)):
+        axes.axhline(threshold, color="0.5", linestyle=":", label=None if number else "stable up to here")
     drawing.layer_axis(axes)
     modes = " and ".join(sorted({measurement.texts["mode"] for measurement in measured}))
     axes.set_xlabel("Hessian-vector products")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -47,6 +49,23 @@ def scaled_lr(lr: float, *, global_batch_size: int, lr_batch_size: int | None) -
     0.4
     """
     return lr if lr_batch_size is None else lr * global_batch_size / lr_batch_size
+
+
+def stability_threshold(optimizer: Optimizer) -> float:
+    """The largest eigenvalue of the loss's Hessian at which steps on a quadratic loss do not grow; NaN if not known.
+
+    At the learning rate lr of the next step and momentum m (Cohen et al. 2021, arXiv 2103.00065),
+
+        SGD                        2 (1 + m) / lr
+        SGD, Nesterov momentum     2 (1 + m) / ((1 + 2 m) lr)
+
+    for steps along the gradient of the whole loss. Weight decay w, left out here, lowers it by w.
+    """
+    if type(optimizer) is not SGD:
+        return math.nan
+    group = optimizer.param_groups[0]
+    lr, momentum = float(group["lr"]), group["momentum"]
+    return 2 * (1 + momentum) / (lr * (1 + 2 * momentum * group["nesterov"])) if lr else math.inf
 
 
 def states_per_parameter(optimizer: Optimizer) -> int:

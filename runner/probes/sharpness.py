@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -25,6 +26,7 @@ def sharpness(
     tolerance: float = 1e-3,
     max_iterations: int = 100,
     seed: int = 0,
+    stability_threshold: float = math.nan,
 ) -> Measurement:
     """The largest eigenvalue of the Hessian H of the mean loss over the batches, by power iteration.
 
@@ -42,7 +44,9 @@ def sharpness(
     Arrays: `estimate` (iterations,), lambda by iteration, of the second iteration if there were two.
     Numbers: `largest_eigenvalue`; `dominant_eigenvalue`, the one of largest magnitude; `iterations`, all products;
     `converged`, 1 or 0; `residual`, |H v - lambda v| of the largest one. If the loss is not finite, the eigenvalues
-    are NaN. Text: `mode`.
+    are NaN. With a `stability_threshold`, as `runner.optim.optimizers.stability_threshold` gives it, also that number
+    and `threshold_share`, the largest eigenvalue over it: near 1 at the edge of stability (Cohen et al. 2021, arXiv
+    2103.00065), where the batches are all training images. Text: `mode`.
 
     Raises ValueError without batches or parameters, and for an unknown mode or an impossible tolerance.
     """
@@ -87,6 +91,8 @@ def sharpness(
         "converged": float(converged),
         "residual": residual,
     }
+    if math.isfinite(stability_threshold):
+        numbers |= {"stability_threshold": stability_threshold, "threshold_share": estimates[-1] / stability_threshold}
     return Measurement({"estimate": np.array(estimates)}, numbers, {"mode": mode})
 
 

@@ -34,6 +34,8 @@ TITLES = {  # title and unit of other measures; one with the unit % is a share o
     "probe/gradient_histogram/tail_index": ("tail index of the gradient", ""),
     "probe/gradient_terms/ratio": ("sum of |terms| over |sum|", ""),
     "probe/loss_landscape/last_improving_step": ("last improving step size", ""),
+    "probe/sharpness/largest_eigenvalue": ("largest Hessian eigenvalue", ""),
+    "probe/sharpness/threshold_share": ("sharpness over the stability threshold", ""),
     "probe/signal_propagation/final_avg_var": ("average variance after the last block", ""),
     "probe/signal_propagation/largest_factor_off": ("largest factor off the expected variance", ""),
 }

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from runner.data.dataset import TrainBatches
 from runner.distributed.collectives import is_distributed, rank
 from runner.files.atomic import make_folder, write_atomically
 from runner.layers.classifier import find_classifier
+from runner.optim.optimizers import stability_threshold
 from runner.probes import Batch, Loss, Measurement
 from runner.tracking.tracker import Tracker
 
@@ -26,7 +28,7 @@ class Probe(NamedTuple):
     """A probe: its function, the number of batches that it gets, its settings, and what draws its measurement.
 
     If `num_batches` is None it gets the run's metrics.jsonl instead, at the end of the run. A function with a parameter
-    `loss` or `classifier_weight` gets these too.
+    `loss`, `classifier_weight` or `stability_threshold` gets these too.
     """
 
     measure: Callable[..., Measurement]
@@ -53,6 +55,7 @@ class Prober:
         every_epochs: int | None,
         train_batches: TrainBatches,
         loss: Loss,
+        optimizer: Optimizer,
         folder: Path,
         tracker: Tracker,
     ) -> None:
@@ -61,6 +64,7 @@ class Prober:
         self.at = frozenset(at)
         self.every_epochs = every_epochs
         self.loss = loss
+        self.optimizer = optimizer
         self.folder = folder
         self.tracker = tracker
         most = max((probe.num_batches for probe in self.probes.values()), default=0)
@@ -96,6 +100,7 @@ class Prober:
             probe = self.probes[name]
             batches = _CheckedBatches(self.batches[: probe.num_batches], check)
             extra = {"loss": loss, "classifier_weight": _classifier_weight(model)}
+            extra["stability_threshold"] = stability_threshold(self.optimizer)
             asked = extra.keys() & inspect.signature(probe.measure).parameters
             try:
                 with torch.compiler.set_stance("force_eager"):  # else hooks recompile a compiled model

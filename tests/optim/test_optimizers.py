@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import math
 
 import pytest
 import torch
@@ -22,7 +23,15 @@ from runner.methods import (
     remove_batchnorm,
 )
 from runner.models import nf_resnet26, nfnet_f0, resnet18
-from runner.optim.optimizers import adamw, lars, parameter_groups, scaled_lr, sgd, states_per_parameter
+from runner.optim.optimizers import (
+    adamw,
+    lars,
+    parameter_groups,
+    scaled_lr,
+    sgd,
+    stability_threshold,
+    states_per_parameter,
+)
 
 
 def names_of(model, parameters):
@@ -307,3 +316,32 @@ def test_the_defaults_are_those_of_the_yaml_files(composed, make):
 @pytest.mark.parametrize("module", [runner.optim.optimizers, runner.optim.lars])
 def test_the_examples_of_the_docstrings_are_true(module):
     assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_steps_on_a_quadratic_shrink_below_the_threshold_and_grow_above_it(momentum, nesterov):
+    """0.5 * eigenvalue * w^2, whose second derivative is the eigenvalue."""
+
+    def size_after(factor, steps=2000):
+        weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+        optimizer = sgd([{"params": [weight]}], lr=0.1, momentum=momentum, nesterov=nesterov and momentum > 0)
+        eigenvalue = factor * stability_threshold(optimizer)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (0.5 * eigenvalue * weight**2).backward()
+            optimizer.step()
+        return weight.abs().item()
+
+    assert size_after(0.98) < 1e-2
+    assert size_after(1.02) > 1e2
+
+
+def test_the_threshold_is_that_of_the_rate_to_come_and_of_sgd_alone():
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "norm_and_bias": False}]
+    optimizer = sgd(groups, lr=0.1, momentum=0.0, nesterov=False)
+    optimizer.param_groups[0]["lr"] = 0.02
+    assert stability_threshold(optimizer) == pytest.approx(100)
+    optimizer.param_groups[0]["lr"] = 0.0
+    assert stability_threshold(optimizer) == math.inf
+    assert all(math.isnan(stability_threshold(make(groups, lr=0.1))) for make in (adamw, lars))

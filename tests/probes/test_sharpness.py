@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from runner.methods import apply_ghost_batchnorm
 from runner.probes.sharpness import sharpness
+from runner.results.measurement import Measurement
 
 
 def diagonal(eigenvalues):
@@ -87,6 +88,20 @@ def test_the_seed_fixes_the_estimates_and_not_the_result():
     np.testing.assert_array_equal(runs[0].arrays["estimate"], runs[1].arrays["estimate"])
     assert runs[0].arrays["estimate"][0] != runs[2].arrays["estimate"][0]
     assert runs[2].numbers["largest_eigenvalue"] == pytest.approx(5, rel=1e-6)
+
+
+def test_it_is_set_beside_the_threshold_of_the_optimizer(small, tmp_path):
+    words = ("probe=sharpness", "probe_at=[0,2]", "optimizer.lr=0.2", "schedule=constant", "schedule.warmup_epochs=0")
+    assert small(*words, "optimizer.nesterov=false", "train.max_steps=2", "name=run").code == 0
+    for step in (0, 2):
+        numbers = Measurement.load(tmp_path / f"outputs/runs/run/probes/sharpness-step{step}.npz").numbers
+        assert numbers["stability_threshold"] == pytest.approx(2 * 1.9 / 0.2)
+        assert numbers["threshold_share"] == pytest.approx(numbers["largest_eigenvalue"] / 19)
+
+
+def test_without_a_threshold_there_is_no_share():
+    model, batch, loss = diagonal([5.0, 1.0])
+    assert "threshold_share" not in sharpness(model, [batch], loss).numbers
 
 
 def test_too_few_iterations_are_told():
