@@ -14,6 +14,7 @@ from runner.results.number_text import format_measure
 
 STANDARD_MEASURES = ("validation/score", "test/score", "throughput/images_per_second")
 BEST_SIGN = "★"
+MISSING = "; in brackets how many have a value, where some have none"
 MANY_IMAGES = 2000  # with as many, one image is less than 0.05 %, so a second decimal of a percentage has a meaning
 
 
@@ -26,8 +27,8 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     names = list({label(name, score): name for name in [*STANDARD_MEASURES, *measures]}.values())
     names = [name for name in names if any(arm.spread(name).values for arm in arms)]
     names = sorted(names, key=lambda name: name in STANDARD_MEASURES)
-    best = best_arm(arms)
-    columns = ["", *(axis.key for axis in axes), *(label(name, score) for name in names), "runs", "status"]
+    best, repeated = best_arm(arms), any(len(arm.runs) > 1 for arm in arms)
+    columns = ["", *(axis.name for axis in axes), *(label(name, score) for name in names), "runs", "status"]
     digits = {name: decimals(arms, name) for name in names}
     rows = [
         (
@@ -35,31 +36,45 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
             *(axis.title(arm.settings[axis.key]) for axis in axes),
             *(_cell(arm, name, digits[name]) for name in names),
             str(len(arm.runs)),
-            status_counts(arm.runs),
+            status_counts(arm.runs) if repeated else arm.runs[0].status,
         )
         for arm in arms
     ]
     numeric = {1 + index for index, axis in enumerate(axes) if axis.numbers}
     numeric |= set(range(1 + len(axes), len(columns) - 1))
-    notes = ["Mean ± standard deviation over the seeds; in brackets how many have a value, where some have none."]
+    notes = []
+    if any(arm.seeds > 1 for arm in arms):
+        notes.append(
+            "Mean ± standard deviation over the seeds; in brackets how many have a value, where some have none."
+        )
     if best:
         where = "test split, which stands in for validation" if best.runs[0].on_test else "validation split"
         notes.append(f"{BEST_SIGN} best mean on the {where}, among the arms whose runs all have a value.")
     if any(run.on_test for arm in arms for run in arm.runs):
         notes.append("Where the test split stood in for validation, the validation score was chosen on the test split.")
-    return Table(tuple(columns), tuple(rows), frozenset(numeric), " ".join(notes))
+    full_names = {1 + index: axis.key for index, axis in enumerate(axes)}
+    return Table(tuple(columns), tuple(rows), frozenset(numeric), " ".join(notes), full_names)
+
+
+def _some_miss(arms: Sequence[Arm], names: Sequence[str]) -> bool:
+    return any(0 < len(arm.spread(name).values) < arm.seeds for arm in arms for name in names)
 
 
 def best_arm(arms: Sequence[Arm]) -> Arm | None:
-    """The arm with the best mean on the validation split; None for a single arm, or two kinds of validation."""
-    rivals = [arm for arm in arms if arm.count("completed") == len(arm.runs) and _mean(arm) > -math.inf]
+    """The arm with the best mean on the validation split; of equals the one with the smaller loss, then the first.
+
+    None for a single arm, and if the test split stands in for validation in some runs only.
+    """
+
+    def mean(arm: Arm, name: str) -> float:
+        return arm.spread(f"validation/{name}").mean
+
+    rivals = [arm for arm in arms if arm.count("completed") == len(arm.runs) and not math.isnan(mean(arm, "score"))]
     kinds = {run.on_test for arm in rivals for run in arm.runs}
-    return max(rivals, key=_mean) if len(arms) > 1 and len(kinds) == 1 else None
-
-
-def _mean(arm: Arm) -> float:
-    mean = arm.spread("validation/score").mean
-    return -math.inf if math.isnan(mean) else mean
+    if len(arms) < 2 or len(kinds) != 1:
+        return None
+    losses = {id(arm): -loss for arm in rivals if not math.isnan(loss := mean(arm, "loss"))}
+    return max(rivals, key=lambda arm: (mean(arm, "score"), losses.get(id(arm), -math.inf)))
 
 
 def _cell(arm: Arm, name: str, digits: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -70,13 +71,15 @@ class Facts:
 class Table:
     """Rows of cells under `columns`; the columns in `numeric` are aligned to the right.
 
-    A long table is `folded` away under this text if the format can.
+    `full_names` has the whole names of columns with a short one, by position. A long table is `folded` away under this
+    text if the format can.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     numeric: frozenset[int] = frozenset()
     caption: str = ""
+    full_names: Mapping[int, str] = field(default_factory=dict)
     folded: str = ""
 
 

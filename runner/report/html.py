@@ -86,7 +86,8 @@ def _block(block: doc.Block) -> str:
 
 def _table(table: doc.Table) -> str:
     head = "".join(
-        f'<th scope="col" class="{"number" if column in table.numeric else "text"}">{escape(text)}</th>'
+        f'<th scope="col" class="{"number" if column in table.numeric else "text"}"'
+        f"{_tooltip(table.full_names.get(column, text), text)}>{escape(text)}</th>"
         for column, text in enumerate(table.columns)
     )
     rows = "\n".join(
@@ -100,6 +101,10 @@ def _table(table: doc.Table) -> str:
         + (f'<p class="note">{escape(table.caption)}</p>' if table.caption else "")
     )
     return f"<details><summary>{escape(table.folded)}</summary>{region}</details>" if table.folded else region
+
+
+def _tooltip(full: str, short: str) -> str:
+    return "" if full == short else f' title="{escape(full)}"'
 
 
 def _table_cell(cell: doc.Cell, is_number: bool) -> str:

@@ -31,7 +31,7 @@ def _block(block: doc.Block) -> str:
 
 
 def _table(table: doc.Table) -> str:
-    head = [escaped(column) for column in table.columns]
+    head = [escaped(table.full_names.get(number, column)) for number, column in enumerate(table.columns)]
     rule = ["---:" if column in table.numeric else "---" for column in range(len(table.columns))]
     rows = [[_table_cell(cell) for cell in row] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from runner.report.console_table import WIDTH, console_table, print_table, varied_overrides
+from runner.report.console_table import add_columns, console_table, print_table, varied_settings
 from runner.results.number_text import format_duration
 from runner.results.run_state import RESULTS
 from runner.tracking.console import STATUS_STYLES, is_plain
@@ -43,7 +43,7 @@ def print_plan(
     at_once: int = 1,
     console: Console | None = None,
 ) -> None:
-    """Print the runs, how many there are of each status and the total time; at most 80 columns on a terminal.
+    """Print the runs, how many there are of each status and the total time.
 
     `notes` explains each source of an estimate; so many runs are at work `at_once`. Without a terminal a run is a line
     of ASCII.
@@ -51,21 +51,20 @@ def print_plan(
     console = console or terminal()
     plain = is_plain(console)
     common = [word for word in runs[0].overrides if len(runs) > 1 and all(word in run.overrides for run in runs)]
-    texts, keys = varied_overrides([run.overrides for run in runs], common, plain=plain)
-    table = console_table(title, plain=plain)
-    table.add_column("overrides", overflow="fold", no_wrap=plain)
-    table.add_column("state", no_wrap=plain)
-    table.add_column("time left", justify="right", no_wrap=True)
-    table.add_column("estimate", no_wrap=plain)
-    for run, overrides in zip(runs, texts, strict=True):
-        done = run.status in RESULTS or run.text.endswith("left so")
-        time = "-" if done else "not known" if run.seconds is None else _duration(run.seconds)
-        status = Text(run.text, STATUS_STYLES.get(run.status, "bold" if run.status == "running" else ""))
-        table.add_row(Text(overrides or "-"), status, time, run.source or "-")
-    print_table(console, table, WIDTH)
+    names, settings = varied_settings([run.overrides for run in runs], common)
+    columns = {key if plain else names[key]: [Text(values.get(key, "-")) for values in settings] for key in names}
+    columns["state"] = [
+        Text(run.text, STATUS_STYLES.get(run.status, "bold" if run.status == "running" else "")) for run in runs
+    ]
+    columns["time left"] = [Text(_time_left(run)) for run in runs]
+    columns["estimate"] = [Text(run.source or "-") for run in runs]
+    console.print(Text(title, "bold"), soft_wrap=True)
+    table = console_table(plain=plain)
+    add_columns(table, columns, numeric={"time left"}, uncut={"time left"}, plain=plain)
+    keys = [key for key, name in names.items() if key != name and not plain]
+    print_table(console, table)
     for line in _lines(runs, keys, common, notes, at_once):
-        style, width = ("", None) if plain else ("dim", min(console.width, WIDTH))
-        console.print(Text(line, style), soft_wrap=plain, width=width)
+        console.print(Text(line, "" if plain else "dim"), soft_wrap=plain)
 
 
 def _lines(
@@ -82,8 +81,14 @@ def _lines(
     lines += [f"{source}: {notes[source]}" for source in dict.fromkeys(run.source for run in runs if run.source)]
     slowest = max((run.per_step or 0 for run in runs), default=0)
     lines += [f"A step takes up to {slowest:.0f} s."] * (slowest > SLOW_SECONDS)
-    lines += [f"varied: {', '.join(keys)}"] if keys else []
+    lines += [f"columns: {', '.join(keys)}"] if keys else []
     return lines + ([f"in common: {' '.join(common)}"] if common else [])
+
+
+def _time_left(run: PlannedRun) -> str:
+    if run.status in RESULTS or run.text.endswith("left so"):
+        return "-"
+    return "not known" if run.seconds is None else _duration(run.seconds)
 
 
 def time_of(seconds: Sequence[float], at_once: int) -> float:

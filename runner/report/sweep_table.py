@@ -2,146 +2,96 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from runner.report.arm_table import BEST_SIGN, arm_table
-from runner.report.console_table import WIDTH, console_table, print_table, varied_overrides
+from runner.report.console_table import add_columns, console_table, print_table
 from runner.results.arms import arms_of, common_overrides
-from runner.results.metrics import SCORES
-from runner.results.number_text import format_number, format_share
-from runner.results.run_state import RUNNING
+from runner.results.run_state import RUNNING, TO_DO
 from runner.results.runs import Run, SweepRecord, score_title
 from runner.tracking.console import STATUS_STYLES, is_plain
 from runner.tracking.terminal import ascii_line, terminal
 
 LONGEST_ERROR = 160
-ON_TEST = "(test): chosen on the test split, which stands in for validation"
-
-
-def best_job(runs: Sequence[Run]) -> Run | None:
-    """The completed job with the best validation score; of equals the one with the smaller loss, then the first.
-
-    None if the test split stands in for validation in some jobs only: their scores cannot be compared.
-    """
-    rivals = [run for run in runs if run.status == "completed" and run.number("validation/score") is not None]
-    if len({run.on_test for run in rivals}) > 1:
-        return None
-
-    def quality(run: Run) -> tuple[float, float]:
-        loss = run.number("validation/loss")
-        return run.number("validation/score"), -math.inf if loss is None else -loss
-
-    return max(rivals, key=quality, default=None)
-
-
-def sweep_table(runs: Sequence[Run], *, title: str = "Sweep", plain: bool = False) -> Table:
-    """A row for each job: the overrides that differ between jobs, status, scores and speed; the best row has a `*`.
-
-    The caption has the overrides that all jobs share, and the full keys of shortened ones. A failed or diverged job
-    has no scores; a number that no job has gets no column. `plain` makes a table of ASCII.
-    """
-    table = console_table(title, plain=plain)
-    score = next((SCORES[run.score] for run in runs if run.summary), "accuracy")
-    table.add_column("", width=1)
-    table.add_column("overrides", overflow="fold", no_wrap=plain)
-    table.add_column("status", no_wrap=True)
-    numbers = {f"best val. {score}": _best, f"test {score}": _test, "images/s": _speed}
-    numbers = {heading: text for heading, text in numbers.items() if any(map(text, runs))}
-    for heading in numbers:
-        heading = heading if plain else heading.replace(f" {score}", f"\n{score}")
-        table.add_column(heading, justify="right", no_wrap=True)
-    best, common = best_job(runs), common_overrides(runs)
-    texts, keys = varied_overrides([run.overrides for run in runs], common, plain=plain)
-    for run, overrides in zip(runs, texts, strict=True):
-        style = "bold" if run is best else ""
-        table.add_row(
-            Text("*" if run is best else "", "bold green"),
-            Text(overrides or run.folder.name, style),
-            Text(run.status, STATUS_STYLES.get(run.status, "bold red")),
-            *(Text(text(run) or "-", "" if text is _speed else style) for text in numbers.values()),
-        )
-    if not plain:
-        notes = [f"varied: {', '.join(keys)}"] if keys else []
-        notes += [f"in common: {' '.join(common)}"] if common else []
-        notes += [f"* best on the {'test' if best.on_test else 'validation'} split"] if best else []
-        notes += [ON_TEST] if _on_test(runs) else []
-        table.caption = Text("\n".join(notes))
-    return table
+MOST_TO_DO = 5  # jobs that are named
 
 
 def print_sweep(
-    runs: Sequence[Run], *, title: str = "Sweep", sweep: SweepRecord | None = None, console: Console | None = None
+    runs: Sequence[Run],
+    *,
+    title: str = "Sweep",
+    sweep: SweepRecord | None = None,
+    to_do: Sequence[str] = (),
+    console: Console | None = None,
 ) -> None:
-    """Print the table of a sweep, then the error of each job that has one, with the job's folder.
+    """Print a row for each arm, then a line for each job with an error, and the jobs that are `to_do`.
 
-    Jobs that differ in their seed alone are averaged in a second table, with the axes and measures of the sweep's
-    record.
+    The rows are those of the report's table of arms, with the axes and measures of the sweep's record. The best one is
+    marked.
     """
     console = console or terminal()
     plain = is_plain(console)
     console.print()
-    print_table(console, sweep_table(runs, title=title, plain=plain))
-    if plain:
-        if common := common_overrides(runs):
-            console.print(Text(f"in common: {' '.join(common)}"), soft_wrap=True)
-        if _on_test(runs):
-            console.print(Text(ON_TEST), soft_wrap=True)
-    if any(len(arm.runs) > 1 for arm in arms_of(runs, sweep)[1]):
-        _print_arms(runs, sweep or SweepRecord(), console, plain)
-    for run in runs:
-        if run.error and run.status != RUNNING:
-            status = (f"{run.status}  ", STATUS_STYLES.get(run.status, "bold red"))
-            between = ": " if plain else "\n" + " " * (len(run.status) + 2)
-            console.print(Text.assemble(status, f"{run.folder}{between}{_short(run.error)}"), soft_wrap=True)
+    console.print(Text(title, "bold"), soft_wrap=True)
+    _print_arms(runs, sweep or SweepRecord(), console, plain)
+    failed = [run for run in runs if run.error and run.status != RUNNING]
+    if failed or to_do:
+        console.print()
+    for run in failed:
+        _print_line(console, run.status, run.folder.name, _short(run.error))
+    for name in to_do[:MOST_TO_DO]:
+        _print_line(console, TO_DO, name)
+    if len(to_do) > MOST_TO_DO:
+        console.print(Text(f"and {len(to_do) - MOST_TO_DO:,} more jobs to do"))
     console.print()
 
 
 def _print_arms(runs: Sequence[Run], sweep: SweepRecord, console: Console, plain: bool) -> None:
-    """Print the means over the seeds as the report has them, at most 80 columns wide on a terminal."""
-
-    def text(cell: object) -> str:
-        return ascii_line(str(cell).replace("±", "+-").replace(BEST_SIGN, "*")) if plain else str(cell)
+    def printable(text: str) -> str:
+        return ascii_line(text.replace("±", "+-").replace(BEST_SIGN, "*")) if plain else text
 
     content = arm_table(*arms_of(runs, sweep), sweep.measures, score_title(runs))
-    table = console_table("Over the seeds", plain=plain)
-    table.caption = None if plain else Text(content.caption, "dim")
+    names = content.full_names if plain else {}
+    columns: dict[str, list[Text]] = {}
+    settings = {printable(names.get(number, content.columns[number])) for number in content.full_names}
     for number, name in enumerate(content.columns):
-        justify = "right" if number in content.numeric else "left"
-        table.add_column(text(name), justify=justify, no_wrap=plain, overflow="fold")
-    for row in content.rows:
-        table.add_row(*(Text(text(cell)) for cell in row))
-    print_table(console, table, WIDTH)
-    if plain:
-        console.print(Text(text(content.caption)), soft_wrap=True)
+        cells = [str(row[number]) for row in content.rows]
+        if not _says_nothing(name, cells):
+            columns[printable(names.get(number, name))] = [Text(printable(cell)) for cell in cells]
+    for row, (mark, *_) in enumerate(content.rows):
+        for cells in columns.values():
+            cells[row].stylize("bold" if mark else "")
+    table = console_table(plain=plain)
+    numeric = {printable(names.get(number, content.columns[number])) for number in content.numeric}
+    add_columns(table, columns, numeric=numeric, uncut=columns.keys() - settings, plain=plain)
+    common = common_overrides(runs)
+    short = [full for number, full in content.full_names.items() if full != content.columns[number]]
+    notes = [f"columns: {', '.join(short)}"] if short and not plain else []
+    notes += [f"in common: {' '.join(common)}"] if common else []
+    notes += [content.caption] if content.caption else []
+    print_table(console, table)
+    for note in notes:
+        console.print(Text(printable(note), "" if plain else "dim"), soft_wrap=plain)
 
 
-def _best(run: Run) -> str:
-    """The best validation score, marked if it is the test split's; empty without one."""
-    text = _share(run, "validation/score")
-    return f"{text} (test)" if text and run.on_test else text
+def _says_nothing(name: str, cells: Sequence[str]) -> bool:
+    """Whether a column needs no room: one run an arm, no status but "completed", no best arm."""
+    if name == "status":
+        return all(re.fullmatch(r"([\d,]+ )?completed", cell) for cell in cells)
+    return (name == "runs" and {*cells} <= {"1"}) or (name == "" and not any(cells))
 
 
-def _test(run: Run) -> str:
-    return _share(run, "test/score")
-
-
-def _share(run: Run, name: str) -> str:
-    share = run.number(name) if run.status in ("completed", "interrupted") else None
-    return "" if share is None else format_share(share)
-
-
-def _speed(run: Run) -> str:
-    speed = run.number("throughput/images_per_second")
-    return "" if speed is None else format_number(speed, 0)
-
-
-def _on_test(runs: Sequence[Run]) -> bool:
-    return any(run.on_test and run.number("validation/score") is not None for run in runs)
+def _print_line(console: Console, status: str, name: str, reason: str = "") -> None:
+    """A job on one line, or with the reason on the next one where the terminal has too little room."""
+    between = ": " if reason else ""
+    if not is_plain(console) and len(f"{status}  {name}{between}{reason}") > console.width:
+        between = "\n" + " " * (len(status) + 2)
+    style = STATUS_STYLES.get(status, "bold" if status == TO_DO else "bold red")
+    console.print(Text.assemble((f"{status}  ", style), f"{name}{between}{reason}"), soft_wrap=True)
 
 
 def _short(error: str) -> str:

@@ -118,7 +118,7 @@ def label(name: str, score: str = "score") -> str:
         probe, number = (part.replace("_", " ") for part in rest.split("/", 1))
         return f"{number} ({probe}{moment})"
     else:
-        metric = SHARES.get(score if rest == "score" else rest, rest.replace("_", " "))
+        metric = score if rest == "score" else SHARES.get(rest, rest.replace("_", " "))
         split = SPLIT_TITLES[family]
         title = split.format(metric) if "{}" in split else f"{split} {metric}"
         title += "" if at is None else f" after epoch {at}"

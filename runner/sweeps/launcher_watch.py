@@ -153,8 +153,7 @@ class Pace:
 
 def _labels(jobs: Sequence[Job]) -> dict[str, str]:
     """The overrides in which the jobs differ, their keys shortened, by the job's name."""
-    from runner.report.console_table import varied_overrides  # imports scipy
+    from runner.report.console_table import short_labels  # imports scipy
 
-    common = [word for word in jobs[0].overrides if len(jobs) > 1 and all(word in job.overrides for job in jobs)]
-    texts, _ = varied_overrides([job.overrides for job in jobs], common, plain=False)
-    return {job.name: text.replace("\n", " ") for job, text in zip(jobs, texts, strict=True)}
+    labels = short_labels([job.overrides for job in jobs])
+    return {job.name: label for job, label in zip(jobs, labels, strict=True)}

@@ -152,8 +152,10 @@ class PlannedSweep:
             try:
                 report = read_report(self.folder, into=self.folder)
             except ValueError:  # not one job has begun
+                print(f"Sweep {self.folder}: {len(self.jobs)} jobs to do", flush=True)
                 return
-            print_sweep(report.runs, title=f"Sweep {self.folder}", sweep=report.sweep)
+            to_do = report.sweep.without_run(self.folder)
+            print_sweep(report.runs, title=f"Sweep {self.folder}", sweep=report.sweep, to_do=to_do)
             print_verdicts(report.verdicts)
             print(f"Report: {report.write()}", flush=True)
 

@@ -200,7 +200,7 @@ def test_a_job_that_another_process_has_is_passed_over(small, tmp_path):
         other.stdin.close()
     assert outcome.code == 0
     assert re.search(r"^job 2/3: \S+  running elsewhere$", outcome.out, re.MULTILINE)
-    assert re.search(r"^ +agc.clip=0.02 +running ", outcome.out, re.MULTILINE)
+    assert re.search(r"^ +0.02 .* running", outcome.out, re.MULTILINE)
     assert not (folder / "summary.json").exists()
 
 
