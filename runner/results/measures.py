@@ -46,13 +46,14 @@ EXAMPLES = "test/score, validation/accuracy, train/loss@epoch=1, probe/sharpness
 def measure(run: Run, name: str) -> float:
     """The number of `run` called `name`, in its own unit (a share of 1, seconds, ...); NaN if the run has none.
 
-    The metrics of a whole training (test, last, validation) are NaN unless the run was completed.
+    `train/loss` is that of the last epoch, in training mode, over its steps. The metrics of a whole training (test, last,
+    validation, train without an epoch) are NaN unless the run was completed.
     """
     family, rest, at = _parts(name)
-    if family in ("validation", "train") and at is not None:
-        return _row_number(run, family, run.score if rest == "score" else rest, epoch=at)
-    if family in SECTIONS and run.status != "completed":
+    if at is None and family in (*SECTIONS, "train") and run.status != "completed":
         return math.nan  # its best epoch, if it has one, is not the result of the whole training
+    if family == "train" or (family == "validation" and at is not None):
+        return _row_number(run, family, run.score if rest == "score" else rest, epoch=at)
     if family == "status":
         return {"completed": 0.0, "diverged": 1.0}.get(run.status, math.nan)
     if family == "probe":
@@ -86,8 +87,6 @@ def check_measure(name: str, probes: Collection[str] = ()) -> None:
             raise ValueError(f"{name}: a probe's moment is counted in optimizer steps; write @step=NUMBER.")
     elif has_moment and (epoch is None or family not in ("train", "validation")):
         raise ValueError(f"{name}: only train and validation have @epoch=NUMBER, and only a probe has @step=NUMBER.")
-    elif family == "train" and epoch is None:
-        raise ValueError(f"{name}: the training split is measured epoch by epoch; write {name}@epoch=NUMBER.")
     elif family in SECTIONS and epoch is None and rest not in METRIC_NAMES:
         hint = did_you_mean(rest, METRIC_NAMES) or f"There are {', '.join(METRIC_NAMES)}."
         raise ValueError(f"{name}: no run has such a metric. {hint}")
@@ -154,8 +153,9 @@ def _or_nan(value: object) -> float:
     return float(value) if is_number else math.nan
 
 
-def _row_number(run: Run, split: str, metric: str, *, epoch: int) -> float:
-    rows = [row for row in _rows(run) if row["split"] == split and row["epoch"] == epoch]
+def _row_number(run: Run, split: str, metric: str, *, epoch: int | None) -> float:
+    """The number of an epoch; of the last one where none is named."""
+    rows = [row for row in _rows(run) if row["split"] == split and epoch in (None, row["epoch"])]
     return _or_nan(rows[-1].get(metric)) if rows else math.nan
 
 

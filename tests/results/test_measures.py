@@ -61,6 +61,7 @@ def probe(folder: Path, file: str, **numbers: float) -> None:
         *[("validation/score", 0.9), ("validation/loss", 0.4), ("test/mean_iou", math.nan)],
         *[("validation/accuracy@epoch=1", 0.6), ("validation/score@epoch=2", 0.9), ("train/loss@epoch=1", 2.0)],
         *[("validation/loss@epoch=2", math.nan), ("train/loss@epoch=2", math.nan), ("train/score@epoch=9", math.nan)],
+        *[("train/loss", 2.0), ("train/score", 0.3), ("train/mean_iou", math.nan)],
         *[("throughput/images_per_second", 72.5), ("throughput/train_seconds", 3.5), ("status/diverged", 0.0)],
         *[("model/num_params", 269722), ("model/multiply_adds", 40551040)],
         *[("setting/agc.clip", 0.02), ("setting/norm", math.nan), ("setting/optimizer.lr", math.nan)],
@@ -83,6 +84,7 @@ def test_a_training_that_did_not_end_has_no_score_but_keeps_what_it_measured_on_
     # an epoch before the end was its best, and that is no result
     assert all(math.isnan(measure(broken, name)) for name in ("test/score", "validation/score", "validation/loss"))
     assert measure(broken, "train/loss@epoch=1") == 2.0
+    assert math.isnan(measure(broken, "train/loss"))
     assert measure(broken, "status/diverged") == pytest.approx(1.0 if status == "diverged" else math.nan, nan_ok=True)
 
 
@@ -121,7 +123,7 @@ def test_what_was_spoilt_counts_as_not_measured(run):
     [
         *[("tests/score", "Did you mean test"), ("accuracy", "Measures look like"), ("test/", "Measures look like")],
         *[("test/acuracy", "Did you mean accuracy"), ("test/score@epoch=2", "only train and validation")],
-        *[("train/loss", "train/loss@epoch=NUMBER"), ("train/loss@epoch=x", "epoch=NUMBER")],
+        *[("train/loss@epoch=x", "epoch=NUMBER")],
         *[("probe/sharpnes/largest", "Did you mean sharpness"), ("probe/sharpness", "one of the probe's numbers")],
         *[("probe/sharpness/x@epoch=1", "@step=NUMBER"), ("validation/loss@step=1", "only a probe has @step")],
         *[
