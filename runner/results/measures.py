@@ -19,6 +19,7 @@ SPLIT_TITLES = {"test": "test", "last": "test {} of the last weights", "validati
 TITLES = {  # title and unit of other measures; one with the unit % is a share of 1
     "throughput/images_per_second": ("", "images/s"),
     "throughput/train_seconds": ("training time", "s"),
+    "train/stochastic_depth/active_multiply_adds": ("multiply-adds of active blocks and the rest", "%"),
     "status/diverged": ("diverged runs", "%"),
     "model/num_params": ("parameters", ""),
     "model/multiply_adds": ("multiply-adds an image", ""),
@@ -46,8 +47,8 @@ EXAMPLES = "test/score, validation/accuracy, train/loss@epoch=1, probe/sharpness
 def measure(run: Run, name: str) -> float:
     """The number of `run` called `name`, in its own unit (a share of 1, seconds, ...); NaN if the run has none.
 
-    `train/loss` is that of the last epoch, in training mode, over its steps. The metrics of a whole training (test, last,
-    validation, train without an epoch) are NaN unless the run was completed.
+    `train/loss` is that of the last epoch, in training mode, over its steps. The metrics of a whole training (test,
+    last, validation, train without an epoch) are NaN unless the run was completed.
     """
     family, rest, at = _parts(name)
     if at is None and family in (*SECTIONS, "train") and run.status != "completed":
