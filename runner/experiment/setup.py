@@ -11,6 +11,7 @@ from runner.data.sampling import Shard, mixed_seed
 from runner.distributed.collectives import rank, world_size, wrap_ddp
 from runner.experiment import builders
 from runner.experiment.check import Checked
+from runner.layers.matrix_conv import use_matrix_products
 from runner.results.record import Record
 from runner.results.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
@@ -109,6 +110,8 @@ def build_state(checked: Checked, built: builders.Built) -> State:
     config, precision = checked.settings, checked.precision
     train, model = config.train, built.model
     model.to(device=precision.device, memory_format=precision.memory_format)
+    if precision.device.type == "cpu":
+        use_matrix_products(model)
     optimizer = builders.build_optimizer(config.optimizer, model, global_batch_size=train.global_batch_size)
     ema = None if train.ema is None else Ema(model, decay=train.ema, warmup=train.ema_warmup)
     unused = any(method.leaves_unused for method in built.methods.values())

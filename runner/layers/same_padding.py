@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.fx import Proxy
+from torch import Tensor
 
-from runner.layers.tracing import leaf_call
+from runner.layers.matrix_conv import MatrixConv2d, conv2d
 
 
-class SamePadConv2d(nn.Conv2d):
+class SamePadConv2d(MatrixConv2d):
     """`nn.Conv2d` whose `padding="same"` takes any stride, as TensorFlow's SAME does.
 
     An input of `size` gives ceil(size / stride) outputs and takes
@@ -32,19 +31,16 @@ class SamePadConv2d(nn.Conv2d):
         if is_same:
             self.padding = "same"
 
-    def forward(self, input: Tensor) -> Tensor:
-        return leaf_call(self, input) if isinstance(input, Proxy) else super().forward(input)
-
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding != "same":
             return super()._conv_forward(input, weight, bias)
         top, bottom = self._same_padding(input, 0)
         left, right = self._same_padding(input, 1)
         if self.padding_mode == "zeros" and top == bottom and left == right:
-            return F.conv2d(input, weight, bias, self.stride, (top, left), self.dilation, self.groups)
+            return conv2d(input, weight, bias, self.stride, (top, left), self.dilation, self.groups)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         padded = F.pad(input, (left, right, top, bottom), mode=mode)
-        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
 
     def _same_padding(self, input: Tensor, axis: int) -> tuple[int, int]:
         """Padding before and after the rows (`axis` 0) or the columns (1) of the input."""

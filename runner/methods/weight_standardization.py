@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from runner.config.limits import check
 from runner.config.text import did_you_mean
 from runner.layers.execution_order import execution_order
+from runner.layers.matrix_conv import MatrixConv2d
 from runner.layers.same_padding import SamePadConv2d
 from runner.layers.scaled_std_conv import ScaledStdConv2d
 from runner.layers.standardized_conv import StandardizedConv, is_channels_last, standardize_by_kernel
@@ -65,7 +66,7 @@ class StdConv1d(_StdConv, nn.Conv1d):
     """
 
 
-class StdConv2d(_StdConv, nn.Conv2d):
+class StdConv2d(_StdConv, MatrixConv2d):
     """`nn.Conv2d` with weight standardization (Qiao et al. 2019, arXiv 1903.10520).
 
     For each output filter, with mean and biased variance over (in_channels / groups, *kernel_size),
