@@ -93,6 +93,7 @@ def prepare(
             optimizer=state.optimizer,
             folder=folder.probes,
             tracker=tracker,
+            transform_gradients=lambda model: [each.transform_gradients(model) for each in built.methods.values()],
         )
     return Trainer(
         state,

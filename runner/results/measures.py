@@ -34,6 +34,8 @@ TITLES = {  # title and unit of other measures; one with the unit % is a share o
     "probe/gradient_histogram/excess_kurtosis": ("excess kurtosis of the gradient", ""),
     "probe/gradient_histogram/tail_index": ("tail index of the gradient", ""),
     "probe/gradient_terms/ratio": ("sum of |terms| over |sum|", ""),
+    "probe/largest_rate/log10_rate": ("log10 of the largest rate that trains", "decades"),
+    "probe/largest_rate/rate": ("largest rate that trains", ""),
     "probe/loss_landscape/last_improving_step": ("last improving step size", ""),
     "probe/sharpness/largest_eigenvalue": ("largest Hessian eigenvalue", ""),
     "probe/sharpness/threshold_share": ("sharpness over the stability threshold", ""),

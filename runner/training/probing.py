@@ -28,7 +28,7 @@ class Probe(NamedTuple):
     """A probe: its function, the number of batches that it gets, its settings, and what draws its measurement.
 
     If `num_batches` is None it gets the run's metrics.jsonl instead, at the end of the run. A function with a parameter
-    `loss`, `classifier_weight` or `stability_threshold` gets these too.
+    `loss`, `classifier_weight`, `stability_threshold` or `transform_gradients` gets these too.
     """
 
     measure: Callable[..., Measurement]
@@ -58,6 +58,7 @@ class Prober:
         optimizer: Optimizer,
         folder: Path,
         tracker: Tracker,
+        transform_gradients: Callable[[nn.Module], object] = lambda model: None,
     ) -> None:
         self.probes = {name: probe for name, probe in probes.items() if probe.num_batches is not None}
         self.at_the_end = {name: probe for name, probe in probes.items() if probe.num_batches is None}
@@ -67,6 +68,7 @@ class Prober:
         self.optimizer = optimizer
         self.folder = folder
         self.tracker = tracker
+        self.transform_gradients = transform_gradients
         most = max((probe.num_batches for probe in self.probes.values()), default=0)
         # before training: loader workers read one epoch at a time
         self.batches: list[Batch] = list(islice(train_batches.epoch(0), most))
@@ -99,8 +101,12 @@ class Prober:
             name = left[0]
             probe = self.probes[name]
             batches = _CheckedBatches(self.batches[: probe.num_batches], check)
-            extra = {"loss": loss, "classifier_weight": _classifier_weight(model)}
-            extra["stability_threshold"] = stability_threshold(self.optimizer)
+            extra = {
+                "loss": loss,
+                "classifier_weight": _classifier_weight(model),
+                "stability_threshold": stability_threshold(self.optimizer),
+                "transform_gradients": self.transform_gradients,
+            }
             asked = extra.keys() & inspect.signature(probe.measure).parameters
             try:
                 with torch.compiler.set_stance("force_eager"):  # else hooks recompile a compiled model

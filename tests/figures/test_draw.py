@@ -53,6 +53,9 @@ def measurement(name, scale=1.0):
     if name == "train_eval_discrepancy":
         numbers = {"loss_batch_statistics": scale, "loss_running_statistics": 2 * scale, "changed_predictions": 0.25}
         return Measurement({"distance": np.stack([rising, 3 * rising])}, numbers, layers)
+    if name == "largest_rate":
+        arrays = {"log10_rate": np.log10(rising), "last_loss": np.array([1.0, 2.0, np.inf])}
+        return Measurement(arrays, {"rate": scale, "log10_rate": np.log10(scale)})
     numbers = {"largest_eigenvalue": 4 * scale, "converged": float(scale < 2)}
     return Measurement({"estimate": rising}, numbers, {"mode": "train"})
 

@@ -27,6 +27,7 @@ from runner.probes.clipping import clipping
 from runner.probes.divergence_trace import divergence_trace
 from runner.probes.gradient_histogram import gradient_histogram
 from runner.probes.gradient_terms import gradient_terms
+from runner.probes.largest_rate import largest_rate
 from runner.probes.loss_landscape import loss_landscape
 from runner.probes.sharpness import sharpness
 from runner.probes.signal_propagation import signal_propagation
@@ -40,6 +41,7 @@ PROBES: dict[str, Callable[..., Measurement]] = {
     "gradient_histogram": partial(gradient_histogram, loss=F.cross_entropy),
     "gradient_terms": partial(gradient_terms, loss=F.cross_entropy),
     "class_gradients": partial(class_gradients, loss=F.cross_entropy),
+    "largest_rate": partial(largest_rate, loss=F.cross_entropy, exponents=(-2, 1), decades=0.5),
     "loss_landscape": partial(loss_landscape, loss=F.cross_entropy, num_steps=3),
     "divergence_trace": partial(divergence_trace, loss=F.cross_entropy, lr=10.0),
     "clipping": partial(clipping, loss=F.cross_entropy),

@@ -12,12 +12,14 @@ from runner.methods import apply_ghost_batchnorm, apply_stochastic_depth
 from runner.models.nf_resnet import NFResBlock
 from runner.probes.clipping import clipping
 from runner.probes.divergence_trace import divergence_trace
+from runner.probes.largest_rate import largest_rate
 from runner.probes.loss_landscape import loss_landscape
 from runner.probes.sharpness import sharpness
 from runner.probes.train_eval_discrepancy import train_eval_discrepancy
 
 PROBES = {
     loss_landscape: {"num_steps": 3},
+    largest_rate: {"exponents": (-2, 1), "decades": 0.5},
     divergence_trace: {"lr": 1e4, "steps": 3},
     train_eval_discrepancy: {},
     sharpness: {"max_iterations": 3},

@@ -27,7 +27,7 @@ ASKED_FOR = {
     "stochastic_depth": "drop_rate",
     "weight_standardization": "norms deeplabv3plus",
     "combined": "factorial",
-    "batchnorm": "discrepancy first_epoch",
+    "batchnorm": "discrepancy first_epoch largest_rate",
 }
 
 
