@@ -66,6 +66,12 @@ def override_key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
+def last_parts(keys: Sequence[str]) -> list[str]:
+    """The part of each key after the last dot, or the whole key if two have the same last part."""
+    parts = [key.rpartition(".")[2] for key in keys]
+    return [part if parts.count(part) == 1 else key for key, part in zip(keys, parts, strict=True)]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class if it has none.
 

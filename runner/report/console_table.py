@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runner.results.arms import last_parts
+from runner.config.text import last_parts
 from runner.tracking.console import is_plain
 from runner.tracking.terminal import terminal
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from runner.config.text import canonical, to_override
+from runner.config.text import canonical, last_parts, to_override
 from runner.results.measures import measure, unit
 from runner.results.runs import NOT_IN_ARM, Run, SweepRecord
 from runner.results.statistics import t_interval
@@ -134,12 +134,6 @@ def common_overrides(runs: Sequence[Run]) -> list[str]:
         return []
     others = [set(overrides) for overrides in readable[1:]]
     return [override for override in readable[0] if all(override in each for each in others)]
-
-
-def last_parts(keys: Sequence[str]) -> list[str]:
-    """The part of each key after the last dot, or the whole key if two have the same last part."""
-    parts = [key.rpartition(".")[2] for key in keys]
-    return [part if parts.count(part) == 1 else key for key, part in zip(keys, parts, strict=True)]
 
 
 def label(settings: Mapping[str, str], axes: Sequence[Axis]) -> str:

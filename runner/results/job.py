@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.config.text import last_parts, override_key
+
 LONGEST_NAME = 120
 NOT_HASHED = ("wandb", "sweep", "name", "resume")  # beside paths.outputs
 
@@ -46,20 +48,27 @@ def _without_targets(value: object) -> object:
     return {key: _without_targets(each) for key, each in value.items() if key != "_target_"}
 
 
+def varied_keys(jobs: Collection[Sequence[str]]) -> set[str]:
+    """The keys that some of the jobs override otherwise than others, or not at all."""
+    common = set.intersection(*map(set, jobs)) if jobs else set()
+    return {override_key(word) for words in jobs for word in words if word not in common}
+
+
 def job_name(overrides: Sequence[str], digits: str, varied: Collection[str] = ()) -> str:
-    """A folder name from the overrides and the configuration's hash: `norm=agc,agc.clip=0.01-0123abcd`.
+    """A folder name from the overrides and the configuration's hash: `norm=agc,clip=0.01,seed=0-0123abcd`.
 
-    If there are too many, the last ones stay; those of the keys `varied` are put last.
+    It has the overrides of the keys `varied`, or all of them where there is none: options of groups first, the seed
+    last, keys by their last parts where no two end alike. If there are too many, the last ones stay.
     """
-    named = [word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))]
+    named = {override_key(word): word for word in overrides if not word.startswith(("sweep.", "wandb.", "paths."))}
+    keys = sorted({key for key in named if key in varied} or named, key=lambda key: (key == "seed", "." in key, key))
+    short = dict(zip(varied := sorted({*varied, *keys}), last_parts(varied), strict=True))
+    words = [_as_name(short[key] + named[key][named[key].index(key) + len(key) :]) for key in keys]
     room = LONGEST_NAME - len(digits) - 1
-    if len(_as_name(named)) > room:
-        named.sort(key=lambda word: word.partition("=")[0].lstrip("+") in varied)
-        while len(named) > 1 and len(_as_name(named)) > room:
-            del named[0]
-    return f"{_as_name(named)[:room] or 'job'}-{digits}"
+    while len(words) > 1 and len(",".join(words)) > room:
+        del words[0]
+    return f"{','.join(filter(None, words))[:room].lstrip('._,') or 'job'}-{digits}"
 
 
-def _as_name(overrides: Sequence[str]) -> str:
-    name = ",".join(overrides).replace("[", "").replace("]", "")
-    return re.sub(r"[^A-Za-z0-9._,=+-]+", "_", name).lstrip("._")
+def _as_name(override: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._,=+-]+", "_", override.replace("[", "").replace("]", "")).lstrip("._")

@@ -121,6 +121,11 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]], probes: Collection
     return {**study, "axes": {key: column for key, column in values.items() if len(column) > 1}}
 
 
+def as_recorded(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a job as sweep.yaml has them."""
+    return [word for word in overrides if not word.startswith(NOT_OF_A_JOB)]
+
+
 def read_jobs(folder: Path) -> dict[str, list[str]]:
     """The jobs that `write_sweep` has recorded in a sweep's folder: their overrides by name; none without a record."""
     try:
@@ -143,7 +148,7 @@ def write_sweep(
     """
     record = _put_aside(folder)
     before, earlier = record.get("jobs") or {}, record.get("command")
-    jobs = {name: [word for word in words if not word.startswith(NOT_OF_A_JOB)] for name, words in jobs.items()}
+    jobs = {name: as_recorded(words) for name, words in jobs.items()}
     typed = f"python -m runner {shlex.join(command)}"
     if earlier and jobs.keys() < before.keys():
         typed = earlier

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.diagnose import diagnose
-from runner.config.grammar import is_swept, parsed
 from runner.config.hydra_loader import CheckedLoader
 from runner.config.overrides import as_typed
 from runner.config.recipes import without_replaced
@@ -29,14 +28,14 @@ from runner.config.text import SettingError
 from runner.config.validation import CONF, one_option_each, validate
 from runner.files.atomic import CannotWrite, new_folder
 from runner.files.readers import is_there
-from runner.results.job import Job, config_hash, job_name
+from runner.results.job import Job, config_hash, job_name, varied_keys
 from runner.results.run_lock import Taken, hold, sign
 from runner.results.run_state import read_state
 from runner.sweeps.job_run import cannot_use
 from runner.sweeps.jobs_at_once import AUTO, check_one_way, choose, use_joblib
 from runner.sweeps.launcher_watch import LauncherWatch
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
-from runner.sweeps.study import read_jobs, study_of, write_sweep
+from runner.sweeps.study import as_recorded, read_jobs, study_of, write_sweep
 from runner.tracking.console import RunConsole
 
 if TYPE_CHECKING:
@@ -85,14 +84,11 @@ def validated_jobs(config: DictConfig, loader: CheckedLoader) -> list[tuple[tupl
     return jobs
 
 
-def named_jobs(
-    jobs: Sequence[tuple[tuple[str, ...], Settings]], folder: Path, varied: Collection[str]
-) -> dict[Job, Settings]:
-    """The jobs of a sweep in its folder; one with the settings of a job that the folder has, has its name.
-
-    `varied` are the keys that the sweep varies.
-    """
-    known = [*(Path(str(name)).name for name in read_jobs(folder)), *(p.name for p in folder.glob("*") if p.is_dir())]
+def named_jobs(jobs: Sequence[tuple[tuple[str, ...], Settings]], folder: Path) -> dict[Job, Settings]:
+    """The jobs of a sweep in its folder; one with the settings of a job that the folder has, has its name."""
+    recorded = read_jobs(folder)
+    varied = varied_keys([*recorded.values(), *(as_recorded(overrides) for overrides, _ in jobs)])
+    known = [*(Path(str(name)).name for name in recorded), *(p.name for p in folder.glob("*") if p.is_dir())]
     names = {name.rpartition("-")[2]: name for name in reversed(known)}
     named = {}
     for number, (overrides, settings) in enumerate(jobs, 1):
@@ -142,8 +138,7 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     jobs = validated_jobs(config, loader)
     probes = {name for _, settings in jobs for name in settings.probe}
     study_of(config.sweep, [overrides for overrides, _ in jobs], probes)
-    varied = {parsed(word).key_or_group for word in _task_words(config) if is_swept(word)}
-    named = named_jobs(jobs, folder, varied)
+    named = named_jobs(jobs, folder)
     common = _sweep_settings(config, [settings for _, settings in jobs], sweep.typed)
     checked = _checked(named)
     at_once = choose(common, list(checked.values()), len(named))

@@ -36,7 +36,7 @@ def timed(monkeypatch):
 
 def rows(out):
     """State, time and estimate by the clip."""
-    found = re.findall(r"^agc.clip=(\S+)  +(.*?)  +(\S+(?: s)?)  +(.*?) *$", out, re.MULTILINE)
+    found = re.findall(r"^ *(0\.\d+)  +(.*?)  +(\S+(?: s)?)  +(.*?) *$", out, re.MULTILINE)
     return {clip: rest for clip, *rest in found}
 
 

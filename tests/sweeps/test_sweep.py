@@ -17,7 +17,7 @@ import yaml
 from runner.config.settings import Settings
 from runner.experiment import run as experiment
 from runner.experiment.setup import prepare, set_backends
-from runner.results.job import Job, config_hash, job_name
+from runner.results.job import Job, config_hash, job_name, varied_keys
 from runner.sweeps.command_line import name_sweep
 from runner.sweeps.job_process import run_job_apart
 from runner.sweeps.job_run import run_job
@@ -339,28 +339,53 @@ def test_a_method_may_be_set_where_its_group_is_swept(small, tmp_path):
         assert "agc.clip=0.01: not every job of norm=agc,batchnorm has agc." in outcome.err
 
 
-def test_a_jobs_folder_says_its_overrides_and_the_hash_of_its_settings():
-    words = ["norm=agc", "agc.clip=0.01", "sweep.name=s", "wandb.mode=disabled"]
-    assert job_name(words, "0123abcd") == "norm=agc,agc.clip=0.01-0123abcd"
+def test_a_jobs_folder_says_what_varies_and_the_hash_of_its_settings():
+    words = ["agc.clip=0.01", "norm=agc", "seed=0", "sweep.name=s", "wandb.mode=disabled"]
+    assert job_name(words, "0123abcd", {"agc.clip"}) == "clip=0.01-0123abcd"
+    assert job_name(words, "0123abcd") == "norm=agc,clip=0.01,seed=0-0123abcd"
+    assert job_name(words[::-1], "0123abcd") == job_name(words, "0123abcd")
+    assert job_name(words, "0123abcd", {"agc.clip", "seed", "dropout.clip"}) == "agc.clip=0.01,seed=0-0123abcd"
     assert job_name(["norm=[ghost_batchnorm,agc]"], "0123abcd") == "norm=ghost_batchnorm,agc-0123abcd"
-    assert job_name(["sweep.name=s"], "0123abcd") == "job-0123abcd"
+    assert job_name(["sweep.name=s"], "0123abcd", {"seed"}) == "job-0123abcd"
     assert job_name(["name=a b/c"], "0123abcd") == "name=a_b_c-0123abcd"
     assert re.fullmatch(r"[A-Za-z0-9].*", job_name(["~train.epochs", "dataset.root=../../x y"], "0123abcd"))
     assert "/" not in job_name(["dataset.root=../../x y"], "0123abcd")
 
 
+def test_what_varies_between_jobs():
+    assert varied_keys([]) == varied_keys([["a=1"]]) == varied_keys([["a=1"], ["a=1"]]) == set()
+    assert varied_keys([["a=1", "x.b=1", "c=0"], ["a=2", "c=0"]]) == {"a", "x.b"}
+
+
 def test_a_long_name_of_a_job_is_cut_and_keeps_its_end():
     common = [f"model.a_setting_with_a_long_name_{number}=1" for number in range(6)]
-    names = [job_name([*common, f"agc.clip={clip}"], "0123abcd") for clip in (0.01, 0.02)]
+    names = [job_name([*common, f"seed={seed}"], "0123abcd") for seed in (1, 2)]
     assert all(len(name) <= 120 and name.endswith("-0123abcd") for name in names)
-    assert ["clip=0.01" in names[0], "clip=0.02" in names[1]] == [True, True]
+    assert ["seed=1" in names[0], "seed=2" in names[1]] == [True, True]
     assert len(job_name(["dataset.root=" + 300 * "x"], "0123abcd")) == 120
 
 
-def test_a_long_name_keeps_what_varies():
-    words = [f"dataset.setting_{index}=some_longer_value" for index in range(8)]
-    name = job_name(["experiment=cifar10/resnet56", *words], "0123abcd", {"experiment"})
-    assert "experiment=cifar10_resnet56" in name
+def test_a_job_of_an_older_version_keeps_its_folder_and_a_new_one_says_what_is_new(small, tmp_path):
+    words = ("-m", "norm=agc", "agc.clip=0.01,0.02", "train.max_steps=1", "sweep.name=s")
+    assert small(*words).code == 0
+    sweep = tmp_path / "outputs/sweeps/s"
+    assert sorted(name.partition("-")[0] for name in jobs_of(sweep)) == ["clip=0.01", "clip=0.02"]
+    digits = job_with(sweep, "agc.clip=0.01").name.rpartition("-")[2]
+    old = f"norm=agc,agc.clip=0.01,train.max_steps=1-{digits}"
+    job_with(sweep, "agc.clip=0.01").rename(sweep / old)
+    record = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    names = {name: old if digits in name else name for name in record["jobs"]}
+    record["jobs"] = {names[name]: overrides for name, overrides in record["jobs"].items()}
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    outcome = small(*words, "seed=1,0")
+    assert outcome.code == 0
+    assert sorted(re.sub("-[0-9a-f]{8}$", "", name) for name in jobs_of(sweep)) == [
+        "clip=0.01,seed=1",
+        "clip=0.02",
+        "clip=0.02,seed=1",
+        old.rpartition("-")[0],
+    ]
+    assert len(re.findall(r"completed, .* before", outcome.out)) == 2
 
 
 def test_the_hash_is_that_of_the_settings_but_for_where_a_run_lies_and_how_it_is_watched(composed):

@@ -52,7 +52,7 @@ def die():
 def folders():
     """Each job's folder by its clip."""
     found = Path("outputs/sweeps/s").glob("*/record.json")
-    return {re.search(r"agc\.clip=([\d.]+)-", str(file.parent)).group(1): file.parent for file in found}
+    return {re.search(r"clip=([\d.]+)-", str(file.parent)).group(1): file.parent for file in found}
 
 
 def statuses():
@@ -74,7 +74,7 @@ def test_what_has_a_result_is_skipped_and_what_failed_is_tried_again(small, monk
 
     outcome = small(*SWEEP, CLIPS, "sweep.retry_failed=false")
     assert outcome.code == 1  # a job of the sweep failed
-    assert re.search(r"^job 2/3: \S*agc.clip=0.02-[0-9a-f]{8}  failed before$", outcome.out, re.MULTILINE)
+    assert re.search(r"^job 2/3: clip=0.02-[0-9a-f]{8}  failed before$", outcome.out, re.MULTILINE)
     assert statuses()["0.02"] == "failed"
 
     taken = spoil(monkeypatch, None, fail)
