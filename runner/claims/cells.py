@@ -14,7 +14,11 @@ from runner.results.runs import Run
 
 
 class Undecidable(Exception):
-    """The runs lack what a claim needs; the message says what."""
+    """The runs lack what a claim needs; the message says what. More seeds of the cells `lacking` would help."""
+
+    def __init__(self, message: str, lacking: Sequence[Cell] = ()) -> None:
+        super().__init__(message)
+        self.lacking = tuple(lacking)
 
 
 @dataclass(frozen=True, eq=False)

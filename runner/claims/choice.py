@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from runner.claims.cells import Cell, Undecidable, common_seeds, groups, shown, varied, words
 from runner.claims.claim import Claim
 from runner.results.measures import measure
 from runner.results.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TIE_DIGITS = 12  # means that agree in as many digits are a tie, whatever the order of summation
 PERMUTATIONS = 4999
@@ -69,20 +73,30 @@ def chosen_by(claim: Claim, run: Run) -> float | None:
     return -score if name.partition("@")[0].endswith("/loss") else score
 
 
-def chance_of_choice(claim: Claim, plus: Sequence[Cell], minus: Sequence[Cell]) -> float:
-    """How probable it is that the scores differ so much by the keys of `best_over` if these change nothing.
+def ranks_of_rivals(claim: Claim, cells: Sequence[Cell], seeds: Collection[int] | None = None) -> list[np.ndarray]:
+    """The ranks (seeds, rivals) by `chosen_by` of each group of rivals, the best one's the largest.
 
-    A permutation test: in each group of rivals and each seed the rivals are ranked by `chosen_by`, runs that diverged
-    last; the statistic is Friedman's (1937), the sum over groups and rivals of the squared sum of ranks over seeds.
+    Runs that diverged come last. `seeds` are all that the rivals have in common, or those of them that are named.
     """
     import numpy as np
     from scipy.stats import rankdata
 
     ranks = []
-    for rivals in groups([*plus, *minus], claim.best_over):
-        seeds = common_seeds(rivals)
-        scores = [[_score(claim, cell, seed) for cell in rivals] for seed in seeds]
+    for rivals in groups(cells, claim.best_over):
+        common = [seed for seed in common_seeds(rivals) if seeds is None or seed in seeds]
+        scores = [[_score(claim, cell, seed) for cell in rivals] for seed in common]
         ranks.append(np.apply_along_axis(rankdata, 1, np.array(scores)))
+    return ranks
+
+
+def chance_of_choice(ranks: Sequence[np.ndarray]) -> float:
+    """How probable it is that the scores differ so much by the keys of `best_over` if these change nothing.
+
+    A permutation test of the ranks of each group; the statistic is Friedman's (1937), the sum over groups and rivals of
+    the squared sum of ranks over seeds.
+    """
+    import numpy as np
+
     draws, generator = np.zeros(PERMUTATIONS), np.random.default_rng(0)
     for rows in ranks:
         permuted = generator.permuted(np.broadcast_to(rows, (PERMUTATIONS, *rows.shape)), axis=2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from runner.claims.cells import Cell, Undecidable, common_seeds, groups, shown, sides
 from runner.claims.choice import Choice, best_cell
 from runner.claims.claim import Claim
+from runner.claims.sequential import PILOT_SEEDS
 from runner.results.measures import measure
 from runner.results.predictions import images_of, num_images
 from runner.results.runs import Run
@@ -39,23 +41,40 @@ class Contrast:
     chosen: tuple[str, ...] = ()
     pilot: tuple[int, ...] = ()
     diverged: int = 0
+    cells: tuple[Cell, ...] = ()
+
+    def first(self, number: int) -> Contrast:
+        """What was to be compared when so many seeds had judged."""
+        values = dict(list(self.values.items())[:number])
+        return replace(self, values=values, images=None if self.images is None else self.images[:number], left_out=())
 
 
-def contrast(claim: Claim, runs: Sequence[Run]) -> Contrast:
-    """Compare the two sides of a claim seed by seed. Raises Undecidable."""
+def contrast(claim: Claim, runs: Sequence[Run], *, in_order: bool = False) -> Contrast:
+    """Compare the two sides of a claim seed by seed. Raises Undecidable.
+
+    `in_order` for a study that is judged as seeds come in: those that judge end before the first that some arm lacks,
+    so that further seeds leave the earlier ones in their places; and those that choose have a number of their own.
+    """
     plus, minus = sides(claim, runs)
     cells = [*plus, *minus]
     common = common_seeds(cells)
     chosen, pilot = [], ()
     is_choice = any(len(rivals) > 1 for side in (plus, minus) for rivals in groups(side, claim.best_over))
     if is_choice and not claim.chosen_seed_by_seed:
-        pilot = tuple(common[: claim.pilot_seeds or max(1, len(common) // 3)])
+        pilot = tuple(common[: claim.pilot_seeds or (PILOT_SEEDS if in_order else max(1, len(common) // 3))])
+        needed = claim.pilot_seeds or PILOT_SEEDS
+        if in_order and len(pilot) < needed:
+            raise Undecidable(f"It takes {needed} seeds to choose the settings, and there are {len(pilot)}.", cells)
         choice = Choice(claim, pilot)
         plus, minus = choice.best(plus), choice.best(minus)
         cells, chosen = [*plus, *minus], choice.notes
     judged = [seed for seed in common_seeds(cells) if seed not in pilot]
+    if in_order:
+        every = sorted(set().union(*(cell.runs for cell in cells)).difference(pilot))
+        judged = list(takewhile(set(judged).__contains__, every))
     if not judged:
-        raise Undecidable(f"Seed {pilot[-1]} chose the settings, and no other seed is left to judge them.")
+        chose = f"Seed {pilot[-1]} chose the settings, and no" if pilot else "No"
+        raise Undecidable(f"{chose} other seed is left to judge them.", cells)
     diverged = [seed for seed in judged if any(_lacks_value(claim, run) for cell in cells for run in cell.runs[seed])]
     number = sum(_lacks_value(claim, run) for cell in cells for seed in judged for run in cell.runs[seed])
     if len(diverged) == len(judged):
@@ -73,6 +92,7 @@ def contrast(claim: Claim, runs: Sequence[Run]) -> Contrast:
         chosen=tuple(chosen),
         pilot=pilot,
         diverged=number,
+        cells=tuple(cells),
     )
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from statistics import mean
 
 from runner.claims.cells import Cell, Undecidable, sides
-from runner.claims.choice import chance_of_choice
+from runner.claims.choice import chance_of_choice, ranks_of_rivals
 from runner.claims.claim import DIVERGED, Claim, check_claims, parse_claim
 from runner.claims.contrast import Contrast, contrast
+from runner.claims.sequential import (
+    FIRST_LOOK,
+    Look,
+    SequentialMean,
+    SequentialMedian,
+    SequentialShare,
+    SequentialShareDifference,
+    chance_of_winners,
+)
 from runner.claims.wording import VerdictTexts
 from runner.results.measures import measure, measured_probes, unit
 from runner.results.proportions import Share, ShareDifference
+from runner.results.run_state import INTERRUPTED, RUNNING
 from runner.results.runs import Run
 from runner.results.statistics import LEVEL, Mean, Median, holm, mean_of, mean_over_images
 
@@ -29,7 +40,9 @@ class Verdict:
     `estimate` with `low` and `high`, the ends of its 95 % interval, is a mean over seeds, a median (sign_test), or a
     share of diverged runs. `p` is two-sided, of the nearest bound of `holds`; `adjusted_p` is Holm's, over all claims
     that are judged together. `smallest_effect` is the smallest distance from the threshold that the study could detect
-    (a factor for a ratio). Numbers are in the measure's unit (shares of 1), NaN if unknown.
+    (a factor for a ratio). Numbers are in the measure's unit (shares of 1), NaN if unknown. Of a sequential study
+    `looks` has what the interval was after each seed, and `lacking` the settings of the arms of which more seeds may
+    decide the claim.
     """
 
     claim: str
@@ -47,6 +60,8 @@ class Verdict:
     smallest_effect_text: str = ""
     p: float = math.nan
     adjusted_p: float = math.nan
+    looks: tuple[Look, ...] = ()
+    lacking: tuple[Mapping[str, object], ...] = ()
 
     @property
     def after_holm(self) -> str:
@@ -54,12 +69,19 @@ class Verdict:
         return self.verdict if self.adjusted_p <= LEVEL else UNDECIDABLE
 
 
-def judge(claims: Sequence[Mapping], runs: Sequence[Run], *, source: str | None = None) -> list[Verdict]:
-    """The verdict on each claim; the study's `source` is put before the claim's own. Raises SettingError."""
+def judge(
+    claims: Sequence[Mapping], runs: Sequence[Run], *, source: str | None = None, sequential: bool = False
+) -> list[Verdict]:
+    """The verdict on each claim; the study's `source` is put before the claim's own. Raises SettingError.
+
+    `sequential` for a study to which seeds are added until it is decided (`sweep.decide`): the first look that decides
+    a claim gives its verdict, by intervals that hold at all looks together; see runner.claims.sequential.
+    """
     probes = measured_probes(runs)
-    verdicts = [
-        _verdict(parse_claim(each, number, probes), runs, source) for number, each in enumerate(claims, start=1)
-    ]
+    if sequential:
+        runs = [run for run in runs if run.status not in (RUNNING, INTERRUPTED)]
+    judged = _sequential_verdict if sequential else _verdict
+    verdicts = [judged(parse_claim(each, number, probes), runs, source) for number, each in enumerate(claims, start=1)]
     adjusted = holm([verdict.p for verdict in verdicts])
     return [replace(verdict, adjusted_p=p) for verdict, p in zip(verdicts, adjusted, strict=True)]
 
@@ -74,8 +96,62 @@ def _verdict(claim: Claim, runs: Sequence[Run], source: str | None) -> Verdict:
             decision = _of_seeds(claim, comparison, runs, texts)
     except Undecidable as reason:
         decision["why"] = str(reason)
+    return _as_verdict(claim, source, texts.rule(comparison), decision)
+
+
+def _sequential_verdict(claim: Claim, runs: Sequence[Run], source: str | None) -> Verdict:
+    """The verdict of the first look that decides, or of the last; `lacking` are the arms that need more seeds."""
+    texts, comparison = VerdictTexts(claim, is_sequential=True), None
+    decision, looks, cells = {"measured": "", "verdict": UNDECIDABLE}, [], ()
+    try:
+        if claim.measure == DIVERGED:
+            plus, minus = sides(claim, runs)
+            cells, seeds = (*plus, *minus), _seeds_in_order([*plus, *minus])
+
+            def decide(number: int) -> dict:
+                first = [[_first(cell, seeds[:number]) for cell in side] for side in (plus, minus)]
+                return _of_shares(claim, *first, texts)
+        else:
+            comparison = contrast(claim, runs, in_order=True)
+            cells, seeds = comparison.cells, list(comparison.values)
+
+            def decide(number: int) -> dict:
+                return _of_seeds(claim, comparison.first(number), runs, texts)
+
+        decisions = [decide(number) for number in range(FIRST_LOOK, len(seeds) + 1)]
+        if not decisions:
+            decision["why"] = texts.why_no_look(len(seeds))
+        for decision in decisions:
+            if decision["verdict"] != UNDECIDABLE:
+                break
+        looks = [
+            Look(**{key: each[key] for key in ("estimate", "low", "high")}, seeds=number)
+            for number, each in enumerate(decisions, FIRST_LOOK)
+            if "low" in each
+        ]
+        if comparison is not None:
+            comparison = comparison.first(decision.get("seeds", len(seeds)))
+    except Undecidable as reason:
+        decision["why"], cells = str(reason), reason.lacking
+    decision["looks"] = tuple(looks)
+    if decision["verdict"] == UNDECIDABLE:
+        decision["lacking"] = tuple(cell.settings for cell in cells)
+    return _as_verdict(claim, source, texts.rule(comparison, decision.get("seeds", 0)), decision)
+
+
+def _as_verdict(claim: Claim, source: str | None, rule: str, decision: dict) -> Verdict:
     sources = ", ".join(filter(None, (source, claim.source)))
-    return Verdict(claim.claim, sources, claim.published, rule=texts.rule(comparison), **decision)
+    return Verdict(claim.claim, sources, claim.published, rule=rule, **decision)
+
+
+def _seeds_in_order(cells: Sequence[Cell]) -> list[int]:
+    """The seeds of all cells up to the first that one of them lacks."""
+    every = sorted(set().union(*(cell.runs for cell in cells)))
+    return list(takewhile(lambda seed: all(seed in cell.runs for cell in cells), every))
+
+
+def _first(cell: Cell, seeds: Sequence[int]) -> Cell:
+    return Cell(cell.settings, {seed: cell.runs[seed] for seed in seeds})
 
 
 def _of_seeds(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: VerdictTexts) -> dict:
@@ -89,6 +165,8 @@ def _of_seeds(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: Ve
         why = "A seed's value is infinite, and a mean needs finite ones (decided_by: sign_test does not)."
         return {**_point(claim, sum(values) / len(values), texts), "verdict": UNDECIDABLE, "why": why}
     estimate = Median(values) if is_median else _mean(claim, comparison)
+    if texts.is_sequential:
+        estimate = (SequentialMedian if is_median else SequentialMean)(**vars(estimate))
     low, high = estimate.interval()
     natural = _exp if claim.is_ratio else float
     center, low, high = natural(estimate.estimate), natural(low), natural(high)
@@ -106,7 +184,7 @@ def _of_seeds(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: Ve
     why = ""
     if is_median:
         why = texts.why_median(len(values)) if verdict == UNDECIDABLE else ""
-        if claim.chosen_seed_by_seed and (chance := chance_of_choice(claim, *sides(claim, runs))) > LEVEL:
+        if claim.chosen_seed_by_seed and (chance := _chance(claim, comparison, runs, texts)) > LEVEL:
             why = texts.why_chance(chance)
             decision |= {"verdict": UNDECIDABLE, "p": max(decision["p"], chance)}
     elif not (estimate.seed_error or estimate.image_error) and not claim.measure.startswith("model/"):
@@ -117,6 +195,14 @@ def _of_seeds(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: Ve
         decision |= {"smallest_effect": effects[0], "smallest_effect_text": texts.distance(*effects)}
         why = texts.why(len(values), effects) if verdict == UNDECIDABLE else ""
     return {**decision, "why": why}
+
+
+def _chance(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: VerdictTexts) -> float:
+    """How probable the choice of settings is if these change nothing."""
+    cells = [cell for side in sides(claim, runs) for cell in side]
+    if texts.is_sequential:
+        return chance_of_winners(ranks_of_rivals(claim, cells, comparison.values))
+    return chance_of_choice(ranks_of_rivals(claim, cells))
 
 
 def _mean(claim: Claim, comparison: Contrast) -> Mean:
@@ -138,6 +224,9 @@ def _of_shares(claim: Claim, plus: Sequence[Cell], minus: Sequence[Cell], texts:
     """The verdict on a share of diverged runs, each run a trial."""
     first, second = _share(plus), _share(minus) if minus else None
     estimate = ShareDifference(first, second) if second else first
+    if texts.is_sequential:
+        counts = _counts_by_seed(plus, minus)
+        estimate = SequentialShareDifference(first, second, counts) if second else SequentialShare(**vars(first))
     low, high = estimate.interval()
     center = estimate.estimate
     p = max(map(estimate.p_value, claim.holds.bounds))
@@ -158,6 +247,15 @@ def _of_shares(claim: Claim, plus: Sequence[Cell], minus: Sequence[Cell], texts:
         "seeds": len({seed for cell in (*plus, *minus) for seed in cell.runs}),
         "p": p,
     }
+
+
+def _counts_by_seed(plus: Sequence[Cell], minus: Sequence[Cell]) -> tuple[tuple[int, int, int, int], ...]:
+    """For each seed the diverged runs and all runs of both sides."""
+    rows = []
+    for seed in sorted(plus[0].runs):
+        shares = [_share([_first(cell, [seed]) for cell in side]) for side in (plus, minus)]
+        rows.append(tuple(number for share in shares for number in (share.count, share.number)))
+    return tuple(rows)
 
 
 def _share(cells: Sequence[Cell]) -> Share:

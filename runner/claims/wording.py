@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from runner.claims import sequential
 from runner.claims.claim import DIVERGED, Claim
 from runner.claims.contrast import Contrast
 from runner.results.measures import is_test, label, scale, unit
 from runner.results.number_text import format_significant
 from runner.results.proportions import Share
+from runner.results.statistics import LEVEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +26,8 @@ MOST_DECIMALS = 6
 class VerdictTexts:
     """The texts of a claim's verdict. Differences of percentages are in percentage points."""
 
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
+    def __init__(self, claim: Claim, *, is_sequential: bool = False) -> None:
+        self.claim, self.is_sequential = claim, is_sequential
         compares = bool(claim.minus) or claim.slope_over is not None or claim.minus_measure is not None
         self.is_difference = compares and not claim.is_ratio
         self.scale = 1.0 if claim.transform or claim.is_ratio else scale(claim.measure)
@@ -68,24 +70,33 @@ class VerdictTexts:
 
     def why_median(self, seeds: int) -> str:
         """The reason why the interval of a median does not decide the claim."""
-        if seeds < FEWEST_FOR_MEDIAN:
-            return f"A median of {seeds} seeds has no 95 % interval: it takes {FEWEST_FOR_MEDIAN}."
+        fewest = sequential.FEWEST_FOR_MEDIAN if self.is_sequential else FEWEST_FOR_MEDIAN
+        if seeds < fewest:
+            return f"A median of {seeds} seeds has no 95 % interval: it takes {fewest}."
         return "The interval of the median reaches over the threshold."
 
     def why_chance(self, p: float) -> str:
         """The reason why a choice is none."""
-        keys = ", ".join(self.claim.best_over)
-        return f"Scores differ by {keys} no more than by chance (permutation test, p = {p:.2f}): no value is best."
+        keys, test = ", ".join(self.claim.best_over), "e-value" if self.is_sequential else "permutation test"
+        return f"Scores differ by {keys} no more than by chance ({test}, p = {p:.2f}): no value is best."
+
+    def why_no_look(self, seeds: int) -> str:
+        """The reason why a sequential study has not been judged yet."""
+        return f"The first look is at {sequential.FIRST_LOOK} seeds that judge, and there are {seeds}."
 
     def why_fisher(self, plus: int, minus: int) -> str:
         """The reason why Fisher's test does not decide the claim."""
-        return f"Fisher's exact test of {plus} and {minus} runs does not tell the shares apart."
+        test = "e-value" if self.is_sequential else "Fisher's exact test"
+        return f"The {test} of {plus} and {minus} runs does not tell the shares apart."
 
-    def rule(self, contrast: Contrast | None) -> str:
-        """One sentence: where the compared value must lie for the claim to hold, and how it was computed."""
+    def rule(self, contrast: Contrast | None, look: int = 0) -> str:
+        """One sentence: where the compared value must lie for the claim to hold, and how it was computed.
+
+        `look` is the number of seeds at the look of a sequential study.
+        """
         claim, number = self.claim, f"{len(contrast.values)} " if contrast else ""
         if claim.measure == DIVERGED:
-            return self._rule_of_shares()
+            return self._rule_of_shares(look)
         is_crossed = contrast is not None and contrast.images is not None
         images = " and the test images" if is_crossed else _where(claim.measure)
         seeds = f"{number}{'paired ' if claim.minus else ''}seeds{images}"
@@ -94,14 +105,33 @@ class VerdictTexts:
             compared = f"{compared} of slopes" if claim.minus else "slope"
         must = f"{compared} must lie {self._threshold()}" + "".join(f"; {clause}" for clause in self._clauses(contrast))
         if claim.decided_by == "sign_test":
-            return f"The 95 % interval over {seeds} (order statistics) of the median {must}."
+            return f"The {self._level(look)} over {seeds} (order statistics) of the median {must}."
         freedom = len(contrast.values) - 1 if contrast else 0
-        degrees = f"{_counted(freedom, 'degree')} of freedom" if freedom else "n - 1 degrees of freedom"
-        return f"The 95 % interval over {seeds} (t, {degrees}) of the {'geometric ' * claim.is_ratio}mean {must}."
+        how = f"t, {_counted(freedom, 'degree')} of freedom" if freedom else "t, n - 1 degrees of freedom"
+        if self.is_sequential and look >= sequential.FIRST_LOOK:
+            level = sequential.SequentialMean(0.0, look, 1.0).nominal_level(LEVEL)
+            how = f"as wide as a t interval of {100 * (1 - level):.4g} %"
+        return f"The {self._level(look)} over {seeds} ({how}) of the {'geometric ' * claim.is_ratio}mean {must}."
 
-    def _rule_of_shares(self) -> str:
+    def _level(self, look: int) -> str:
+        """The interval's level: of one look, or of all together."""
+        if not self.is_sequential:
+            return "95 % interval"
+        number = look - sequential.FIRST_LOOK + 1
+        return f"95 % interval that holds at all looks together{f' (look {number})' if number > 0 else ''}"
+
+    def _rule_of_shares(self, look: int) -> str:
         where = self._threshold()
-        if self.claim.minus and self.claim.holds.bounds == (0.0,):
+        equal = self.claim.minus and self.claim.holds.bounds == (0.0,)
+        if self.is_sequential:
+            number = look - sequential.FIRST_LOOK + 1
+            at = f" (look {number})" if number > 0 else ""
+            if equal:
+                test = f"a test of equal shares that holds at all looks together{at}"
+                return f"The difference of the shares must lie {where} by {test}: an e-value of at least 20."
+            what = "difference of the shares" if self.claim.minus else "share"
+            return f"The {self._level(look)} of the {what} of diverged runs must lie {where}."
+        if equal:
             return f"The difference of the shares must lie {where} by Fisher's exact test (two-sided, p <= 0.05)."
         what, name = ("difference of the shares", "Newcombe") if self.claim.minus else ("share", "Clopper-Pearson")
         return f"The 95 % interval ({name}) of the {what} of diverged runs must lie {where}."

@@ -23,6 +23,7 @@ from runner.report.document import Block, Document, Gallery, Heading, Paragraph,
 from runner.report.html import as_html
 from runner.report.markdown import as_markdown
 from runner.report.overview import overview
+from runner.report.path_figure import PATHS, path_figure
 from runner.report.probe_figures import curves_figure, own_pictures, probe_figure, probe_names, unreadable_probes
 from runner.report.results_csv import write_results_csv
 from runner.report.run_table import reason_table, run_link, run_table
@@ -119,7 +120,7 @@ class Report:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """The verdicts on the study's claims."""
-        return judge(self.sweep.claims, self.runs, source=self.sweep.source)
+        return judge(self.sweep.claims, self.runs, source=self.sweep.source, sequential=self.sweep.decide)
 
     def write(self) -> Path:
         """Write report.html, whose path is returned, report.md, results.csv and the figures.
@@ -172,6 +173,8 @@ class Report:
         yield Heading("Verdict")
         yield Paragraph(", ".join(f"{count} x {word}" for count, word in counts if count).capitalize() + ".")
         yield verdict_table(self.verdicts)
+        if figure := path_figure(self.verdicts, self.sweep.claims):
+            yield self.picture(figure, "verdict_paths", "Each claim's estimate and interval as seeds came in", PATHS)
 
     def results(self) -> Iterator[Block]:
         yield Heading("Results")

@@ -47,12 +47,16 @@ class ShareDifference:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Newcombe's interval, from Wilson's of both shares."""
-        (low1, high1), (low2, high2) = (_wilson(side, level) for side in (self.plus, self.minus))
+        (low1, high1), (low2, high2) = (self.limits(side, level) for side in (self.plus, self.minus))
         p1, p2 = self.plus.estimate, self.minus.estimate
         return (
             self.estimate - math.hypot(p1 - low1, high2 - p2),
             self.estimate + math.hypot(high1 - p1, p2 - low2),
         )
+
+    def limits(self, side: Share, level: float) -> tuple[float, float]:
+        """The interval of one of the shares: Wilson's."""
+        return _wilson(side, level)
 
     def p_value(self, bound: float) -> float:
         """Of equal shares Fisher's, two-sided: all tables that are at most as probable. Else that of the interval."""

@@ -76,7 +76,7 @@ class SweepRecord:
     """The content of sweep.yaml: what was swept, and for a study its claims and the look of its table.
 
     `axes` has the values of each swept key in order, `names` their names in tables by key and value, `jobs` the names
-    of the jobs' folders.
+    of the jobs' folders, `decide` that seeds are added until the claims are decided.
     """
 
     command: str | None = None
@@ -88,6 +88,7 @@ class SweepRecord:
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     claims: list[dict] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
+    decide: bool = False
 
     def without_run(self, folder: Path) -> list[str]:
         """The jobs whose folders hold no run: not begun, moved, deleted or damaged."""
@@ -173,6 +174,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> SweepRecord:
         },
         claims=list(record.get("claims") or []),
         jobs=[str(name) for name in record.get("jobs") or {}],
+        decide=record.get("decide") is True,
     )
 
 

@@ -36,11 +36,13 @@ class Mean:
     limits: tuple[float, float] = (-math.inf, math.inf)
     is_share: bool = False
 
+    def critical(self, level: float) -> float:
+        """How many standard errors over seeds the interval reaches to each side."""
+        return t_quantile(1 - level / 2, self.seeds - 1)
+
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The interval that misses the mean in a share `level` of studies."""
-        half = math.hypot(
-            t_quantile(1 - level / 2, self.seeds - 1) * self.seed_error, float(ndtri(1 - level / 2)) * self.image_error
-        )
+        half = math.hypot(self.critical(level) * self.seed_error, float(ndtri(1 - level / 2)) * self.image_error)
         if self.is_share and half and 0 < self.estimate < 1:
             center, half = float(logit(self.estimate)), half / (self.estimate * (1 - self.estimate))
             return float(expit(center - half)), float(expit(center + half))
@@ -59,7 +61,7 @@ class Mean:
         z_{0.975} + z_{0.8}. Its interval is that of the deviation over seeds, by chi^2 with n - 1 degrees of freedom.
         """
         freedom = self.seeds - 1
-        needed = float(nctdtrinc(freedom, 1 - POWER, t_quantile(1 - LEVEL / 2, freedom)))
+        needed = float(nctdtrinc(freedom, 1 - POWER, self.critical(LEVEL)))
         of_images = float(ndtri(1 - LEVEL / 2) + ndtri(POWER)) * self.image_error
         deviations = [1.0, *(math.sqrt(freedom / float(chdtri(freedom, tail))) for tail in (LEVEL / 2, 1 - LEVEL / 2))]
         exact, low, high = (math.hypot(needed * self.seed_error * factor, of_images) for factor in deviations)
@@ -87,7 +89,7 @@ class Median:
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The interval that misses the median in at most a share `level` of studies."""
         values, k = sorted(self.values), 0
-        while k < self.seeds // 2 and bdtr(k, self.seeds, 0.5) <= level / 2:
+        while k < self.seeds // 2 and self.sign_p(k, self.seeds) <= level:
             k += 1
         return (values[k - 1], values[-k]) if k else (-math.inf, math.inf)
 
@@ -95,7 +97,11 @@ class Median:
         """That of the sign test: how probable it is that so many seeds lie on one side of `bound`, their median."""
         above = sum(value > bound for value in self.values)
         below = sum(value < bound for value in self.values)
-        return min(1.0, 2 * float(bdtr(min(above, below), above + below, 0.5))) if above + below else 1.0
+        return self.sign_p(min(above, below), above + below)
+
+    def sign_p(self, k: int, number: int) -> float:
+        """The two-sided p value of k of `number` values on one side of the median, k at most half of them."""
+        return min(1.0, 2 * float(bdtr(k, number, 0.5))) if number else 1.0
 
 
 def mean_of(values: Sequence[float], **about: object) -> Mean:

@@ -156,6 +156,7 @@ def write_sweep(
         typed = f"{earlier}{AND}{typed}"
     jobs = {**before, **jobs}
     study = study_of(node, list(jobs.values()), probes)
+    study["decide"] = bool(study.get("decide") or record.get("decide"))  # looks that were taken stay taken
     if before:
         study["axes"] = {key: _in_order(values) for key, values in study["axes"].items()}
     write_atomically(
