@@ -96,7 +96,7 @@ class Outcome:
         self.summary["best"] = progress.best
         self.summary["divergences"] = {"skipped_steps": progress.skipped_steps, "restores": progress.restores}
         self.summary["throughput"] = {
-            "images_per_second": progress.images_per_second,
+            "images_per_second": progress.images_per_second(),
             "images": progress.trained_images,
             "train_seconds": progress.train_seconds,
             "first_step_seconds": progress.first_step_seconds,

@@ -99,6 +99,7 @@ def prepare(
         state,
         batches,
         data.evaluation_batches("validation", batch_size=data.evaluation_batch_size, shard=shard, **placing),
+        num_validation=len(data.validation),
         plan=plan,
         tracker=tracker,
         prober=prober,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from runner.results.predictions import write_predictions
 from runner.results.run_folder import RunFolder
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_checkpoint, restore_model
-from runner.training.evaluation import Evaluation, evaluate
+from runner.training.evaluation import Evaluation, evaluate, shown
 from runner.training.loop import Trainer
 from runner.training.state import State
 
@@ -41,7 +41,7 @@ def _test(trainer: Trainer, checked: Checked, folder: RunFolder, tracker: Tracke
     )
 
     def test(model: nn.Module, what: str) -> Evaluation:
-        return evaluate(model, _shown(batches, f"test of {what}", total, tracker), precision, task, keep_images=True)
+        return evaluate(model, shown(batches, f"test of {what}", total, tracker), precision, task, keep_images=True)
 
     total = len(checked.data.test)
     last = test(state.evaluated_model, "the last weights")
@@ -65,13 +65,3 @@ def _are_in(checkpoint: Mapping, state: State, step: int) -> bool:
         and weights.keys() == saved.keys()
         and all(torch.equal(saved[name], value) for name, value in weights.items())
     )
-
-
-def _shown(batches: Iterable[tuple], what: str, total: int, tracker: Tracker) -> Iterator[tuple]:
-    """The batches of an evaluation of `total` images, shown as they pass."""
-    images = 0
-    tracker.evaluation(what, 0, total)
-    for batch in batches:
-        yield batch
-        images += world_size() * len(batch[1])
-        tracker.evaluation(what, min(images, total), total)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from runner.data.dataset import DataFault, EvaluationBatches, TrainBatches
-from runner.distributed.collectives import all_gather_object, all_reduce_buffers, all_reduce_sum, any_rank
+from runner.distributed.collectives import all_gather_object, all_reduce_buffers, all_reduce_sum, any_rank, world_size
 from runner.distributed.signals import GracefulStop, StopRequested
 from runner.layers.standardized_conv import cached_standardized_weights
+from runner.tracking.tracker import Tracker
 from runner.training.precision import Precision
 from runner.training.state import State
 from runner.training.tasks import ByImage, Task
@@ -51,11 +53,10 @@ def evaluate(
             for images, targets in batches:
                 with precision.autocast():
                     logits = model(images)
-                loss, of_images = task.measure(counts, logits.float(), targets)
+                loss, of_images = task.measure(counts, logits.float(), targets, by_image=keep_images)
                 sums[0] += loss
-                sums[1] += len(of_images["loss"])
-                if keep_images:
-                    kept.append(of_images)
+                sums[1] += len(targets)
+                kept.append(of_images)
     finally:
         model.train(was_training)
     loss, number = all_reduce_sum(sums).tolist()
@@ -76,6 +77,20 @@ def _in_order(batches: Sequence[ByImage]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name] for batch in every]) for name in every[0]}
 
 
+def shown(
+    batches: Iterable[tuple], what: str, total: int, tracker: Tracker, *, after_seconds: float = 0.0
+) -> Iterator[tuple]:
+    """The batches of an evaluation of `total` images, shown as they pass, once it has taken `after_seconds`."""
+    images, start = 0, time.perf_counter()
+    for batch in batches:
+        if time.perf_counter() - start >= after_seconds:
+            tracker.evaluation(what, min(images, total), total)
+        yield batch
+        images += world_size() * len(batch[1])
+    if time.perf_counter() - start >= after_seconds:
+        tracker.evaluation(what, total, total)
+
+
 @dataclass(frozen=True)
 class Validation:
     """Evaluates the model, or the average of its weights, on the validation split during training.
@@ -88,6 +103,7 @@ class Validation:
     batches: EvaluationBatches
     accumulation_steps: int
     stop: GracefulStop
+    shown: Callable[[Iterable[tuple]], Iterable[tuple]]
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """The loss and the scores. A method may look at the training images of `epoch` before."""
@@ -99,7 +115,8 @@ class Validation:
         all_reduce_buffers(state.model)
         if evaluated is not state.model:
             all_reduce_buffers(evaluated)
-        metrics = evaluate(evaluated, self._batches_until_stop(), state.precision, state.task).metrics
+        batches = self.shown(self._batches_until_stop())
+        metrics = evaluate(evaluated, batches, state.precision, state.task).metrics
         self.check()
         return metrics
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 from torch import Tensor
 
@@ -13,12 +14,14 @@ from runner.distributed.signals import GracefulStop, StopRequested
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import load_latest
 from runner.training.divergence import Diverged, FirstNonFinite
-from runner.training.evaluation import Validation
+from runner.training.evaluation import Validation, shown
 from runner.training.plan import Clock, Interrupted, LRSchedule, Progress, StepTimer, TrainingPlan
 from runner.training.probing import Prober
 from runner.training.state import State
 from runner.training.step import OptimizerStep
 from runner.training.top_k import TopKCheckpoints
+
+QUIET_SECONDS = 1.0  # of a validation before its bar takes the place of the training's
 
 
 class Trainer:
@@ -33,6 +36,7 @@ class Trainer:
         train_batches: TrainBatches,
         validation_batches: EvaluationBatches,
         *,
+        num_validation: int,
         plan: TrainingPlan,
         tracker: Tracker,
         prober: Prober | None = None,
@@ -62,11 +66,18 @@ class Trainer:
             self.progress, self.logged = state.restore(checkpoint)
             self.top_k.check(self.progress, tracker)
         self.clock = Clock(plan, self.progress)
-        self.timer = StepTimer()
+        self.timer, self.timed_before = StepTimer(), self.progress.timed
         self.schedule = LRSchedule(state.optimizer, plan, len(train_batches))
         self.schedule.restart(self.progress)
         self.stop = GracefulStop(single_process=not is_distributed())
-        self.validate = Validation(state, train_batches, validation_batches, plan.accumulation_steps, self.stop)
+        self.validate = Validation(
+            state,
+            train_batches,
+            validation_batches,
+            plan.accumulation_steps,
+            self.stop,
+            partial(shown, what="validation", total=num_validation, tracker=tracker, after_seconds=QUIET_SECONDS),
+        )
 
     def train(self) -> None:
         """Train. Write last.pt as the plan says, and best.pt after an epoch with the best validation score.
@@ -114,6 +125,7 @@ class Trainer:
         if progress.batch == 0:
             self.logged = self.metrics.read()
         self.timer.start()
+        self.timed_before = progress.timed
         for images, targets in self.train_batches.epoch(progress.epoch, progress.batch):
             stop.begin_step()
             self._step(images, targets)
@@ -217,8 +229,8 @@ class Trainer:
         self.tracker.epoch({"epoch": place["epoch"], "epochs": schedule.epochs, **row, **pace})
 
     def _pace(self) -> dict[str, float]:
-        """The learning rate and, once known, the images per second."""
-        speed = self.progress.images_per_second
+        """The learning rate and, once known, the images per second of this epoch in this process."""
+        speed = self.progress.images_per_second(self.timed_before)
         return {"lr": self.schedule.lr, **({} if speed is None else {"images_per_second": speed})}
 
     def _probe(self, *, all_of_them: bool = False) -> None:

@@ -49,14 +49,18 @@ class Progress:
         self.trained_images += batch_size
 
     @property
-    def images_per_second(self) -> float | None:
-        """Training throughput. None before the second step.
+    def timed(self) -> tuple[int, float]:
+        """The images of the steps whose time counts as that of training, and their seconds.
 
         Leaves out the first step of each process, which initializes CUDA, picks cuDNN kernels, compiles, and starts
         the loader's workers; and the time between steps (evaluation, checkpoints, probes).
         """
-        images = self.trained_images - self.first_step_images
-        return images / (self.train_seconds - self.first_step_seconds) if images else None
+        return self.trained_images - self.first_step_images, self.train_seconds - self.first_step_seconds
+
+    def images_per_second(self, since: tuple[int, float] = (0, 0.0)) -> float | None:
+        """Training throughput, of the whole run or since `timed` was as given. None before a timed step."""
+        images, seconds = (now - before for now, before in zip(self.timed, since, strict=True))
+        return images / seconds if images else None
 
 
 @dataclass(frozen=True)

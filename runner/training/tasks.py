@@ -52,10 +52,13 @@ class Task(Protocol):
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add a training batch to `counts`, in place, without a device sync."""
 
-    def measure(self, counts: Tensor, logits: Tensor, targets: Tensor | Sequence[Label]) -> tuple[Tensor, ByImage]:
+    def measure(
+        self, counts: Tensor, logits: Tensor, targets: Tensor | Sequence[Label], *, by_image: bool = False
+    ) -> tuple[Tensor, ByImage]:
         """Add an evaluation batch to `counts`, in place; return the sum of its images' losses, and what each image has.
 
-        That is its loss, "target", by which images are told apart, and what `runner.results.predictions` lists.
+        That is, with `by_image`, its loss, "target", by which images are told apart, and what
+        `runner.results.predictions` lists; else it is empty.
         """
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
@@ -100,12 +103,17 @@ class Classification:
         counts[0] += (logits.argmax(1) == classes).sum()
         counts[1] += len(classes)
 
-    def measure(self, counts: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, ByImage]:
+    def measure(
+        self, counts: Tensor, logits: Tensor, targets: Tensor, *, by_image: bool = False
+    ) -> tuple[Tensor, ByImage]:
         self.count(counts, logits, targets)
         classes = logits.argmax(1)
         right, every = counts[2:].view(2, self.num_classes)
         right.index_add_(0, targets, (classes == targets).long())
         every.index_add_(0, targets, torch.ones_like(targets))
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        if not by_image:
+            return loss, {}
         places = targets.unsqueeze(1)
         others = logits.scatter(1, places, -math.inf).amax(1)
         images = {
@@ -114,7 +122,7 @@ class Classification:
             "margin": logits.gather(1, places).squeeze(1) - others,
             "loss": F.cross_entropy(logits, targets, reduction="none"),
         }
-        return F.cross_entropy(logits, targets, reduction="sum"), images
+        return loss, images
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         return {"accuracy": counts[0] / counts[1]}
@@ -167,7 +175,9 @@ class Segmentation:
     def count(self, counts: Tensor, logits: Tensor, targets: Tensor) -> None:
         count_pixels(counts, logits, targets)
 
-    def measure(self, counts: Tensor, logits: Tensor, targets: Sequence[Label]) -> tuple[Tensor, ByImage]:
+    def measure(
+        self, counts: Tensor, logits: Tensor, targets: Sequence[Label], *, by_image: bool = False
+    ) -> tuple[Tensor, ByImage]:
         losses, of_images = [], []
         for image_logits, (mask, size) in zip(logits, targets, strict=True):
             resized = at_label_size(image_logits, size, mask.shape).unsqueeze(0)
@@ -175,6 +185,9 @@ class Segmentation:
             count_pixels(of_images[-1], resized, mask.unsqueeze(0))
             losses.append(cross_entropy(resized, mask.unsqueeze(0)))
         counts += sum(of_images)
+        loss = torch.stack(losses).sum()
+        if not by_image:
+            return loss, {}
         matrices = torch.stack([confusion_matrix(each) for each in of_images]).int()
         images = {
             "target": matrices.sum(2),
@@ -182,7 +195,7 @@ class Segmentation:
             "both": matrices.diagonal(dim1=1, dim2=2),
             "loss": torch.stack(losses),
         }
-        return images["loss"].sum(), images
+        return loss, images
 
     def scores(self, counts: Sequence[int]) -> dict[str, float]:
         matrix = confusion_matrix(torch.tensor(counts))

@@ -367,12 +367,12 @@ def test_wrong_settings(small, setting, message):
 @pytest.fixture
 def slow_first_step(monkeypatch):
     """A clock on which the first step of a process takes 100 seconds, each other 2, and writing a checkpoint 7."""
-    clock = SimpleNamespace(now=0.0, steps=0)
+    clock = SimpleNamespace(now=0.0, steps=0, seconds=2)
     step, save = Trainer._step, State.save
 
     def timed_step(trainer, *args):
         step(trainer, *args)
-        clock.now += 2 if clock.steps else 100
+        clock.now += clock.seconds if clock.steps else 100
         clock.steps += 1
 
     def timed_save(state, *args):
@@ -410,6 +410,16 @@ def test_first_steps_and_checkpoints_do_not_slow_the_throughput(
     assert small("resume=outputs/runs/run", "train.max_steps=8").code == 0
     seconds = {"images": 64, "train_seconds": 2 * 100 + 6 * 2, "first_step_seconds": 200}
     assert summary(tmp_path)["throughput"].items() >= {**seconds, "images_per_second": 4.0}.items()
+
+
+def test_a_resumed_run_shows_the_images_per_second_of_the_epoch_it_is_in(small, tmp_path, slow_first_step):
+    slow_first_step.seconds = 8  # a machine that others kept busy
+    assert small("train.max_steps=5", "train.epochs=2", "train.log_every_steps=1", "name=run").code == 0
+    slow_first_step.steps, slow_first_step.seconds = 0, 2
+    assert small("resume=outputs/runs/run", "train.max_steps=8").code == 0
+    speeds = [row.get("images_per_second") for row in rows(tmp_path, "steps")]
+    assert speeds == [None, 1, 1, 1, 1, None, 4, 4]
+    assert summary(tmp_path)["throughput"]["images_per_second"] == (64 - 2 * 8) / (4 * 8 + 2 * 2)
 
 
 def test_of_a_run_of_one_step_no_throughput_is_told(small, tmp_path, slow_first_step):
