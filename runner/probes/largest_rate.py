@@ -14,7 +14,7 @@ from runner.probes.gradients import at_least_float32, listed, trained_parameters
 from runner.probes.probe import Batch, Loss
 from runner.results.measurement import Measurement
 
-LEARNED = 0.9  # of the loss of equal logits
+LEARNED = 0.95  # of the loss of equal logits
 
 
 def largest_rate(
@@ -29,7 +29,7 @@ def largest_rate(
 ) -> Measurement:
     """The largest rate at which SGD, one step a batch, from the same parameters each time, trains the model.
 
-    A rate trains if the loss of each step is finite and its mean over the last quarter of the steps is below 0.9 times
+    A rate trains if the loss of each step is finite and its mean over the last quarter of the steps is below 0.95 times
     that of equal logits, log K for K classes: a network whose activations died does not. The search goes down from
     10^exponents[1], a decade at a time, to the first rate that trains, and then halves the decade above it until that
     is at most `decades` wide. `transform_gradients` changes the gradients before each step, as the run's methods do.
