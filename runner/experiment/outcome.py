@@ -55,6 +55,15 @@ class Outcome:
         self._rows: list[tuple[str, str]] = []
 
     @contextlib.contextmanager
+    def interruption_recorded(self) -> Iterator[None]:
+        """A Ctrl-C in this context, in which there is no tracker yet, is recorded before it goes on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._folder.write_summary({**self.summary, "status": "interrupted"})
+            raise
+
+    @contextlib.contextmanager
     def recorded(self, tracker: Tracker) -> Iterator[None]:
         """Whatever ends what is done in this context is recorded, shown, and told to the caller by the status."""
         try:

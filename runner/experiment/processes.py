@@ -15,16 +15,23 @@ from runner.experiment.entry import resume_command
 from runner.results.job import Job
 from runner.results.run_folder import RunFolder
 from runner.tracking.console import RunConsole
+from runner.tracking.sweep_console import SweepConsole
 from runner.training.precision import choose_device
 
 if TYPE_CHECKING:
     from runner.distributed.launch import RanksFailed
 
 
-def run(settings: Settings, overrides: list[str], command: list[str], job: Job | None = None) -> str:
+def run(
+    settings: Settings,
+    overrides: list[str],
+    command: list[str],
+    job: Job | None = None,
+    console: SweepConsole | None = None,
+) -> str:
     """`experiment.run` in each process. Raises SettingError before anything is written."""
     train = settings.train
-    function = partial(experiment.run, settings, overrides, command, job)
+    function = partial(experiment.run, settings, overrides, command, job, console)
     if train.num_devices == 1:
         return function()
     from runner.distributed import collectives

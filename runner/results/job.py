@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from runner.config.text import last_parts, override_key
+from runner.files.atomic import CannotWrite, open_unlinked
 
 LONGEST_NAME = 120
+OUTPUT = "console.txt"  # in a job's folder
 NOT_HASHED = ("wandb", "sweep", "name", "resume")  # beside paths.outputs
 
 
@@ -29,6 +33,14 @@ class Job:
     def path(self) -> Path:
         """The folder of its run."""
         return self.folder / self.name
+
+    def open_output(self) -> IO[bytes]:
+        """The file for what the job prints, to add to. Raises CannotWrite."""
+        path = self.path / OUTPUT
+        try:
+            return os.fdopen(open_unlinked(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+        except OSError as error:
+            raise CannotWrite.from_os_error(path, error) from None
 
 
 def config_hash(config: Mapping) -> str:

@@ -26,15 +26,14 @@ from typing import IO
 
 from runner.config.settings import Settings
 from runner.distributed.signals import handle_stop_signals, raise_on_signal
-from runner.files.atomic import CannotWrite, make_folder, open_unlinked
-from runner.results.job import Job
+from runner.files.atomic import CannotWrite, make_folder
+from runner.results.job import OUTPUT, Job
 from runner.results.run_lock import Taken, hold
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
 from runner.sweeps.devices import take_devices
 from runner.sweeps.job_run import cannot_begin, record_failure, run_job
 from runner.sweeps.jobs_at_once import JobsAtOnce
 
-OUTPUT = "console.txt"  # what the job prints
 DONE = b"\n"  # what its process answers
 LOOK_EVERY_SECONDS = 0.2
 KILL_AFTER_SECONDS = 60.0  # for a job that was asked to end and hangs; more than its own ranks are given
@@ -76,7 +75,7 @@ def run_job_apart(
             make_folder(job.path)
         except CannotWrite as error:
             return cannot_begin(job, error)
-        output = stack.enter_context(_output(job.path / OUTPUT))
+        output = stack.enter_context(job.open_output())
         process = _process(at_once.environment(devices) if at_once else {}, output)
         code = _run(process, json.dumps(content), should_stop)
     state = read_state(job.path)
@@ -89,13 +88,6 @@ def run_job_apart(
     with suppress(Taken), hold(job.path):
         record_failure(job, reason, reason, show=False)
     return FAILED
-
-
-def _output(path: Path) -> IO[bytes]:
-    try:
-        return os.fdopen(open_unlinked(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
-    except OSError as error:
-        raise CannotWrite.from_os_error(path, error) from None
 
 
 def _process(environment: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen:
@@ -173,7 +165,7 @@ def main() -> None:
         content = json.loads(line)
         job = content["job"]
         job = Job(**{**job, "folder": Path(job["folder"]), "overrides": tuple(job["overrides"])})
-        with _output(job.path / OUTPUT) as output:
+        with job.open_output() as output:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
                 os.dup2(output.fileno(), stream.fileno())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-
-from rich.text import Text
 
 from runner.config.secrets import redact
 from runner.config.settings import Settings
@@ -17,34 +16,34 @@ from runner.results.job import Job
 from runner.results.run_folder import RunFolder
 from runner.results.run_lock import Taken, hold
 from runner.results.run_state import FAILED, RUNNING, RunState, read_state
-from runner.tracking.console import STATUS_STYLES, RunConsole, is_plain
-from runner.tracking.terminal import terminal
+from runner.tracking.console import RunConsole
+from runner.tracking.sweep_console import SweepConsole
 
 
-def run_job(settings: Settings, job: Job, *, retry_failed: bool) -> str:
+def run_job(settings: Settings, job: Job, *, retry_failed: bool, console: SweepConsole | None = None) -> str:
     """Run the job unless it has a result or another process has it; returns its status, or "running".
 
-    A failure, that of a folder that cannot be made too, is shown, recorded where that can be, and is no exception.
-    Raises KeyboardInterrupt.
+    Without the `console` of a sweep, the job prints all that a run prints. A failure, that of a folder that cannot be
+    made too, is shown, recorded where that can be, and is no exception. Raises KeyboardInterrupt.
     """
     try:
         make_folder(job.path)
         with hold(job.path):
             state = read_state(job.path, taken=False)
             if state.is_left_alone(retry_failed=retry_failed):
-                show_job(job, state.text, "before")
+                show_job(job, f"{state.text} before") if console is None else console.ended(job, state, seconds=None)
                 return state.status
             try:
                 from runner.experiment.processes import run  # imports torch, which a finished sweep does not need
 
-                return run(settings, list(job.overrides), ["python", "-m", "runner", *job.overrides], job)
+                return run(settings, list(job.overrides), ["python", "-m", "runner", *job.overrides], job, console)
             except (Exception, SystemExit) as error:  # the boundary of a job: the others go on
                 is_told = isinstance(error, SettingError | CannotWrite)  # whose message says it all
                 reason = str(error) if is_told else f"{type(error).__name__}: {error}"
                 record_failure(job, reason, reason if is_told else traceback.format_exc().rstrip())
                 return FAILED
     except Taken:
-        show_job(job, "running elsewhere")
+        show_job(job, "running elsewhere") if console is None else console.running(job, "elsewhere")
         return RUNNING
     except OSError as error:
         return cannot_begin(job, error)
@@ -71,21 +70,17 @@ def record_failure(job: Job, reason: str, trace: str, *, show: bool = True) -> N
         RunFolder(job.path).write_failure(reason, trace, {"overrides": spoken})
 
 
-def show_job(job: Job, what: str, when: str = "") -> None:
-    """One line: which job, what is with it, and when it came to that."""
-    console = terminal()
-    status, _, rest = what.partition(" ")
-    if is_plain(console):
-        text = Text(f"job {job.number}/{job.total}: {job.name}  {' '.join(filter(None, (what, when)))}")
-    else:
-        parts = (
-            (f"job {job.number}/{job.total}", "cyan"),
-            f"  {job.name}  ",
-            (status, STATUS_STYLES.get(status, "bold")),
-        )
-        text = Text.assemble(*parts, " ".join(filter(None, ("", rest, when))))
-    console.print(text, soft_wrap=True)
-    console.file.flush()
+def show_job(job: Job, what: str) -> None:
+    """One line: which job, and what is with it."""
+    print(f"job {job.number}/{job.total}: {job.name}  {what}", flush=True)
+
+
+def job_labels(jobs: Sequence[Job]) -> dict[str, str]:
+    """The overrides in which the jobs differ, their keys shortened, by the job's name."""
+    from runner.report.console_table import short_labels  # imports scipy
+
+    labels = short_labels([job.overrides for job in jobs])
+    return {job.name: label for job, label in zip(jobs, labels, strict=True)}
 
 
 def error_of(folder: Path, state: RunState) -> str:

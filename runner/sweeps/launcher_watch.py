@@ -17,7 +17,8 @@ from types import FrameType
 from runner.distributed.signals import handle_stop_signals
 from runner.results.job import Job
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
-from runner.sweeps.job_run import error_of
+from runner.sweeps.job_run import error_of, job_labels
+from runner.tracking.pace import Pace
 from runner.tracking.sweep_console import Progress, SweepConsole
 
 LOOK_EVERY_SECONDS = 1.0
@@ -38,7 +39,7 @@ class LauncherWatch:
         console: SweepConsole | None = None,
     ) -> None:
         self.stop = stop
-        self.console = console or SweepConsole(_labels(jobs))
+        self.console = console or SweepConsole(job_labels(jobs))
         self._jobs = {job.name: job for job in reversed(jobs)}
         self._seen: dict[str, str] = {}
         self._began: dict[str, float] = {}  # when a job was first seen at work
@@ -111,49 +112,3 @@ class LauncherWatch:
             raise KeyboardInterrupt
         self.stop.touch()
         print("Stopping: the jobs write their checkpoints. Once more ends the wait for them.", flush=True)
-
-
-class Pace:
-    """The share of a sweep's images that its jobs have trained on, and the time left at the pace since `begin`."""
-
-    def __init__(self, work: Mapping[str, tuple[int, int]]) -> None:
-        self.shares = dict.fromkeys(work, 0.0)  # of each job
-        self._steps = {name: steps for name, (steps, _) in work.items()}
-        self._images = {name: max(steps, 1) * images for name, (steps, images) in work.items()}
-        self._over: set[str] = set()
-        self._first = (time.monotonic(), 0.0)
-
-    def note(self, name: str, state: RunState) -> None:
-        """Note what became of a job."""
-        if name not in self.shares or state.status == TO_DO:
-            return
-        if state.status in (*RESULTS, FAILED):
-            self._over.add(name)
-        if state.status == "completed":
-            self.shares[name] = 1.0
-        elif self._steps[name]:
-            self.shares[name] = max(self.shares[name], min(state.step / self._steps[name], 1.0))
-
-    def begin(self) -> None:
-        """Take the pace from here on."""
-        self._first = (time.monotonic(), self._trained())
-
-    def read(self) -> tuple[float, float | None]:
-        """The share of the work that is behind the sweep, and the seconds left; None before anything was trained."""
-        since, trained_before = self._first
-        trained = self._trained()
-        left = sum(self._images[name] * (1 - share) for name, share in self.shares.items() if name not in self._over)
-        share = trained / (trained + left) if trained + left else 1.0
-        gained = trained - trained_before
-        return share, (time.monotonic() - since) * left / gained if gained else None
-
-    def _trained(self) -> float:
-        return sum(self._images[name] * share for name, share in self.shares.items())
-
-
-def _labels(jobs: Sequence[Job]) -> dict[str, str]:
-    """The overrides in which the jobs differ, their keys shortened, by the job's name."""
-    from runner.report.console_table import short_labels  # imports scipy
-
-    labels = short_labels([job.overrides for job in jobs])
-    return {job.name: label for job, label in zip(jobs, labels, strict=True)}

@@ -14,14 +14,17 @@ from runner.config.grammar import all_parsed, parsed
 from runner.config.settings import Settings
 from runner.config.text import SettingError
 from runner.files.atomic import CannotWrite
-from runner.results.job import Job
+from runner.results.job import OUTPUT, Job
 from runner.results.run_lock import hold
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
 from runner.sweeps.job_process import KILL_AFTER_SECONDS, LOOK_EVERY_SECONDS, end_with, run_job_apart
-from runner.sweeps.job_run import run_job
+from runner.sweeps.job_run import job_labels, run_job
 from runner.sweeps.jobs_at_once import AT_ONCE, AUTO, JobsAtOnce
 from runner.sweeps.launcher_watch import LauncherWatch
-from runner.tracking.console import RunConsole
+from runner.tracking.console import RunConsole, is_plain
+from runner.tracking.pace import Pace
+from runner.tracking.sweep_console import SweepConsole
+from runner.tracking.terminal import terminal
 from runner.tracking.tracker import EXIT_CODES
 
 NAME = "sweep.name"
@@ -51,9 +54,10 @@ class PlannedSweep:
     work: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each job to run: its steps, the images of one
     stop: Path = Path()  # a file whose existence asks the jobs in other processes to stop
     watch: LauncherWatch | None = None  # over a launcher's processes; it stays in the one that launches
+    console: SweepConsole | None = None  # on a terminal, of jobs that run one after the other; it stays here too
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "watch": None}
+        return {**vars(self), "watch": None, "console": None}
 
     @property
     def is_elsewhere(self) -> bool:
@@ -75,10 +79,34 @@ class PlannedSweep:
             options = {"retry_failed": self.retry_failed, "stop": self.stop, "at_once": self.at_once}
             return run_job_apart(self.settings[job.name], job, **options)
         began = time.monotonic()
-        status = run_job(self.settings[job.name], job, retry_failed=self.retry_failed)
+        settings, console = self.settings[job.name], self._console()
+        if console is None:
+            status = run_job(settings, job, retry_failed=self.retry_failed)
+        else:
+            status = self._run_shown(settings, job, console)
         if self.faster is not None and time.monotonic() - began > WORTH_SECONDS and job.number < job.total:
             RunConsole().message(f"With {AT_ONCE}={AUTO} the sweep would take less time: {self.faster}.")
             self.faster = None  # said once
+        return status
+
+    def _console(self) -> SweepConsole | None:
+        """The live display; None without a terminal, where each job prints its lines."""
+        if self.console is None and not is_plain(terminal()):
+            self.console = SweepConsole(job_labels(self.jobs), Pace(self.work))
+            self.console.message(f"{len(self.jobs)} jobs. What each prints goes to {self.folder}/JOB/{OUTPUT}.")
+        return self.console
+
+    def _run_shown(self, settings: Settings, job: Job, console: SweepConsole) -> str:
+        """Run a job whose lines go to its folder, and show a line when it has ended."""
+        began = time.monotonic()
+        if settings.train.num_devices == 1 and job.name in self.work:  # several ranks have a display of their own
+            console.at_work(job, 0, "begins")
+        try:
+            status = run_job(settings, job, retry_failed=self.retry_failed, console=console)
+        finally:
+            console.stop()
+        if status in (*RESULTS, FAILED, INTERRUPTED) and job.name in self.work:
+            console.ended(job, read_state(job.path), seconds=time.monotonic() - began)
         return status
 
     def launch(self, hydra_main: Callable[[], object]) -> None:

@@ -15,7 +15,8 @@ import yaml
 from runner.results.job import Job
 from runner.results.run_lock import hold
 from runner.results.run_state import RunState
-from runner.sweeps.launcher_watch import LauncherWatch, Pace
+from runner.sweeps.launcher_watch import LauncherWatch
+from runner.tracking.pace import Pace
 
 LAUNCHERS = {
     "jobs_at_once": ("sweep.jobs_at_once=2",),
@@ -220,7 +221,7 @@ def test_the_first_signal_asks_the_jobs_to_stop_and_the_second_ends_the_wait(wat
 def test_the_pace_of_a_sweep(monkeypatch):
     """Two jobs of 100 steps of 10 images, one of 50 steps of 40: 4000 images; 1000 of them were there before."""
     clock = iter([0.0, 0.0, 20.0, 20.0, 40.0])
-    monkeypatch.setattr("runner.sweeps.launcher_watch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("runner.tracking.pace.time.monotonic", lambda: next(clock))
     pace = Pace({"a": (100, 10), "b": (100, 10), "c": (50, 40)})
     pace.note("z", RunState("running", 7))  # done before, and not of this sweep's work
     pace.note("a", RunState("running", 100))

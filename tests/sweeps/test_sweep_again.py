@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -181,6 +182,16 @@ def test_the_end_of_the_program_within_a_job(small, monkeypatch, end):
     assert outcome.code == (130 if interrupted else 1)
     expected = {"0.01": "completed", "0.02": "interrupted" if interrupted else "failed", "0.04": "completed"}
     assert statuses() == {key: value for key, value in expected.items() if key != "0.04" or not interrupted}
+
+
+def test_ctrl_c_before_the_first_step_is_no_death(small, monkeypatch):
+    """As while W&B starts: the job was stopped, and the next ones are to do."""
+    monkeypatch.setattr("runner.experiment.run.open_tracker", Mock(side_effect=KeyboardInterrupt))
+    outcome = small(*SWEEP, CLIPS)
+    assert outcome.code == 130
+    assert statuses() == {"0.01": "interrupted"}
+    assert "killed" not in outcome.out
+    assert re.findall(r"^to do  clip=(\S+)-", outcome.out, re.MULTILINE) == ["0.02", "0.04"]
 
 
 @pytest.mark.slow
