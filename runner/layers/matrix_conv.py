@@ -63,8 +63,7 @@ def conv2d(
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         tensors = (tensor if tensor is None else tensor.to(dtype) for tensor in tensors)
-    out = _Product.apply(*tensors, windows)
-    return out.unflatten(1, windows.shape).permute(0, 3, 1, 2)
+    return _Product.apply(*tensors, windows)
 
 
 class Windows(NamedTuple):
@@ -118,7 +117,7 @@ def windows_of(
 
 
 class _Product(torch.autograd.Function):
-    """The output (N, outputs, out) of x (N, positions, in) and the weight (out, taps * in).
+    """The output (N, out, height, width) of x (N, positions, in) and the weight (out, taps * in).
 
     The gradients are computed by operations that can be differentiated again.
     """
@@ -128,13 +127,20 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.windows = windows
         columns = _columns(x, weight, windows)
-        out = columns @ weight.t() if bias is None else torch.addmm(bias, columns, weight.t())
-        return out.unflatten(0, (len(x), -1))
+        # no view: what a Function gives as a view may not be changed in place, as nn.ReLU(inplace=True) would
+        shape = (len(x), len(weight), *windows.shape)
+        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        rows = out.permute(0, 2, 3, 1).view(-1, len(weight))
+        if bias is None:
+            torch.mm(columns, weight.t(), out=rows)
+        else:
+            torch.addmm(bias, columns, weight.t(), out=rows)
+        return out
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):
         (x, weight), windows = ctx.saved_tensors, ctx.windows
-        slopes = grad_out.flatten(0, 1)
+        slopes = grad_out.permute(0, 2, 3, 1).flatten(0, 2)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = (slopes @ weight).view(len(x), -1, x.shape[2])

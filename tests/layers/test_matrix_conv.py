@@ -65,6 +65,17 @@ def products(monkeypatch):
     return counted
 
 
+def test_its_output_may_be_changed_in_place(products):
+    layer = MatrixConv2d(5, 24, 3, padding=1).to(memory_format=torch.channels_last)
+    x = channels_last(torch.randn(2, 5, 3, 3))
+    nn.ReLU(inplace=True)(layer(x)).square().sum().backward()
+    assert products == [1]
+    exact = plain(layer).double()
+    exact.zero_grad()
+    F.relu(exact(x.double())).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad.double(), exact.weight.grad, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_it_computes_torchs_convolution_and_its_gradients(case, bias, products):
