@@ -65,6 +65,7 @@ class Paths:
 class Sweep:
     name: Optional[str]
     retry_failed: bool
+    mix: bool
     jobs_at_once: Optional[Union[int, str]]
     jobs_per_device: int
     decide: bool

@@ -32,6 +32,7 @@ from runner.report.verdict_table import SIGNS_AND_KINDS, verdict_table
 from runner.results.arms import Arm, Axis, arms_of, best_arms
 from runner.results.measures import check_measure, label, measured_probes
 from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sweep, score_title
+from runner.results.strays import strays
 
 FILES = ("report.html", "report.md", "results.csv")
 DOTS_PER_INCH = 130
@@ -61,6 +62,9 @@ def read_report(
             notes = (f"No run in the folders of these jobs: {'; '.join(lost[:MOST_JOB_NAMES])}{more}.",)
     if not runs:
         raise ValueError(f"{', '.join(map(str, folders))}: there is no run. Name the folder of a run or of a sweep.")
+    if sweep.jobs and (alien := strays(runs, runs)):
+        names = "; ".join(run.folder.name for run in alien[:MOST_JOB_NAMES])
+        notes = (*notes, f"Not compared, since they share no setting with the others: {names}.")
     title = sweep.title or " and ".join(folder.resolve().name for folder in folders[:3])
     title += " and more" if len(folders) > 3 and not sweep.title else ""
     return Report(title, runs, sweep, *arms_of(runs, sweep), Path(into), notes)

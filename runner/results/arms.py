@@ -11,6 +11,7 @@ from runner.config.text import canonical, last_parts, to_override
 from runner.results.measures import measure, unit
 from runner.results.runs import NOT_IN_ARM, Run, SweepRecord
 from runner.results.statistics import t_interval
+from runner.results.strays import strays
 
 ABSENT = ""  # the value of a setting that a run does not have at all, such as agc.clip without agc
 GROUPS = ("case", "model", "norm", "regularization", "optimizer", "schedule", "dataset", "experiment")
@@ -106,10 +107,14 @@ def spread(values: Sequence[float], *, is_share: bool = False) -> Spread:
 def arms_of(runs: Sequence[Run], sweep: SweepRecord | None = None) -> tuple[list[Axis], list[Arm]]:
     """The axes in which the runs differ, those of the sweep first, and the arms in the order of the axes.
 
-    A setting that a run does not override is looked up in its configuration. Runs without any settings are left out.
+    A setting that a run does not override is looked up in its configuration. Runs without any settings are left out,
+    and so are a sweep's strays: with them its settings would all be axes.
     """
     runs = [run for run in runs if run.overrides or run.summary]
     sweep = sweep or SweepRecord()
+    if sweep.jobs:
+        left_out = {run.folder for run in strays(runs, runs)}
+        runs = [run for run in runs if run.folder not in left_out]
     swept = {key: values for key, values in sweep.axes.items() if key not in NOT_IN_ARM}
     axis_values = {}
     for key in dict.fromkeys([*swept, *(key for run in runs for key in run.arm)]):

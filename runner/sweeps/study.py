@@ -30,6 +30,7 @@ SWEEP = "sweep"  # the group of axes and claims, and the node they stand in
 EXTREMES = {"largest": max, "smallest": min}
 NOT_A_RUN = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 FILE = "sweep.yaml"
+NOT_OF_A_STUDY = ("name", "retry_failed", "mix")  # keys of its node
 AND = " && "  # between the commands of a sweep that took several
 NOT_OF_A_JOB = ("sweep.", "wandb.", "paths.")  # overrides that make no other job
 
@@ -94,7 +95,9 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]], probes: Collection
     from runner.claims.claim import check_claims, parse_claim
     from runner.results.measures import check_measure
 
-    study = {key: value for key, value in OmegaConf.to_container(node).items() if key not in ("name", "retry_failed")}
+    study = {
+        key: value for key, value in OmegaConf.to_container(node).items() if key not in ("name", "retry_failed", "mix")
+    }
     values = _values(jobs)
     axes = dict(values)
     for key, swept in study.pop("axes").items():  # an axis that the command line cut short may still be spoken of

@@ -34,6 +34,7 @@ from runner.results.run_state import read_state
 from runner.sweeps.job_run import cannot_use
 from runner.sweeps.jobs_at_once import AUTO, check_one_way, choose, use_joblib
 from runner.sweeps.launcher_watch import LauncherWatch
+from runner.sweeps.mixing import refuse_strays
 from runner.sweeps.planned_sweep import NAME, PATIENCE_SECONDS, PlannedSweep, key_of, sweep_name
 from runner.sweeps.study import as_recorded, read_jobs, study_of, write_sweep
 from runner.tracking.console import RunConsole
@@ -140,6 +141,8 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     study_of(config.sweep, [overrides for overrides, _ in jobs], probes)
     named = named_jobs(jobs, folder)
     common = _sweep_settings(config, [settings for _, settings in jobs], sweep.typed)
+    if not common.mix:
+        refuse_strays(folder, named)
     checked = _checked(named)
     at_once = choose(common, list(checked.values()), len(named))
     if sweep.is_only_planned:
