@@ -61,10 +61,17 @@ class StochasticDepth(nn.Module):
         self.generator = generator
         self.rank = rank
         self.world_size = world_size
+        self.passes = self.dropped_passes = 0  # since `take_dropped_share`
 
     def warm_up(self, share: float) -> None:
         """Set the current rate to `share` (0 to 1) of the final one."""
         self.current_rate = share * self.drop_rate
+
+    def take_dropped_share(self) -> float:
+        """The share of the training passes since the last call in which the branch was not computed."""
+        share = self.dropped_passes / max(self.passes, 1)
+        self.passes = self.dropped_passes = 0
+        return share
 
     @property
     def evaluation_factor(self) -> float:
@@ -82,10 +89,12 @@ class StochasticDepth(nn.Module):
     @torch.compiler.disable(recursive=False)
     def _forward_training(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
         rate = self.current_rate
+        self.passes += 1
         if rate == 0:
             return branch(x)
         if self.method == "block":
             if not self._draw(1).item():
+                self.dropped_passes += 1
                 return None
             out = branch(x)
         else:

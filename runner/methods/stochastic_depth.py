@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from runner.config.limits import check
 from runner.config.text import did_you_mean
+from runner.layers.branch_costs import branch_costs
 from runner.layers.stochastic_depth import StochasticDepth
 from runner.layers.surgery import nothing_to_change
 from runner.methods.batch_channel_norm import BatchChannelNorm2d
@@ -35,6 +36,7 @@ class StochasticDepthMethod(Method):
     `dropped_update` (block mode): how the optimizer updates the parameters of a block that was dropped for the whole
     step. "rest": without a gradient, so it skips them, with their momentum and weight decay. "continue": with a zero
     gradient, so momentum and weight decay go on, as in the code of Huang et al.
+    Of each step `active_multiply_adds` is measured, the share of the forward pass's multiply-adds that was computed.
     `use_same_gpu_seed` (block mode): all processes drop the same blocks. Otherwise, and always for samples, each
     process takes its own part of the draws. The seed must be the same in all processes.
     """
@@ -78,12 +80,14 @@ class StochasticDepthMethod(Method):
         self.generator = torch.Generator()
         self.gates: list[StochasticDepth] = []
         self.parameters: list[nn.Parameter] = []  # of all blocks
+        self.costs: list[float] = []  # of the gates' branches, as a share of the model's multiply-adds
         self.progress: float | None = None
 
     def apply(self, model: nn.Module, example_input: Tensor, seed: int = 0) -> int:
         self.generator.manual_seed(seed)
         num_blocks = apply_stochastic_depth(model, **self.settings, generator=self.generator)
         self.gates = _gates(model)
+        self.costs = branch_costs(model, self.gates, example_input)
         blocks = [
             module for module in model.modules() if any(isinstance(m, StochasticDepth) for m in module.children())
         ]
@@ -100,12 +104,13 @@ class StochasticDepthMethod(Method):
         self._set_rates(self.gates)
 
     def transform_gradients(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """With dropped_update="continue", give the parameters of dropped blocks a zero gradient."""
+        """With dropped_update="continue", give the parameters of dropped blocks a zero gradient; return the cost."""
         if self.dropped_update == "continue":
             for parameter in self.parameters:
                 if parameter.grad is None and parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
-        return {}
+        saved = sum(cost * gate.take_dropped_share() for cost, gate in zip(self.costs, self.gates, strict=True))
+        return {"active_multiply_adds": torch.tensor(1 - saved)}
 
     def before_evaluation(self, model: nn.Module, train_images: Callable[[], Iterator[Tensor]]) -> None:
         """Set the current rates in `model`, which may be an averaged copy of the model that `apply` changed."""

@@ -19,7 +19,7 @@ SPLIT_TITLES = {"test": "test", "last": "test {} of the last weights", "validati
 TITLES = {  # title and unit of other measures; one with the unit % is a share of 1
     "throughput/images_per_second": ("", "images/s"),
     "throughput/train_seconds": ("training time", "s"),
-    "train/stochastic_depth/active_multiply_adds": ("multiply-adds of active blocks and the rest", "%"),
+    "train/stochastic_depth/active_multiply_adds": ("multiply-adds computed in training", "%"),
     "status/diverged": ("diverged runs", "%"),
     "model/num_params": ("parameters", ""),
     "model/multiply_adds": ("multiply-adds an image", ""),

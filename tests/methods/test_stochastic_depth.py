@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from runner.layers.stochastic_depth import StochasticDepth
@@ -518,13 +519,13 @@ def test_a_block_that_drops_its_branch_in_its_own_way_is_not_one_of_the_dropped_
     """A module of another kind under the same attribute: nothing that is not gated here is updated."""
     theirs = nn.Sequential(nn.Conv2d(8, 8, 1))
     theirs.stochastic_depth = nn.Dropout(0.5)
-    model = nn.ModuleDict({"ours": basic_block(), "theirs": theirs})
+    model = nn.Sequential(basic_block(), theirs)
     method = StochasticDepthMethod(drop_rate=0.5, dropped_update="continue")
     assert method.apply(model, torch.zeros(1, 8, 6, 6)) == 1
-    assert isinstance(model["theirs"].stochastic_depth, nn.Dropout)
+    assert isinstance(theirs.stochastic_depth, nn.Dropout)
     method.transform_gradients(model)
-    assert all(parameter.grad is not None for parameter in model["ours"].parameters())
-    assert all(parameter.grad is None for parameter in model["theirs"].parameters())
+    assert all(parameter.grad is not None for parameter in model[0].parameters())
+    assert all(parameter.grad is None for parameter in theirs.parameters())
 
 
 def test_an_averaged_copy_is_evaluated_with_the_rates_of_the_step():
@@ -577,7 +578,7 @@ def test_the_seed_gives_the_gates_whatever_torchs_own_state():
     def outputs(seed, torch_seed):
         torch.manual_seed(0)
         model = nn.Sequential(*(basic_block() for _ in range(8)))
-        StochasticDepthMethod(drop_rate=0.8).apply(model, torch.zeros(1), seed=seed)
+        StochasticDepthMethod(drop_rate=0.8).apply(model, torch.zeros(1, 8, 4, 4), seed=seed)
         torch.manual_seed(torch_seed)
         state = torch.get_rng_state()
         out = model(torch.ones(2, 8, 4, 4).cumsum(-1))
@@ -601,7 +602,7 @@ def test_processes_share_their_gates_or_their_generator(settings, differs, monke
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
     model = nn.Sequential(basic_block())
-    StochasticDepthMethod(**settings).apply(model, torch.zeros(1))
+    StochasticDepthMethod(**settings).apply(model, torch.zeros(1, 8, 4, 4))
     gate = gates_of(model)[0]
     assert (gate.rank, gate.world_size) == ((1, 4) if differs else (0, 1))
 
@@ -639,3 +640,25 @@ def test_a_block_that_drops_by_itself_and_a_single_layer_are_refused():
     assert [type(module) for module in model.modules()] == classes
     with pytest.raises(ValueError, match=r"target_layer_name=Conv2d: that is a single layer"):
         apply_stochastic_depth(resnet18(), target_layer_name="Conv2d")
+
+
+def test_the_share_of_multiply_adds_that_a_step_computed():
+    """Beside torch's count of the training pass itself, over two micro-batches."""
+    torch.manual_seed(0)
+    model, images = resnet18(num_classes=10), torch.randn(2, 3, 32, 32)
+    with FlopCounterMode(display=False) as whole:
+        model(images)
+    method = StochasticDepthMethod(drop_rate=0.8)
+    state = copy.deepcopy(model.state_dict())
+    method.apply(model, images[:1])
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    shares = []
+    for _ in range(3):
+        with FlopCounterMode(display=False) as counter:
+            model(images), model(images)
+        shares.append(counter.get_total_flops() / (2 * whole.get_total_flops()))
+        measured = method.transform_gradients(model)
+        assert measured["active_multiply_adds"].item() == pytest.approx(shares[-1])
+    assert min(shares) < 0.8
+    model.eval()(images)
+    assert method.transform_gradients(model)["active_multiply_adds"] == 1

@@ -24,7 +24,7 @@ ASKED_FOR = {
     "bjorck": "fig1 fig2 fig3 fig4 fig5 fig6 table1",
     "brock": "fig2a fig2b first_layer last_layer clip_by_norm granularity clip_sensitivity signal_propagation",
     "ghost_batchnorm": "ghost_batch_size large_batch",
-    "stochastic_depth": "drop_rate",
+    "stochastic_depth": "cost drop_rate with_others",
     "weight_standardization": "norms deeplabv3plus",
     "combined": "factorial",
     "batchnorm": "discrepancy first_epoch largest_rate",
