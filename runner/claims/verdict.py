@@ -64,6 +64,10 @@ class Verdict:
     lacking: tuple[Mapping[str, object], ...] = ()
 
     @property
+    def is_decided(self) -> bool:
+        return self.verdict != UNDECIDABLE
+
+    @property
     def after_holm(self) -> str:
         """The verdict where the error rate is held over all claims of the study together."""
         return self.verdict if self.adjusted_p <= LEVEL else UNDECIDABLE

@@ -20,6 +20,7 @@ from runner.files.readers import Unreadable, read_yaml_mapping
 from runner.report.plan_table import PlannedRun, print_plan
 from runner.results.job import Job
 from runner.results.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
+from runner.sweeps.decision import Decision
 from runner.sweeps.jobs_at_once import JobsAtOnce
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.tracking.terminal import terminal
@@ -38,7 +39,11 @@ NOTES = {
 
 
 def show_sweep(
-    folder: Path, jobs: Sequence[Job], checked: Mapping[str, Checked], at_once: JobsAtOnce | None = None
+    folder: Path,
+    jobs: Sequence[Job],
+    checked: Mapping[str, Checked],
+    at_once: JobsAtOnce | None = None,
+    decision: Decision | None = None,
 ) -> None:
     """Print how each job of the sweep in `folder` stands, and an estimate of the time; writes nothing.
 

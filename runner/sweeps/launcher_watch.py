@@ -17,7 +17,9 @@ from types import FrameType
 from runner.distributed.signals import handle_stop_signals
 from runner.results.job import Job
 from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, RunState, read_state
+from runner.sweeps.decision import Decision
 from runner.sweeps.job_run import error_of, job_labels
+from runner.tracking.console import RunConsole
 from runner.tracking.pace import Pace
 from runner.tracking.sweep_console import Progress, SweepConsole
 
@@ -36,15 +38,19 @@ class LauncherWatch:
         stop: Path,
         work: Mapping[str, tuple[int, int]] | None = None,
         *,
+        decision: Decision | None = None,
         console: SweepConsole | None = None,
     ) -> None:
         self.stop = stop
         self.console = console or SweepConsole(job_labels(jobs))
         self._jobs = {job.name: job for job in reversed(jobs)}
+        self._decision = decision
+        asked = {*self._jobs} if decision is None else decision.asked
+        self._added = {*self._jobs} - asked  # which count from the moment when they begin
         self._seen: dict[str, str] = {}
         self._began: dict[str, float] = {}  # when a job was first seen at work
         self._last_look = time.monotonic()
-        self._pace = Pace(work or {})
+        self._pace = Pace(work or {}, self._added)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
         self._taken = ExitStack()
@@ -92,7 +98,10 @@ class LauncherWatch:
         self._last_look = time.monotonic()
         if not self._over.is_set():
             share, left = self._pace.read()
-            self.console.progress(Progress(running, self._done(), len(self._jobs), share, left))
+            total = len([name for name in self._jobs if name not in self._added or self._seen[name] != TO_DO])
+            self.console.progress(Progress(running, self._done(), total, share, left))
+        if self._decision is not None:
+            show_look(self.console, self._decision.news())
 
     def _done(self) -> int:
         return sum(status in (*RESULTS, FAILED) for status in self._seen.values())
@@ -112,3 +121,9 @@ class LauncherWatch:
             raise KeyboardInterrupt
         self.stop.touch()
         print("Stopping: the jobs write their checkpoints. Once more ends the wait for them.", flush=True)
+
+
+def show_look(console: SweepConsole | RunConsole, lines: Sequence[str]) -> None:
+    """Show what a look at a study's claims has decided."""
+    for line in lines:
+        console.message(line)

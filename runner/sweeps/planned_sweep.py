@@ -16,11 +16,12 @@ from runner.config.text import SettingError
 from runner.files.atomic import CannotWrite
 from runner.results.job import OUTPUT, Job
 from runner.results.run_lock import hold
-from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, read_state
+from runner.results.run_state import FAILED, INTERRUPTED, RESULTS, RUNNING, TO_DO, read_state
+from runner.sweeps.decision import Decision
 from runner.sweeps.job_process import KILL_AFTER_SECONDS, LOOK_EVERY_SECONDS, end_with, run_job_apart
 from runner.sweeps.job_run import job_labels, run_job
 from runner.sweeps.jobs_at_once import AT_ONCE, AUTO, JobsAtOnce
-from runner.sweeps.launcher_watch import LauncherWatch
+from runner.sweeps.launcher_watch import LauncherWatch, show_look
 from runner.tracking.console import RunConsole, is_plain
 from runner.tracking.pace import Pace
 from runner.tracking.sweep_console import SweepConsole
@@ -53,6 +54,7 @@ class PlannedSweep:
     at_once: JobsAtOnce | None = None  # None: a launcher of the command line's, or one job after the other
     work: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each job to run: its steps, the images of one
     stop: Path = Path()  # a file whose existence asks the jobs in other processes to stop
+    decision: Decision | None = None  # of a study to which seeds are added
     watch: LauncherWatch | None = None  # over a launcher's processes; it stays in the one that launches
     console: SweepConsole | None = None  # on a terminal, of jobs that run one after the other; it stays here too
 
@@ -69,8 +71,14 @@ class PlannedSweep:
 
         In a launcher's process it gets a process of its own.
         """
-        alike = [job for job in self.jobs if job.overrides == tuple(overrides)]
+        in_order = tuple if self.decision is None else sorted  # a decision has put the seed first
+        alike = [job for job in self.jobs if in_order(job.overrides) == in_order(overrides)]
         job = next((job for job in alike if job.number == number), alike[0])  # shuffle(0,1) is shuffled anew
+        if self.decision is not None:
+            if not self.is_elsewhere:
+                self._show_news()
+            if not self.decision.wants(job):
+                return TO_DO
         if self.is_elsewhere:
             if os.getppid() == self.process:  # joblib's processes outlive the one that started them
                 end_with(self.process)
@@ -84,7 +92,7 @@ class PlannedSweep:
             status = run_job(settings, job, retry_failed=self.retry_failed)
         else:
             status = self._run_shown(settings, job, console)
-        if self.faster is not None and time.monotonic() - began > WORTH_SECONDS and job.number < job.total:
+        if self.faster is not None and time.monotonic() - began > WORTH_SECONDS and job.number < len(self.jobs):
             RunConsole().message(f"With {AT_ONCE}={AUTO} the sweep would take less time: {self.faster}.")
             self.faster = None  # said once
         return status
@@ -92,8 +100,9 @@ class PlannedSweep:
     def _console(self) -> SweepConsole | None:
         """The live display; None without a terminal, where each job prints its lines."""
         if self.console is None and not is_plain(terminal()):
-            self.console = SweepConsole(job_labels(self.jobs), Pace(self.work))
-            self.console.message(f"{len(self.jobs)} jobs. What each prints goes to {self.folder}/JOB/{OUTPUT}.")
+            asked = {job.name for job in self.jobs} if self.decision is None else self.decision.asked
+            self.console = SweepConsole(job_labels(self.jobs), Pace(self.work, self.work.keys() - asked))
+            self.console.message(f"{len(asked)} jobs. What each prints goes to {self.folder}/JOB/{OUTPUT}.")
         return self.console
 
     def _run_shown(self, settings: Settings, job: Job, console: SweepConsole) -> str:
@@ -108,6 +117,11 @@ class PlannedSweep:
         if status in (*RESULTS, FAILED, INTERRUPTED) and job.name in self.work:
             console.ended(job, read_state(job.path), seconds=time.monotonic() - began)
         return status
+
+    def _show_news(self) -> None:
+        """Say what the last look at a study's claims has decided, unless the watch over a launcher does."""
+        if self.watch is None:
+            show_look(RunConsole(), self.decision.news())
 
     def launch(self, hydra_main: Callable[[], object]) -> None:
         """Call `hydra_main`, which starts the jobs, and again for those that are left where a launcher's process died.
@@ -154,6 +168,10 @@ class PlannedSweep:
         written, on a full disk, is 1 too.
         """
         states = [read_state(job.path) for job in self.jobs]
+        if self.decision is not None and not interrupted:
+            self._show_news()
+            RunConsole().message(self.decision.ending())
+            states = [state for state in states if state.status != TO_DO]  # not needed, or no time for them
         try:
             self._report()
         except OSError as error:

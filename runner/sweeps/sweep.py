@@ -31,6 +31,7 @@ from runner.files.readers import is_there
 from runner.results.job import Job, config_hash, job_name, varied_keys
 from runner.results.run_lock import Taken, hold, sign
 from runner.results.run_state import read_state
+from runner.sweeps.decision import Decision, added_jobs, arm_key, decides, sweep_seeds, with_totals
 from runner.sweeps.job_run import cannot_use
 from runner.sweeps.jobs_at_once import AUTO, check_one_way, choose, use_joblib
 from runner.sweeps.launcher_watch import LauncherWatch
@@ -121,10 +122,12 @@ class SweepCallback(Callback):
                 plan(sweep, config, loader)
         except Exception as error:  # Hydra would turn it into a warning and go on
             raise CallbackFailed(error) from error
+        if sweep.decision is not None:
+            sweep_seeds(config, sweep.decision.seeds)
         if sweep.at_once:
             use_joblib(config, sweep.at_once, len(sweep.work))
         if config.hydra.launcher._target_ != IN_THIS_PROCESS and sweep.watch is None:
-            sweep.watch = LauncherWatch(sweep.jobs, sweep.stop, sweep.work)
+            sweep.watch = LauncherWatch(sweep.jobs, sweep.stop, sweep.work, decision=sweep.decision)
             if sweep.at_once:
                 sweep.watch.console.message(str(sweep.at_once))
             sweep.watch.start()
@@ -139,16 +142,24 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     jobs = validated_jobs(config, loader)
     probes = {name for _, settings in jobs for name in settings.probe}
     study_of(config.sweep, [overrides for overrides, _ in jobs], probes)
-    named = named_jobs(jobs, folder)
     common = _sweep_settings(config, [settings for _, settings in jobs], sweep.typed)
+    adds_seeds = decides(config, common, jobs)
+    named = named_jobs([*jobs, *added_jobs(jobs, common.max_seeds, sweep.typed)] if adds_seeds else jobs, folder)
+    if adds_seeds:
+        named = with_totals(named, len(jobs))
     if not common.mix:
         refuse_strays(folder, named)
-    checked = _checked(named)
+    asked = dict(list(named.items())[: len(jobs)])
+    if adds_seeds:
+        sweep.decision = Decision.of(folder, named, asked, common.budget)
+    checked = _checked(asked)
+    if not checked and adds_seeds and sweep.decision.is_open():
+        checked = _checked({job: named[job] for job in sweep.decision.next_jobs(named)})
     at_once = choose(common, list(checked.values()), len(named))
     if sweep.is_only_planned:
         from runner.sweeps.forecast import show_sweep
 
-        show_sweep(folder, list(named), checked, at_once)
+        show_sweep(folder, list(asked), checked, at_once, sweep.decision)
         raise SystemExit
 
     def write_record(place: Path) -> None:
@@ -156,7 +167,8 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
         folder, named = place, _moved(config, named, place)
         _make_way(folder / OF_HYDRA)
         with hold(folder, wait_seconds=PATIENCE_SECONDS, signed=False):
-            write_sweep(folder, config.sweep, {job.name: job.overrides for job in named}, sweep.typed, probes)
+            recorded = {job.name: job.overrides for job in list(named)[: len(jobs)]}
+            write_sweep(folder, config.sweep, recorded, sweep.typed, probes)
             sign(folder)
 
     try:
@@ -174,13 +186,16 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     sweep.retry_failed, sweep.at_once, sweep.work = common.retry_failed, at_once, _work(checked)
     if at_once is None and common.jobs_at_once is None and config.hydra.launcher._target_ == IN_THIS_PROCESS:
         sweep.faster = choose(common.changed({"jobs_at_once": AUTO}), list(checked.values()), len(named))
+    if adds_seeds:
+        sweep.decision.folder, sweep.decision.at_once = folder, at_once.number if at_once else 1
+        _share_work(sweep)
     sweep.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
 
 
 def _sweep_settings(config: DictConfig, jobs: Sequence[Settings], typed: Sequence[str]) -> Settings:
     """The settings `sweep` of all jobs. Raises SettingError if they differ, or do not go with the launcher."""
     common = jobs[0].sweep
-    for key in ("jobs_at_once", "jobs_per_device"):
+    for key in ("jobs_at_once", "jobs_per_device", "decide", "budget", "max_seeds"):
         if any(settings.sweep[key] != common[key] for settings in jobs):
             raise SettingError(f"sweep.{key}: all jobs of a sweep share it; give one value.")
     check_one_way(config, common, typed)
@@ -197,6 +212,12 @@ def _work(checked: Mapping[str, Checked]) -> dict[str, tuple[int, int]]:
         name: (total_steps(each.settings, len(each.data.train)), each.settings.train.global_batch_size)
         for name, each in checked.items()
     }
+
+
+def _share_work(sweep: PlannedSweep) -> None:
+    """Give the jobs of added seeds the steps of a job of the same arm."""
+    arms = {arm_key(job): sweep.work[job.name] for job in sweep.jobs if job.name in sweep.work}
+    sweep.work |= {job.name: arms[arm_key(job)] for job in sweep.jobs if arm_key(job) in arms}
 
 
 def _checked(jobs: Mapping[Job, Settings]) -> dict[str, Checked]:
