@@ -13,7 +13,7 @@ KIND = ("dataset", "model")
 
 def shared_overrides(runs: Sequence[Run]) -> list[str]:
     """The overrides that more than half of the runs have, but for seeds, names and places."""
-    counts = Counter(word for run in runs for word in {*run.overrides})
+    counts = Counter(word for run in runs for word in dict.fromkeys(run.overrides))
     keys = {word: override_key(word) for word in counts}
     return [
         word
