@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "compare": "what differs between runs: settings, code, results",
     "evaluate": "the scores of a run's checkpoint on any split or data set",
     "describe": "every model's parameters, multiply-adds and activations",
+    "sync": "the upload to W&B of what was recorded offline",
     "workspace": "a W&B workspace of panels for a sweep",
 }
 ALL = f"Subcommands: {', '.join(['plan', *SUBCOMMANDS])}."

@@ -18,7 +18,7 @@ from runner.results.record import Record
 from runner.tracking.console import RunConsole
 from runner.tracking.metrics_log import MetricsLog
 from runner.tracking.tracker import Tracker
-from runner.tracking.wandb_run import WandbRun, override_columns
+from runner.tracking.wandb_run import WandbRun, override_columns, upload_command
 
 
 def open_tracker(
@@ -72,5 +72,6 @@ def _wandb_run(checked: Checked, entry: Entry, run_id: str, overrides: Sequence[
         tags=[*wandb.tags, option_label(settings.model), option_label(settings.dataset), *methods],
         config={**settings.plain(), "methods": methods, **chosen, **override_columns(overrides)},
         job_type="sweep" if sweep else "run",
+        upload=upload_command(entry.folder.path),
         report=lambda text: console.message(redact(text), "warning"),
     )

@@ -27,6 +27,7 @@ from runner.tracking.pace import Pace
 from runner.tracking.sweep_console import SweepConsole
 from runner.tracking.terminal import terminal
 from runner.tracking.tracker import EXIT_CODES
+from runner.tracking.wandb_run import upload_command
 
 NAME = "sweep.name"
 PLACE = {NAME: f"{NAME}=NAME", "paths.outputs": "paths.outputs=FOLDER"}  # of all jobs, and how it is set
@@ -204,6 +205,8 @@ class PlannedSweep:
             print_sweep(report.runs, title=f"Sweep {self.folder}", sweep=report.sweep, to_do=to_do)
             print_verdicts(report.verdicts)
             print(f"Report: {report.write()}", flush=True)
+            if any(settings.wandb.mode == "offline" for settings in self.settings.values()):
+                print(f"W&B: {upload_command(self.folder)}  (needs an account)", flush=True)
 
 
 def sweep_name(words: Sequence[str]) -> str | None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60
 LONGEST_TAG = 64
 SERVICE = "WANDB_SERVICE"  # the variable by which child processes find W&B's service
+HOMES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
 MOST_BINS = 512  # W&B refuses histograms with more
 NODES_WITHOUT_COLUMN = ("name", "resume", "sweep", "wandb", "paths")  # say where a run lies, not what it is
 
@@ -30,6 +32,18 @@ def new_run_id(name: str) -> str:
     Keep it with the run: a resumed run must have the same id.
     """
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('-')[:96]}-{secrets.token_hex(3)}"
+
+
+def upload_command(folder: Path) -> str:
+    """The command that uploads an offline run, or those of a sweep; folders in outputs/ have a short name there.
+
+    >>> from pathlib import Path
+    >>> from runner.tracking.wandb_run import upload_command
+    >>> upload_command(Path("outputs/runs/digits-resnet18"))
+    'python -m runner sync digits-resnet18'
+    """
+    places = [place for place in ("outputs/runs", "outputs/sweeps") if folder.is_relative_to(place)]
+    return f"python -m runner sync {shlex.quote(str(folder.relative_to(places[0]) if places else folder))}"
 
 
 def override_column(key: str) -> str:
@@ -76,7 +90,7 @@ class WandbRun:
 
     Metrics are named `<split>/<metric>` and drawn over `step`, which is W&B's own step too: a resumed run (the same
     `run_id`) continues, and W&B ignores steps that it has. W&B gets `config` as a plain dictionary, but no console
-    output, code, git state or host name.
+    output, code, git state or host name. `upload` is the command that sends an offline run to an account.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class WandbRun:
         tags: Sequence[str] = (),
         config: Mapping[str, object] | None = None,
         job_type: str | None = None,
+        upload: str | None = None,
     ) -> None:
         check("wandb", LIMITS["wandb"], mode=mode)
         self.mode = mode
@@ -101,6 +116,7 @@ class WandbRun:
         self.run_folder: Path | None = None
         self._run: Any = None
         self._report = report
+        self._upload = upload
         identity = {
             "id": run_id,
             "project": project,
@@ -143,16 +159,18 @@ class WandbRun:
             self._run = None
 
     def how_to_look(self) -> list[str]:
-        """The URL of an online run, or the commands that show an offline run and upload it."""
+        """The URL of an online run, or the commands that show an offline run and upload it, each with a remark."""
         if self.run_folder is None:
             return []
         if self.url:
             return [self.url]
-        program = "wandb" if shutil.which("wandb") else _shortened(Path(sys.executable).with_name("wandb"))
-        return [f"{program} leet {_shortened(self.run_folder.parent)}", f"{program} sync {_shortened(self.run_folder)}"]
+        program = "wandb" if shutil.which("wandb") else "python -m wandb"
+        commands = [f"{program} leet {_shortened(self.run_folder.parent)}"]
+        return [*commands, f"{self._upload}  (needs an account)"] if self._upload else commands
 
     def _start(self, identity: Mapping[str, object]) -> None:
         (self.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else W&B would write to the system's /tmp
+        _give_home(self.folder / "wandb")
 
         import wandb
 
@@ -222,6 +240,21 @@ class WandbRun:
             with contextlib.suppress(Exception):
                 wandb.teardown(exit_code=1)
         os.environ.pop(SERVICE, None)
+
+
+def _give_home(folder: Path) -> None:
+    """Have W&B write its caches and settings into `folder` where the home folder cannot be written.
+
+    Its service would else print its log among the epochs.
+    """
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wandb"
+        home.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(home, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        is_writable = False
+    for name in () if is_writable else HOMES:
+        os.environ.setdefault(name, os.path.abspath(folder / "home"))
 
 
 def _histogram(path: Path) -> tuple[Any, Any] | None:

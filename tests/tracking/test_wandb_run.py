@@ -158,16 +158,26 @@ def test_a_resumed_run_goes_on_under_the_same_id_and_step(make, tmp_path):
 def test_how_to_look_at_an_offline_run(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
-    run = make(folder="outputs")
+    run = make(folder="outputs", upload="python -m runner sync a")
     run.finish()
-    leet, sync = run.how_to_look()
-    assert leet == "wandb leet outputs/wandb"
-    assert sync.startswith("wandb sync outputs/wandb/offline-run-")
-    assert Path(sync.split()[-1]).is_dir()
+    assert run.how_to_look() == ["wandb leet outputs/wandb", "python -m runner sync a  (needs an account)"]
     monkeypatch.setattr(module.shutil, "which", lambda _: None)  # in a virtual environment that is not activated
-    program = Path(run.how_to_look()[0].split()[0])
-    assert program.parent == Path(sys.executable).parent
-    assert program.exists()
+    assert run.how_to_look()[0] == "python -m wandb leet outputs/wandb"
+
+
+def test_a_home_that_cannot_be_written_gets_a_place_beside_the_runs(make, tmp_path, monkeypatch):
+    for name in (*module.HOMES, "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is set back in the end
+        monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file/home"))
+    module._give_home(tmp_path)
+    assert {os.environ[name] for name in module.HOMES} == {str(tmp_path / "home")}
+    for name in module.HOMES:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "another"))
+    module._give_home(tmp_path)
+    assert not {*module.HOMES} & {*os.environ}
 
 
 def test_disabled_imports_neither_wandb_nor_torch_nor_hydra(tmp_path):
