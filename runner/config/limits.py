@@ -74,7 +74,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "rand_augment_magnitude": "[0, 30] int",
         "random_erasing": "[0, 1]",
         "interpolation": ["bilinear", "bicubic"],
-        "decode": ["torchvision", "pil"],
+        "decode": ["torchvision", "pil", "cuda"],
     },
     "train": {
         "epochs": COUNT,

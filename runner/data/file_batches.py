@@ -59,6 +59,11 @@ class _FileBatches(SplitBatches):
         """See batches_of."""
         return batches_of(loader, self.data.timeout_seconds)
 
+    def finished(self, batch: LoadedBatch, samples: Sequence[SeededSample]) -> LoadedBatch:
+        """The batch of `samples`, after what is left to do in this process, if anything is."""
+        finish = getattr(self.load, "finish", None)
+        return batch if finish is None else finish(batch, samples, self.device)
+
     def record(self, failures: Iterable[tuple[Sample, str]]) -> None:
         """See record_unreadable."""
         record_unreadable(self.data, {str(sample[0]): reason for sample, reason in failures})
@@ -96,6 +101,8 @@ class FileTrainBatches(_FileBatches, TrainBatches):
         self._sampler.batches = _seeded_samples(self.samples, own, self.seed, epoch)
         loaded = zip(self.loaded(self._loader), own, strict=True)
         filled = (self._filled(batch, indices.tolist(), epoch) for batch, indices in loaded)
+        seeded = _seeded_samples(self.samples, own, self.seed, epoch)
+        filled = (self.finished(batch, samples) for batch, samples in zip(filled, seeded, strict=True))
         for images, targets, _, mask_shapes, *_ in on_device(filled, self.device):
             assert self._current_epoch is current, "another epoch was begun meanwhile"
             yield self.normalized(images), targets.view(-1, *mask_shapes[0]).long() if mask_shapes else targets
@@ -158,7 +165,9 @@ class FileEvaluationBatches(_FileBatches, EvaluationBatches):
                 raise batch.fault
             if batch.failures:
                 self.record((samples[place], reason) for place, reason in batch.failures)
-            yield batch
+            unread = {place for place, _ in batch.failures}
+            kept = [(sample, 0) for place, sample in enumerate(samples) if place not in unread]
+            yield self.finished(batch, kept) if kept else batch
 
 
 def record_unreadable(data: Data, failures: Mapping[str, str]) -> None:

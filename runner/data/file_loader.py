@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,17 +71,25 @@ class Reader(Dataset):
 
     def __getitem__(self, seeded_sample: SeededSample) -> tuple[Tensor, int | Tensor] | str | DataFault:
         sample, seed = seeded_sample
-        generator = torch.default_generator  # torch.manual_seed would seed the GPUs too
-        state = generator.get_state()
-        generator.manual_seed(seed)
         try:
-            return self.load(sample)
+            with seeded(seed):
+                return self.load(sample)
         except READ_ERRORS as error:
             return str(error) or type(error).__name__
         except DataFault as error:  # to be raised in the main process
             return error
-        finally:
-            generator.set_state(state)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator of the CPU, and give it its state back afterwards."""
+    generator = torch.default_generator  # torch.manual_seed would seed the GPUs too
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 class LoadedBatch(NamedTuple):
@@ -140,7 +149,7 @@ class Collate:
         )
         for place, image in zip(stacked, images, strict=True):
             if image.shape[1:] != place.shape[1:]:
-                place.copy_(torch.tensor(self.fill).view(-1, 1, 1))
+                place.copy_(torch.tensor(self.fill[: len(place)]).view(-1, 1, 1))
             place[:, : image.shape[1], : image.shape[2]] = image
         return stacked
 

@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from runner.data.file_data import TIMEOUT_SECONDS, FileData, make_file_data
 from runner.data.file_finder import FileFinder, Identity, check_disjoint, first
+from runner.data.gpu_decoding import LoadBytes, check_gpu_decoding
 from runner.data.image_transforms import LoadImage, image_transforms
 
 TRAIN, TEST = "train", "val"  # the folders
@@ -68,7 +69,14 @@ def image_data(
     See `make_file_data` for the others. Raises what `ClassFolders.samples` does, and ValueError for settings that do
     not fit.
     """
-    transforms = image_transforms(image_size=image_size, channels=channels, **transforming)
+    on_gpu = transforming.get("decode") == "cuda"
+    if on_gpu:
+        check_gpu_decoding()
+    transforms = image_transforms(image_size=image_size, channels=channels, may_decode_later=on_gpu, **transforming)
+    loads = [
+        LoadBytes(transform, channels) if on_gpu else LoadImage(transform, transforms.read)
+        for transform in (transforms.train, transforms.evaluation)
+    ]
     return make_file_data(
         *folders.samples(),
         folders.finder,
@@ -79,8 +87,8 @@ def image_data(
         image_size=image_size,
         mean=transforms.mean,
         std=transforms.std,
-        load_train=LoadImage(transforms.train, transforms.read),
-        load_evaluation=LoadImage(transforms.evaluation, transforms.read),
+        load_train=loads[0],
+        load_evaluation=loads[1],
         validation=validation,
         num_workers=num_workers,
         max_unreadable=max_unreadable,

@@ -146,7 +146,12 @@ def upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
 
 def upright_tensor(pixels: Tensor, source: Image.Image) -> Tensor:
     """`upright` of a tensor (C, H, W)."""
-    is_transposed, flipped = UPRIGHT_FLIPS.get(orientation(source), (False, []))
+    return turned(pixels, orientation(source))
+
+
+def turned(pixels: Tensor, orientation: int | None) -> Tensor:
+    """A tensor (C, H, W) turned upright by its EXIF orientation."""
+    is_transposed, flipped = UPRIGHT_FLIPS.get(orientation, (False, []))
     pixels = pixels.mT if is_transposed else pixels
     return pixels.flip(flipped) if flipped else pixels
 

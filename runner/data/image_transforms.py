@@ -85,8 +85,14 @@ def image_transforms(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     decode: str = "pil",  # as settings have it that were stored before there was a choice
+    may_decode_later: bool = False,
 ) -> ImageTransforms:
-    """Those of `train_transform` and `evaluation_transform`. Raises ValueError for settings that do not fit."""
+    """Those of `train_transform` and `evaluation_transform`. Raises ValueError for settings that do not fit.
+
+    decode="cuda" is for a caller that decodes a batch at once, as `may_decode_later` says.
+    """
+    if decode == "cuda" and not may_decode_later:
+        raise ValueError("dataset.decode=cuda: only image_folder and imagenet have it. Use dataset.decode=torchvision.")
     colours = normalizing(channels, mean, std)
     if test_resize < (side := min(sides_of(test_size))):
         raise ValueError(
@@ -104,6 +110,7 @@ def image_transforms(
         random_erasing=random_erasing,
         interpolation=interpolation,
         fill=colours.fill,
+        augments_tensors=decode == "cuda",
     )
     evaluation = evaluation_transform(size=test_size, resize=test_resize, interpolation=interpolation)
     return ImageTransforms(train, evaluation, colours.mean, colours.std, ImageReader(channels, decode))
@@ -119,6 +126,7 @@ def train_transform(
     random_erasing: float,
     interpolation: str,
     fill: tuple[int, ...],
+    augments_tensors: bool = False,
 ) -> nn.Module:
     """From an image to a uint8 tensor (C, H, W) of `image_size`: (H, W), or one number for both.
 
@@ -133,7 +141,8 @@ def train_transform(
         steps.append(RandomHorizontalFlip())
     if rand_augment_layers:
         strength = {"num_ops": rand_augment_layers, "magnitude": rand_augment_magnitude}
-        steps.append(v2.ToPILImage())  # of a small image at this place; its operations on tensors differ a little
+        if not augments_tensors:  # the operations on tensors differ a little
+            steps.append(v2.ToPILImage())  # of a small image at this place
         steps.append(v2.RandAugment(**strength, interpolation=mode, fill=list(fill)))
     steps.append(PILToTensor())
     if random_erasing:
@@ -159,7 +168,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
     """torchvision's, with less around the same calls for a uint8 tensor on the CPU; the draws are the same."""
 
     def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
-        if not isinstance(image, Tensor):
+        if not isinstance(image, Tensor) or image.is_cuda:
             return super().forward(image)
         top, left, height, width = self.make_params([image]).values()
         # decoders give channels last; with a batch dimension of the stride that torch expects, it is seen to be so
