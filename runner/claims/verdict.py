@@ -94,7 +94,7 @@ def _verdict(claim: Claim, runs: Sequence[Run], source: str | None) -> Verdict:
     texts, comparison, decision = VerdictTexts(claim), None, {"measured": "", "verdict": UNDECIDABLE}
     try:
         if claim.measure == DIVERGED:
-            decision = _of_shares(claim, *sides(claim, runs), texts)
+            decision = of_shares(claim, *sides(claim, runs), texts)
         else:
             comparison = contrast(claim, runs)
             decision = _of_seeds(claim, comparison, runs, texts)
@@ -110,11 +110,11 @@ def _sequential_verdict(claim: Claim, runs: Sequence[Run], source: str | None) -
     try:
         if claim.measure == DIVERGED:
             plus, minus = sides(claim, runs)
-            cells, seeds = (*plus, *minus), _seeds_in_order([*plus, *minus])
+            cells, seeds = (*plus, *minus), seeds_in_order([*plus, *minus])
 
             def decide(number: int) -> dict:
                 first = [[_first(cell, seeds[:number]) for cell in side] for side in (plus, minus)]
-                return _of_shares(claim, *first, texts)
+                return of_shares(claim, *first, texts)
         else:
             comparison = contrast(claim, runs, in_order=True)
             cells, seeds = comparison.cells, list(comparison.values)
@@ -148,7 +148,7 @@ def _as_verdict(claim: Claim, source: str | None, rule: str, decision: dict) -> 
     return Verdict(claim.claim, sources, claim.published, rule=rule, **decision)
 
 
-def _seeds_in_order(cells: Sequence[Cell]) -> list[int]:
+def seeds_in_order(cells: Sequence[Cell]) -> list[int]:
     """The seeds of all cells up to the first that one of them lacks."""
     every = sorted(set().union(*(cell.runs for cell in cells)))
     return list(takewhile(lambda seed: all(seed in cell.runs for cell in cells), every))
@@ -168,7 +168,7 @@ def _of_seeds(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: Ve
     if not is_median and not all(map(math.isfinite, values)):
         why = "A seed's value is infinite, and a mean needs finite ones (decided_by: sign_test does not)."
         return {**_point(claim, sum(values) / len(values), texts), "verdict": UNDECIDABLE, "why": why}
-    estimate = Median(values) if is_median else _mean(claim, comparison)
+    estimate = Median(values) if is_median else estimated_mean(claim, comparison)
     if texts.is_sequential:
         estimate = (SequentialMedian if is_median else SequentialMean)(**vars(estimate))
     low, high = estimate.interval()
@@ -209,7 +209,7 @@ def _chance(claim: Claim, comparison: Contrast, runs: Sequence[Run], texts: Verd
     return chance_of_choice(ranks_of_rivals(claim, cells))
 
 
-def _mean(claim: Claim, comparison: Contrast) -> Mean:
+def estimated_mean(claim: Claim, comparison: Contrast) -> Mean:
     """The mean over seeds, within what shares can be; of accuracies with a deviation over images."""
     values = list(comparison.values.values())
     about = {}
@@ -224,7 +224,7 @@ def _mean(claim: Claim, comparison: Contrast) -> Mean:
     return mean_of(values, image_error=floor, **about)
 
 
-def _of_shares(claim: Claim, plus: Sequence[Cell], minus: Sequence[Cell], texts: VerdictTexts) -> dict:
+def of_shares(claim: Claim, plus: Sequence[Cell], minus: Sequence[Cell], texts: VerdictTexts) -> dict:
     """The verdict on a share of diverged runs, each run a trial."""
     first, second = _share(plus), _share(minus) if minus else None
     estimate = ShareDifference(first, second) if second else first

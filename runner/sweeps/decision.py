@@ -66,14 +66,14 @@ class Decision:
         """Whether a job is to run, or has run."""
         if read_state(job.path).status in (*RESULTS, RUNNING):
             return True
-        runs = self._runs()
+        runs = self.runs()
         if self.budget is not None and self.spent(runs) + self._seconds(job, runs) > seconds_of(self.budget):
             return False
         return job.name in self.asked or any(self._lacks(verdict, job, runs) for verdict in self.verdicts(runs))
 
     def verdicts(self, runs: Sequence[Run] | None = None) -> list[Verdict]:
         """The verdicts of the runs in the folder."""
-        runs = self._runs() if runs is None else runs
+        runs = self.runs() if runs is None else runs
         known = tuple(sorted((run.folder.name, run.status) for run in runs))
         if known != self._judged[0]:
             from runner.claims.verdict import judge  # imports scipy
@@ -94,7 +94,7 @@ class Decision:
     def spent(self, runs: Sequence[Run] | None = None) -> float:
         """The seconds in which at least one run of the folder was at work."""
         total, until = 0.0, -float("inf")
-        for start, end in sorted(self._span(run) for run in (self._runs() if runs is None else runs)):
+        for start, end in sorted(self._span(run) for run in (self.runs() if runs is None else runs)):
             total += max(end - (until if start < until + PAUSE_SECONDS else start), 0.0)
             until = max(until, end)
         return total
@@ -110,7 +110,7 @@ class Decision:
 
         There was one if a claim was decided, or each of those that lack seeds has got another.
         """
-        runs = self._runs()
+        runs = self.runs()
         verdicts = self.verdicts(runs)
         lacking = [verdict for verdict in verdicts if verdict.lacking]
         now = tuple(verdict.is_decided for verdict in verdicts), min((len(each.looks) for each in lacking), default=0)
@@ -129,7 +129,7 @@ class Decision:
 
     def ending(self) -> str:
         """Why no more seeds are added."""
-        runs = self._runs()
+        runs = self.runs()
         verdicts = self.verdicts(runs)
         undecided = [verdict for verdict in verdicts if not verdict.is_decided]
         count = f"{len(undecided)} of {len(verdicts)} claims {'is' if len(undecided) == 1 else 'are'} not decided"
@@ -167,7 +167,7 @@ class Decision:
         spent = format_duration(self.spent(runs))
         return f"{spent} spent" if self.budget is None else f"{spent} of {self.budget} spent"
 
-    def _runs(self) -> list[Run]:
+    def runs(self) -> list[Run]:
         """The runs in the folder; one that has a result is read once."""
         runs = []
         for folder in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():

@@ -22,6 +22,7 @@ from runner.results.job import Job
 from runner.results.run_state import FAILED, RESULTS, RUNNING, TO_DO, RunState, read_state
 from runner.sweeps.decision import Decision
 from runner.sweeps.jobs_at_once import JobsAtOnce
+from runner.sweeps.needed_time import print_needs
 from runner.sweeps.step_time import StepTime, measure_step
 from runner.tracking.terminal import terminal
 from runner.training.checkpoint import load_latest
@@ -61,6 +62,8 @@ def show_sweep(
     ]
     title = f"Sweep {folder}" if folder.is_dir() else f"A new sweep: {folder}"
     print_plan(runs, title=title, notes=NOTES, at_once=at_once.number if at_once else 1)
+    if decision is not None:
+        print_needs(decision)
 
 
 def show_run(config: Settings, overrides: Sequence[str]) -> None:

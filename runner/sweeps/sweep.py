@@ -156,6 +156,8 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     if not checked and adds_seeds and sweep.decision.is_open():
         checked = _checked({job: named[job] for job in sweep.decision.next_jobs(named)})
     at_once = choose(common, list(checked.values()), len(named))
+    if adds_seeds and at_once is not None:
+        sweep.decision.at_once = at_once.number
     if sweep.is_only_planned:
         from runner.sweeps.forecast import show_sweep
 
@@ -187,7 +189,7 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     if at_once is None and common.jobs_at_once is None and config.hydra.launcher._target_ == IN_THIS_PROCESS:
         sweep.faster = choose(common.changed({"jobs_at_once": AUTO}), list(checked.values()), len(named))
     if adds_seeds:
-        sweep.decision.folder, sweep.decision.at_once = folder, at_once.number if at_once else 1
+        sweep.decision.folder = folder
         _share_work(sweep)
     sweep.stop = folder / f".stop-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
 
