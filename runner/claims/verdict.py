@@ -138,7 +138,8 @@ def _sequential_verdict(claim: Claim, runs: Sequence[Run], source: str | None) -
     except Undecidable as reason:
         decision["why"], cells = str(reason), reason.lacking
     decision["looks"] = tuple(looks)
-    if decision["verdict"] == UNDECIDABLE:
+    is_infinite = "estimate" in decision and "low" not in decision  # it stays so, however many seeds there are
+    if decision["verdict"] == UNDECIDABLE and not is_infinite:
         decision["lacking"] = tuple(cell.settings for cell in cells)
     return _as_verdict(claim, source, texts.rule(comparison, decision.get("seeds", 0)), decision)
 

@@ -154,6 +154,12 @@ def test_a_failed_run_is_no_reason_for_more_seeds():
     assert found.lacking == ()
 
 
+def test_no_number_of_seeds_makes_an_infinite_mean_finite():
+    found = one(two_arms([0.6] * 4 + [math.inf], [0.5] * 5), **VERSUS)
+    assert "a mean needs finite ones" in found.why
+    assert found.lacking == ()
+
+
 def test_two_seeds_choose_and_the_others_judge_the_chosen_alone():
     scores = {
         ("new", "0.1"): ([0.7, 0.8, 0.1, 0.1], [0.9, 0.9, 0.71, 0.72]),
