@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +23,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from runner.config.ranges import seconds_of
 from runner.config.settings import Settings
 from runner.config.text import SettingError
-from runner.files.readers import Unreadable
 from runner.results.job import Job
 from runner.results.metrics import METRICS, SUMMARY
 from runner.results.number_text import format_duration
-from runner.results.record import RECORD, read_record
+from runner.results.record import RECORD
 from runner.results.run_state import INTERRUPTED, RESULTS, RUNNING, TO_DO, read_state
 from runner.results.runs import Run, holds_run, read_run, read_sweep
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DECIDE, SEED = "sweep.decide", "seed"
 IN_ORDER = ("BasicLauncher", "JoblibLauncher")  # launchers that start a job when another has ended
+FILES = (RECORD, METRICS, SUMMARY)
 PAUSE_SECONDS = 10.0  # between two runs, as for a report, that count as work
 Jobs = Sequence[tuple[tuple[str, ...], Settings]]
 
@@ -187,12 +188,11 @@ class Decision:
         """When the run was started, or last resumed, and when it ended: seconds since the epoch."""
         if run.folder in self._spans:
             return self._spans[run.folder]
-        try:
-            start = datetime.fromisoformat(read_record(run.folder / RECORD).time).timestamp()
-        except (Unreadable, ValueError):
-            return 0.0, 0.0
-        ends = [os.path.getmtime(path) for name in (SUMMARY, METRICS) if (path := run.folder / name).is_file()]
-        span = start, max(start, time.time() if run.status == RUNNING else max(ends, default=start))
+        times = {name: os.path.getmtime(path) for name in FILES if (path := run.folder / name).is_file()}
+        start, end = times.get(RECORD, 0.0), max(times.values(), default=0.0)  # the record is written first
+        with suppress(TypeError, ValueError):
+            start = datetime.fromisoformat(run.section("provenance").get("time")).timestamp()
+        span = start, max(start, time.time() if run.status == RUNNING else end)
         if run.status in RESULTS:
             self._spans[run.folder] = span
         return span

@@ -219,7 +219,11 @@ def _work(checked: Mapping[str, Checked]) -> dict[str, tuple[int, int]]:
 def _share_work(sweep: PlannedSweep) -> None:
     """Give the jobs of added seeds the steps of a job of the same arm."""
     arms = {arm_key(job): sweep.work[job.name] for job in sweep.jobs if job.name in sweep.work}
-    sweep.work |= {job.name: arms[arm_key(job)] for job in sweep.jobs if arm_key(job) in arms}
+    sweep.work |= {
+        job.name: arms[arm_key(job)]
+        for job in sweep.jobs
+        if arm_key(job) in arms and not read_state(job.path).is_left_alone(retry_failed=sweep.retry_failed)
+    }
 
 
 def _checked(jobs: Mapping[Job, Settings]) -> dict[str, Checked]:

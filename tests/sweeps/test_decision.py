@@ -148,6 +148,15 @@ def test_time_is_spent_while_a_run_is_at_work(tmp_path, monkeypatch):
     assert a_decision(tmp_path).spent(runs) == 110 + 10
 
 
+def test_a_run_that_was_resumed_counts_from_then_on(tmp_path):
+    for name, when in (("record.json", 5000), ("metrics.jsonl", 5030), ("summary.json", 5060)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (when, when))
+    resumed = {"provenance": {"time": "1970-01-01T01:23:30+00:00"}}  # 5010
+    assert a_decision(tmp_path).spent([Run(tmp_path, "completed", summary=resumed)]) == 50
+    assert a_decision(tmp_path).spent([Run(tmp_path, "interrupted")]) == 60
+
+
 def test_a_seed_waits_for_an_earlier_one_that_was_cut_short(study, tmp_path):
     study([OPEN], max_seeds=5)
     [cut] = FOLDER.glob("*norm=groupnorm*seed=4*")
