@@ -17,7 +17,7 @@ from runner.data.loader_faults import loader_fault
 from runner.distributed.collectives import is_connection_lost, is_distributed, is_timeout
 from runner.experiment.check import Checked
 from runner.experiment.entry import resume_command
-from runner.experiment.summary import closing_rows, dataset_info, wandb_summary
+from runner.experiment.summary import closing_rows, dataset_info, probe_rows, wandb_summary
 from runner.files.atomic import CannotWrite, write_atomically
 from runner.results.record import Record
 from runner.results.run_folder import RunFolder
@@ -90,6 +90,8 @@ class Outcome:
             summary["status"] = "failed"
             tracker.message(str(error), "error")
         rows = [*closing_rows(summary, self._checked.data, self._folder.path), *self._rows]
+        if self.trainer is not None and self.trainer.schedule.total_steps == 0:
+            rows = [*probe_rows(self._folder.path), *rows]
         tracker.finish(summary["status"], rows, summary=wandb_summary(summary))
 
     def status(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 
@@ -14,10 +16,13 @@ from runner.data.dataset import Data, size_text
 from runner.data.image_check import unseen_text
 from runner.experiment.check import Checked
 from runner.optim.optimizers import scaled_lr
-from runner.results.metrics import SCORES
-from runner.results.number_text import format_count, format_duration, format_lr, format_share
+from runner.results.metrics import METRICS, SCORES, read_rows
+from runner.results.number_text import format_count, format_duration, format_lr, format_share, format_value
+from runner.results.run_folder import probe_files
 from runner.tracking.console import Rows
 from runner.training.precision import Precision
+
+NUMBERS_WIDTH = 54  # of the lines of a probe's numbers: beside its name they have room on 80 columns
 
 
 def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Rows:
@@ -52,19 +57,18 @@ def opening_rows(checked: Checked, folder: Path, epochs_done: int | None) -> Row
         if data.validation_source == "test"
         else (f"{len(data.validation):,} validation")
     )
+    training = (
+        f"{_epochs(train.epochs)}{at_most}, batch {train.global_batch_size}{parts}; {optimizer.name}, lr "
+        f"{format_lr(rate)}, weight decay {format_lr(decay)}; {schedule.name} schedule, "
+        f"{_epochs(schedule.get('warmup_epochs', 0))} of warm-up{average}"
+    )
     rows += [
         (
             "data",
             f"{data.name}: {len(data.train):,} training, {held_out}, {len(data.test):,} test images of "
             f"{size_text(data.image_shape[1:])}, {data.num_classes} classes",
         ),
-        (
-            "training",
-            f"{_epochs(train.epochs)}{at_most}, batch "
-            f"{train.global_batch_size}{parts}; {optimizer.name}, lr "
-            f"{format_lr(rate)}, weight decay {format_lr(decay)}; {schedule.name} schedule, "
-            f"{_epochs(schedule.get('warmup_epochs', 0))} of warm-up{average}",
-        ),
+        ("training", "none, probes alone (train.max_steps=0)" if train.max_steps == 0 else training),
         ("device", _device(checked.precision)),
         ("folder", str(folder)),
     ]
@@ -100,6 +104,25 @@ def closing_rows(summary: Mapping, data: Data, folder: Path) -> Rows:
         speed = f"{throughput['images_per_second']:,.0f} images/s"
         rows.append(("time", f"{format_duration(throughput['train_seconds'])} of training, {speed}"))
     return [*rows, ("folder", str(folder))]
+
+
+def probe_rows(folder: Path) -> Rows:
+    """The numbers that each probe measured last, and the file of its picture in the folder."""
+    latest: dict[str, dict[str, float]] = {}
+    for row in read_rows(folder) if (folder / METRICS).is_file() else ():
+        for name, value in row.items():
+            probe, _, number = name.partition("/")
+            if row["split"] == "probe" and number and value is not None:
+                latest.setdefault(probe, {})[re.sub(r"(?<=\d)_(?=\d)", ".", number).replace("_", " ")] = value
+    pictures = {file.probe: file.path for file in probe_files(folder, "png")}
+    rows = []
+    for probe in dict.fromkeys([*latest, *pictures]):
+        numbers = [f"{name} {format_value(value, 3)}" for name, value in latest.get(probe, {}).items()]
+        lines = wrap(", ".join(numbers), NUMBERS_WIDTH) + [str(pictures[probe].relative_to(folder))] * (
+            probe in pictures
+        )
+        rows.append((probe, "\n".join(lines)))
+    return rows
 
 
 def dataset_info(data: Data) -> dict:

@@ -7,6 +7,7 @@ import time
 from functools import partial
 
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.data.dataset import EvaluationBatches, TrainBatches
 from runner.distributed.collectives import AsyncAnyRank, is_distributed
@@ -21,6 +22,8 @@ from runner.training.state import State
 from runner.training.step import OptimizerStep
 from runner.training.top_k import TopKCheckpoints
 
+YOUNG_STEPS = 50  # after which a momentum of 0.1 has left less than 1 % of where running statistics began
+FAR_ABOVE = 2.0  # a first validation loss beside the training loss
 QUIET_SECONDS = 1.0  # of a validation before its bar takes the place of the training's
 
 
@@ -227,6 +230,19 @@ class Trainer:
             self._save_last()
         row = {"train": trained, "validation": validation, "best": is_best, "seconds": progress.train_seconds}
         self.tracker.epoch({"epoch": place["epoch"], "epochs": schedule.epochs, **row, **pace})
+        if place["epoch"] == 1 and validation.get("loss", 0.0) > FAR_ABOVE * trained.get("loss", math.inf):
+            self._explain_young_statistics()
+
+    def _explain_young_statistics(self) -> None:
+        """Say why the first validation loss is far above that of training, if running statistics may be the reason."""
+        if self.progress.step <= YOUNG_STEPS and any(
+            isinstance(module, _BatchNorm) and module.track_running_stats for module in self.state.model.modules()
+        ):
+            self.tracker.message(
+                f"the validation loss is this high since batch norm's running statistics are young: after "
+                f"{self.progress.step} steps they lag behind the weights. The next epochs mend that by themselves, "
+                "norm=precise_batchnorm at once."
+            )
 
     def _pace(self) -> dict[str, float]:
         """The learning rate and, once known, the images per second of this epoch in this process."""
