@@ -55,6 +55,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "validation": "(0, 1) or test",
         "check_duplicates": "bool or null",
         "train_images": f"{COUNT} or null",
+        "label_noise": "[0, 1]",
         "image_size": PIXELS,
         "channels": OneOf((1, 3)),
         "crop_padding": "[0, 128] int",

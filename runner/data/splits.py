@@ -65,6 +65,7 @@ def make_data(
     num_classes: int,
     validation: float | str | Split = 0.1,
     train_images: int | None = None,
+    label_noise: float = 0.0,
     check_duplicates: bool | None = None,
     **about: object,
 ) -> TensorData:
@@ -72,8 +73,9 @@ def make_data(
 
     `validation` is the share of the training set that becomes the validation split, always the same samples,
     stratified by class (masks are not); or that split itself; or "test": the test split stands in for it. Of what is
-    left, `train_images` are trained on, always the same, stratified by class; None: all. See `duplicate_images` for
-    `check_duplicates`; `about` are further fields of `TensorData`.
+    left, `train_images` are trained on, always the same, stratified by class; None: all. `label_noise` is the share of
+    these that get another class, drawn uniformly, always the same. See `duplicate_images` for `check_duplicates`;
+    `about` are further fields of `TensorData`.
     """
     if isinstance(validation, Split):
         held_out, source = validation, "train"
@@ -85,6 +87,8 @@ def make_data(
         held_out, train, source = train.part(chosen), train.part(left), "train"
     if train_images is not None:
         train = _few(train, train_images)
+    if label_noise > 0:
+        train = Split(train.images, _noisy(train.targets, label_noise, num_classes))
     splits = own_splits(train.images, held_out.images, test.images, source)
     height, width = train.images.shape[2:]
     mean, std = channel_statistics(train.images)
@@ -110,6 +114,16 @@ def _few(train: Split, number: int) -> Split:
         why = "more than the" if number > len(train) else "too few for an image of each class of the"
         raise ValueError(f"dataset.train_images={number}: {why} {len(train):,} training images; choose another number.")
     return train.part(chosen)
+
+
+def _noisy(targets: Tensor, share: float, num_classes: int) -> Tensor:
+    """The classes (N,), of which a `share` is replaced by others."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(targets), generator=generator)[: round(share * len(targets))]
+    added = torch.randint(1, num_classes, (len(chosen),), generator=generator)
+    noisy = targets.clone()
+    noisy[chosen] = (targets[chosen] + added) % num_classes
+    return noisy
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

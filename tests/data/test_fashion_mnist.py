@@ -9,6 +9,7 @@ from torchvision.datasets import FashionMNIST
 
 from runner.data import fashion_mnist as module
 from runner.data.fashion_mnist import fashion_mnist
+from runner.data.splits import Split
 
 SIZES = {"train": 40, "t10k": 20}
 
@@ -112,6 +113,22 @@ def test_a_part_of_the_training_images_has_as_many_of_each_class_and_leaves_the_
     pixels = part.train.images.double() / 255
     assert part.mean.item() == pytest.approx(pixels.mean().item())
     assert part.std.item() == pytest.approx(pixels.std(correction=0).item())
+
+
+def test_label_noise_gives_a_share_of_the_training_images_another_class(monkeypatch, tmp_path):
+    targets = torch.arange(1000) % 10
+    images = torch.randint(256, (1000, 1, 28, 28), dtype=torch.uint8)
+    monkeypatch.setattr(module, "source_splits", lambda root, download: (Split(images, targets),) * 2)
+    clean, noisy, again = (fashion_mnist(validation=0.1, label_noise=share) for share in (0.0, 0.4, 0.4))
+    changed = noisy.train.targets != clean.train.targets
+    assert changed.sum() == 360  # of 900
+    assert torch.equal(noisy.train.targets, again.train.targets)
+    assert torch.equal(noisy.train.images, clean.train.images)
+    shifts = ((noisy.train.targets - clean.train.targets) % 10)[changed].bincount(minlength=10)
+    assert shifts[0] == 0
+    assert shifts[1:].min() > 20  # each other class, 40 expected
+    for split in ("validation", "test"):
+        assert torch.equal(getattr(noisy, split).targets, getattr(clean, split).targets)
 
 
 @pytest.mark.parametrize("number", [1000, 3])

@@ -28,7 +28,7 @@ ASKED_FOR = {
     "weight_standardization": "norms deeplabv3plus",
     "combined": "factorial",
     "batchnorm": "discrepancy first_epoch largest_rate",
-    "beyond": "stochastic_depth_window batchnorm_only ema_batchnorm edge_of_stability",
+    "beyond": "stochastic_depth_window batchnorm_only ema_batchnorm ema_label_noise edge_of_stability",
 }
 
 
