@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 
 from runner.figures import drawing
 
+CUT_OFF = 5.0  # times the smallest loss
+
 
 def figure(arms: drawing.Arms) -> Figure:
     """The loss after the steps by rate, a dot a trial; a vertical line at the largest rate that trains, its median."""
@@ -14,7 +16,7 @@ def figure(arms: drawing.Arms) -> Figure:
     axes = figure.add_subplot()
     losses = np.concatenate([measured.arrays["last_loss"] for _, seeds in arms for measured in seeds])
     finite = losses[np.isfinite(losses)]
-    top = 2 * max(finite.max(initial=1.0), 1.0)
+    top = CUT_OFF * finite.min() if len(finite) else 1.0
     for index, (label, seeds) in enumerate(arms):
         style = drawing.line_style(index)
         rates = drawing.numbers_of(seeds, "rate")
@@ -25,9 +27,8 @@ def figure(arms: drawing.Arms) -> Figure:
             axes.plot(x, y, **style | {"linestyle": "", "label": None})
         axes.axvline(float(np.median(rates)), color=style["color"], linestyle=style["linestyle"], label=name)
     axes.set(xscale="log", yscale="log", xlabel="learning rate")
-    axes.set_ylabel("mean loss of the last quarter of the steps")
-    axes.axhline(top, color="0.6", linewidth=0.8)
-    axes.annotate("not finite, or as large", (0.01, top), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    axes.set_ylabel("mean loss of the last quarter of the steps\n(on the grey line: larger, or not finite)")
+    axes.axhline(top, color="0.5", linewidth=1.0)
     note = drawing.seeds_note(arms, "a dot each trial, lines: medians, with their range")
     axes.set_title(f"The largest learning rate that trains{note}")
     axes.grid(alpha=0.3)
