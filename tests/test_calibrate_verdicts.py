@@ -19,3 +19,11 @@ def test_a_wrong_number_of_studies_is_told():
     done = subprocess.run([sys.executable, SCRIPT, "--studies", "0"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "--studies 0: it must be at least 1" in done.stderr
+
+
+def test_a_rule_for_one_look_errs_often_at_many_and_the_sequential_one_does_not():
+    script = runpy.run_path(str(SCRIPT))
+    for kind, about in (("of_images", (359, 0.0, 0.3, 0.7)), ("of_means", ())):
+        ours, one_look = script["_any_look"](script[kind], 30, *about, number=80, seed=0)
+        assert ours <= 0.125  # 5 % and three standard errors
+        assert one_look > 0.125

@@ -36,6 +36,10 @@ MOST_DEATHS = 3  # of a launcher's processes, one after the other, without a job
 PATIENCE_SECONDS = 120  # for another process that writes the sweep's record or report
 
 
+class StudyOver(BaseException):
+    """No job that is left is needed: out of Hydra's loop over them, which would make a failure of an Exception."""
+
+
 @dataclass
 class PlannedSweep:
     """The sweep of a command line, without jobs if there is none.
@@ -79,6 +83,9 @@ class PlannedSweep:
             if not self.is_elsewhere:
                 self._show_news()
             if not self.decision.wants(job):
+                later = (each for each in self.jobs if each.number > job.number)
+                if not self.is_elsewhere and not any(map(self.decision.wants, later)):
+                    raise StudyOver
                 return TO_DO
         if self.is_elsewhere:
             if os.getppid() == self.process:  # joblib's processes outlive the one that started them
@@ -134,6 +141,8 @@ class PlannedSweep:
         while True:
             try:
                 hydra_main()
+            except StudyOver:
+                return
             except BrokenProcessPool:
                 done = sum(status in (*RESULTS, FAILED) for status in self._statuses())
                 deaths, before = (deaths + 1 if done == before else 1), done

@@ -144,6 +144,8 @@ def plan(sweep: PlannedSweep, config: DictConfig, loader: CheckedLoader) -> None
     study_of(config.sweep, [overrides for overrides, _ in jobs], probes)
     common = _sweep_settings(config, [settings for _, settings in jobs], sweep.typed)
     adds_seeds = decides(config, common, jobs)
+    if adds_seeds:
+        jobs.sort(key=lambda job: job[1].seed)
     named = named_jobs([*jobs, *added_jobs(jobs, common.max_seeds, sweep.typed)] if adds_seeds else jobs, folder)
     if adds_seeds:
         named = with_totals(named, len(jobs))
