@@ -24,9 +24,7 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     A measure without any value gets no column. A star marks the arm with the best mean on the validation split, among
     those whose runs all have a value.
     """
-    names = list({label(name, score): name for name in [*STANDARD_MEASURES, *measures]}.values())
-    names = [name for name in names if any(arm.spread(name).values for arm in arms)]
-    names = sorted(names, key=lambda name: name in STANDARD_MEASURES)
+    names = measures_of(arms, measures, score)
     best, repeated = best_arm(arms), any(len(arm.runs) > 1 for arm in arms)
     columns = ["", *(axis.name for axis in axes), *(label(name, score) for name in names), "runs", "status"]
     digits = {name: decimals(arms, name) for name in names}
@@ -44,9 +42,8 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     numeric |= set(range(1 + len(axes), len(columns) - 1))
     notes = []
     if any(arm.seeds > 1 for arm in arms):
-        notes.append(
-            "Mean ± standard deviation over the seeds; in brackets how many have a value, where some have none."
-        )
+        missing = any(0 < len(arm.spread(name).values) < arm.seeds for arm in arms for name in names)
+        notes.append(f"Mean ± standard deviation over the seeds{MISSING if missing else ''}.")
     if best:
         where = "test split, which stands in for validation" if best.runs[0].on_test else "validation split"
         notes.append(f"{BEST_SIGN} best mean on the {where}, among the arms whose runs all have a value.")
@@ -56,8 +53,11 @@ def arm_table(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]
     return Table(tuple(columns), tuple(rows), frozenset(numeric), " ".join(notes), full_names)
 
 
-def _some_miss(arms: Sequence[Arm], names: Sequence[str]) -> bool:
-    return any(0 < len(arm.spread(name).values) < arm.seeds for arm in arms for name in names)
+def measures_of(arms: Sequence[Arm], measures: Sequence[str], score: str) -> list[str]:
+    """The study's `measures` and the standard ones that some arm has a value of."""
+    names = list({label(name, score): name for name in [*STANDARD_MEASURES, *measures]}.values())
+    names = [name for name in names if any(arm.spread(name).values for arm in arms)]
+    return sorted(names, key=lambda name: name in STANDARD_MEASURES)
 
 
 def best_arm(arms: Sequence[Arm]) -> Arm | None:

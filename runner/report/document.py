@@ -84,6 +84,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Text to copy, folded away under a title; a format without folding leaves it out."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Picture:
     """A PNG at `path`, relative to the report's folder; `alt` describes it for screen readers."""
 
@@ -100,7 +108,7 @@ class Gallery:
     pictures: tuple[Picture, ...]
 
 
-Block = Heading | Paragraph | Facts | Table | Picture | Gallery
+Block = Heading | Paragraph | Facts | Table | Listing | Picture | Gallery
 
 
 @dataclass(frozen=True)

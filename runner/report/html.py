@@ -24,6 +24,7 @@ p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 p.note, figcaption { color: var(--faint); font-size: .875rem; }
 a { color: var(--link); }
 summary { cursor: pointer; }
+pre { overflow-x: auto; padding: .75rem; background: var(--stripe); font-size: .8rem; }
 td summary { color: var(--faint); font-size: .875rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 1rem 0; font-size: .9rem; }
 dt { color: var(--faint); }
@@ -78,6 +79,8 @@ def _block(block: doc.Block) -> str:
             return f"<dl>{''.join(f'<dt>{escape(label)}</dt><dd>{_cell(cell)}</dd>' for label, cell in rows)}</dl>"
         case doc.Table():
             return _table(block)
+        case doc.Listing(title, text):
+            return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
         case doc.Picture():
             return _picture(block)
         case doc.Gallery(pictures):

@@ -10,7 +10,10 @@ from runner.report import document as doc
 
 def as_markdown(document: doc.Document) -> str:
     """The text, with every special character of Markdown and HTML escaped."""
-    blocks = [f"# {escaped(document.title)}", *(_block(block) for block in document.blocks)]
+    blocks = [
+        f"# {escaped(document.title)}",
+        *(_block(block) for block in document.blocks if not isinstance(block, doc.Listing)),
+    ]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The report of a sweep or of any set of runs: report.html, report.md, results.csv and figures/*.png."""
+"""The report of a sweep or of any set of runs: report.html, report.md, results.csv, arms.csv and figures/*.png."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from runner.claims.verdict import Verdict, judge
 from runner.figures.drawing import COLOURS
 from runner.files.atomic import CannotWrite, write_atomically
 from runner.files.readers import Unreadable, is_there, read_png, read_text
-from runner.report.arm_table import arm_table
+from runner.report.arm_table import BEST_SIGN, arm_table, measures_of
 from runner.report.class_table import class_table, what_is_measured
-from runner.report.document import Block, Document, Gallery, Heading, Paragraph, Picture, Table
+from runner.report.document import Block, Document, Gallery, Heading, Listing, Paragraph, Picture, Table
 from runner.report.html import as_html
+from runner.report.latex import as_latex
 from runner.report.markdown import as_markdown
 from runner.report.overview import overview
 from runner.report.path_figure import PATHS, path_figure
 from runner.report.probe_figures import curves_figure, own_pictures, probe_figure, probe_names, unreadable_probes
-from runner.report.results_csv import write_results_csv
+from runner.report.results_csv import arms_csv, write_results_csv
 from runner.report.run_table import reason_table, run_link, run_table
 from runner.report.sweep_figure import figure_caption, sweep_figure
 from runner.report.verdict_table import SIGNS_AND_KINDS, verdict_table
@@ -34,7 +35,7 @@ from runner.results.measures import check_measure, label, measured_probes
 from runner.results.runs import UNREADABLE, Run, SweepRecord, read_runs, read_sweep, score_title
 from runner.results.strays import strays
 
-FILES = ("report.html", "report.md", "results.csv")
+FILES = ("report.html", "report.md", "results.csv", "arms.csv")
 DOTS_PER_INCH = 130
 WRITTEN = ".written"  # the list of the figures in its folder, by which the next report removes what it does not write
 MOST_ARMS = len(COLOURS)  # in one figure of curves
@@ -127,11 +128,11 @@ class Report:
         return judge(self.sweep.claims, self.runs, source=self.sweep.source, sequential=self.sweep.decide)
 
     def write(self) -> Path:
-        """Write report.html, whose path is returned, report.md, results.csv and the figures.
+        """Write report.html, whose path is returned, report.md, results.csv, arms.csv and the figures.
 
         The same runs give the same bytes. Figures of the last report that this one does not have are removed.
         """
-        html, markdown, table = (self.into / name for name in FILES)
+        html, markdown, table, arms = (self.into / name for name in FILES)
         figures = self.into / "figures"
         try:
             aside = [Paragraph(note, is_note=True) for note in _put_aside(self.into)]
@@ -140,6 +141,8 @@ class Report:
             raise CannotWrite.from_os_error(figures, error) from None
         document = Document(self.title, (*aside, *self.blocks()))
         write_results_csv(self.runs, table, self.sweep.measures)
+        names = measures_of(self.arms, self.sweep.measures, self.score)
+        write_atomically(arms, arms_csv(self.axes, self.arms, names))
         write_atomically(markdown, as_markdown(document))
         write_atomically(html, as_html(document))
         written = [block.path.removeprefix("figures/") for block in document.blocks if isinstance(block, Picture)]
@@ -195,7 +198,10 @@ class Report:
                     f"{title} by {', '.join(axis.key for axis in self.axes)}",
                     figure_caption(self.axes, self.arms, name),
                 )
-        yield arm_table(self.axes, self.arms, self.sweep.measures, self.score)
+        table = arm_table(self.axes, self.arms, self.sweep.measures, self.score)
+        yield table
+        yield Listing("as LaTeX", as_latex(table, best=BEST_SIGN))
+        yield Listing("as CSV", arms_csv(self.axes, self.arms, measures_of(self.arms, self.sweep.measures, self.score)))
 
     def classes(self) -> Iterator[Block]:
         if table := class_table(self.drawn_arms):

@@ -1,4 +1,4 @@
-"""results.csv: every run of a sweep on a line, at full precision."""
+"""results.csv and arms.csv: every run of a sweep, and every arm, on a line, at full precision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.files.atomic import write_atomically
+from runner.results.arms import Arm, Axis
 from runner.results.measures import measure
 from runner.results.runs import Run
 
@@ -40,9 +41,28 @@ def write_results_csv(runs: Sequence[Run], path: str | os.PathLike[str], measure
                 *(None if math.isnan(value := measure(run, name)) else value for name in measures),
             ]
         )
+    write_atomically(path, _as_csv(rows))
+
+
+def arms_csv(axes: Sequence[Axis], arms: Sequence[Arm], measures: Sequence[str]) -> str:
+    """A line for each arm: its settings, its runs, and mean, standard deviation and number of seeds of each measure.
+
+    A share is one of 1, as in results.csv.
+    """
+    columns = [f"{name}{end}" for name in measures for end in ("", "/sd", "/seeds")]
+    rows: list[list[object]] = [[*(axis.key for axis in axes), "runs", *columns]]
+    for arm in arms:
+        spreads = [arm.spread(name) for name in measures]
+        numbers = [number for each in spreads for number in (each.mean, each.deviation, len(each.values))]
+        known = [None if math.isnan(number) else number for number in numbers]
+        rows.append([*(arm.settings[axis.key] for axis in axes), len(arm.runs), *known])
+    return _as_csv(rows)
+
+
+def _as_csv(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_inert(cell) for cell in row] for row in rows)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
 
 
 def _inert(cell: object) -> object:

@@ -108,7 +108,7 @@ def label(name: str, score: str = "score") -> str:
 
     >>> from runner.results.measures import label
     >>> label("test/score", "accuracy"), label("probe/sharpness/largest_eigenvalue@step=100")
-    ('test accuracy (%)', 'largest eigenvalue (sharpness, step 100)')
+    ('test accuracy (%)', 'largest Hessian eigenvalue, step 100')
     """
     family, rest, at = _parts(name)
     moment = "" if at is None else f", step {at}"

@@ -95,6 +95,7 @@ def test_figures_lie_beside_the_markdown_and_within_the_html(study):
     assert all((study / link).read_bytes().startswith(b"\x89PNG") for link in links)
     assert page.count('src="data:image/png;base64,') == 2
     assert sorted(p.name for p in study.iterdir() if not p.name.startswith("case")) == [
+        "arms.csv",
         "figures",
         "report.html",
         "report.md",
@@ -118,7 +119,7 @@ def test_the_same_runs_give_the_same_bytes(study, tmp_path):
 
     first = digests()
     assert first == digests()
-    assert len(first) == 6
+    assert len(first) == 7
 
 
 def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
@@ -128,7 +129,7 @@ def test_the_measures_of_the_study_are_drawn_and_missing_ones_are_said(study):
     read_report(study, into=study).write()
     text = (study / "report.md").read_text()
     assert re.findall(r"!\[.*\]\((.*)\)", text)[:2] == ["figures/test_loss.png", "figures/status_diverged.png"]
-    assert "No run has a value of largest eigenvalue (sharpness)." in text
+    assert "No run has a value of largest Hessian eigenvalue." in text
     assert "| test loss | diverged runs (%) | validation accuracy (%) |" in text
 
 
