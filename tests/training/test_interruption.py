@@ -58,11 +58,11 @@ def at_evaluation(patch, *, number):
     """A signal comes in this evaluation, counted from 1."""
     measure, calls = Classification.measure, []
 
-    def measured(*args):
+    def measured(*args, **options):
         calls.append(1)
         if len(calls) == number:
             send()
-        return measure(*args)
+        return measure(*args, **options)
 
     patch.setattr(Classification, "measure", measured)
 
