@@ -136,9 +136,10 @@ class Decision:
         count = f"{len(undecided)} of {len(verdicts)} claims {'is' if len(undecided) == 1 else 'are'} not decided"
         if not undecided:
             return f"Every claim is decided; {self._time(runs)}."
-        if not any(verdict.lacking for verdict in undecided):
+        is_spent = self.budget is not None and self.spent(runs) >= seconds_of(self.budget)
+        if not is_spent and not any(verdict.lacking for verdict in undecided):
             return f"{count}, and more seeds would not change that; {self._time(runs)}."
-        if self._is_full(undecided, runs):
+        if not is_spent and self._is_full(undecided, runs):
             return f"{count} with {len(self.seeds)} seeds (sweep.max_seeds); {self._time(runs)}."
         return f"{count}; {self._time(runs)}, too little for another seed. Give more with sweep.budget=TIME."
 
