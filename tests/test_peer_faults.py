@@ -307,7 +307,7 @@ def test_composer_sd_a_run_that_crashed_goes_on_with_the_same_bits(small, tmp_pa
 def test_composer_sd_the_warm_up_reaches_the_target_at_its_end():
     model = nn.Sequential(BasicBlock(4, 4), BasicBlock(4, 4))
     method = StochasticDepthMethod(drop_rate=0.4, drop_warmup=0.5)
-    method.apply(model, torch.zeros(1))
+    method.apply(model, torch.zeros(1, 4, 8, 8))
     rates = []
     for step in range(10):
         method.on_step(step / 10)

@@ -20,12 +20,20 @@ WORD = re.compile(r"""(?:'[^']*(?:'|$)|"[^"]*(?:"|$)|[^\s'"])+""")
 FLAGS = ("--cfg", "--help", "--hydra-help", "--info", "--multirun", "--version", "-m")
 AFTER = {"--cfg": ("job", "hydra", "all"), "--checkpoint": ("best", "last"), "--split": ("train", "validation", "test")}
 RUNS = ("runs/*", "sweeps/*/*")
-FOLDERS = {"report": ("sweeps/*", *RUNS), "compare": RUNS, "evaluate": RUNS, "workspace": ("sweeps/*",)}
+SWEEPS = ("sweeps/*",)
+FOLDERS = {
+    "report": (*SWEEPS, *RUNS),
+    "compare": RUNS,
+    "evaluate": RUNS,
+    "sync": (*SWEEPS, *RUNS),
+    "workspace": SWEEPS,
+}
 OPTIONS = {
     "report": ("--help", "--into"),
     "compare": ("--help",),
     "evaluate": ("--help", "--checkpoint", "--split"),
     "describe": ("--help", "--image-size", "--methods", "--num-classes"),
+    "sync": ("--help",),
     "workspace": ("--help", "--project", "--entity", "--json"),
 }
 

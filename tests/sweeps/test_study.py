@@ -159,7 +159,7 @@ def test_a_study_runs_from_one_command_to_its_verdicts(runner):
         sweep = yaml.safe_load((job / "config.yaml").read_text())["sweep"]
         one_by_one = {"jobs_at_once": None, "jobs_per_device": 1}
         undecided = {"decide": False, "budget": None, "max_seeds": 30}
-        assert sweep == {"name": "s", "retry_failed": True, **one_by_one, **undecided}
+        assert sweep == {"name": "s", "retry_failed": True, "mix": False, **one_by_one, **undecided}
         assert not any((job / "checkpoints").iterdir())
     assert "grows nearly exponentially with depth" in outcome.out
     assert "With batch norm it hardly changes with depth." in (folder / "report.md").read_text()

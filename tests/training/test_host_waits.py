@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.config.validation import CONF, METHOD_GROUPS
 from runner.experiment import builders
-from runner.methods import ghost_batchnorm, norm_replacement, weight_standardization
+from runner.methods import ghost_batchnorm, norm_replacement, stochastic_depth, weight_standardization
 from runner.training import ema
 from runner.training.divergence import FirstNonFinite
 from runner.training.metrics import MetricAccumulator
@@ -83,6 +83,8 @@ def fake_tensors(monkeypatch):
     monkeypatch.setattr(
         sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: [DEVICE.type]
     )
+    # counted before a model is on its device
+    monkeypatch.setattr(stochastic_depth, "branch_costs", lambda model, gates, example_input: [0.1] * len(gates))
     for module in (norm_replacement, weight_standardization):  # reads running statistics, before a run
         monkeypatch.setattr(module, "was_trained", lambda module: False)
     # the weights of running statistics are made once and kept; fake ones must not be kept for other tests
