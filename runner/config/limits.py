@@ -34,6 +34,7 @@ TABLE: dict[str, dict[str, str | list[str] | Limit]] = {
         "methods_on": ["all", "backbone", "head"],
         "shortcut": ["zero_pad", "projection"],
         "dropout": "[0, 1)",  # null, of an NFNet: the published rate
+        "group_width": CHANNELS,
         "activation": ["relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid"],
         "initialization": ["default", "xavier_uniform", "xavier_normal", "kaiming_fan_in", "kaiming_fan_out"],
         "initialized_layers": ["conv", "all"],

@@ -51,19 +51,26 @@ class NFBlock(NormalizerFreeBlock):
         y = shortcut + alpha * skipinit_gain * 2 * SE(r) * r,
         r = conv2(act(conv1b(act(conv1(act(conv0(a)))))))
 
-    conv0 is 1x1 to out_channels / 2, conv1 (with the stride) and conv1b are 3x3 in groups of 128 channels, conv2 is
-    1x1. The shortcut is x, or in a transition block (where the stride or the number of channels changes) a 1x1
+    conv0 is 1x1 to out_channels / 2, conv1 (with the stride) and conv1b are 3x3 in groups of `group_width` channels,
+    conv2 is 1x1. The shortcut is x, or in a transition block (where the stride or the number of channels changes) a 1x1
     convolution of a, after a 2x2 average pool if there is a stride, in the module `shortcut`. All convolutions are
     `ScaledStdConv2d` with TensorFlow's SAME padding. See `NormalizerFreeBlock` for the settings beta and alpha, the
     skip gain and the place of stochastic depth.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 1, activation: str = "gelu", **settings
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        activation: str = "gelu",
+        group_width: int = GROUP_WIDTH,
+        **settings,
     ) -> None:
         super().__init__(activation=activation, **settings)
-        groups = max(1, out_channels // 2 // GROUP_WIDTH)
-        width = groups * GROUP_WIDTH
+        groups = max(1, out_channels // 2 // group_width)
+        width = groups * group_width
         self.conv0 = ScaledStdConv2d(in_channels, width, 1, padding="same")
         self.conv1 = ScaledStdConv2d(width, width, 3, stride=stride, padding="same", groups=groups)
         self.conv1b = ScaledStdConv2d(width, width, 3, padding="same", groups=groups)
@@ -92,7 +99,9 @@ class NFNet(NormalizerFreeNet):
     `NormalizerFreeNet` for the head.
 
     `alpha`: growth of the standard deviation per block. `activation`: a key of `runner.layers.normalizer_free.GAMMAS`.
-    `dropout`: rate before the classifier; None takes the paper's. Raises ValueError for a setting outside its range.
+    `dropout`: rate before the classifier; None takes the paper's. `group_width`: channels of a group in the 3x3
+    convolutions, of as many groups as fit into half the block's channels. Raises ValueError for a setting outside its
+    range.
     """
 
     def __init__(
@@ -103,10 +112,11 @@ class NFNet(NormalizerFreeNet):
         activation: str = "gelu",
         dropout: float | None = None,
         in_channels: int = 3,
+        group_width: int = GROUP_WIDTH,
     ) -> None:
         variant = VARIANTS[size]
         dropout = variant.dropout if dropout is None else dropout
-        check("model", alpha=alpha, activation=activation, dropout=dropout)
+        check("model", alpha=alpha, activation=activation, dropout=dropout, group_width=group_width)
         scaled_activation = ScaledActivation(activation)
         stem = nn.Sequential()
         channels = in_channels
@@ -116,7 +126,7 @@ class NFNet(NormalizerFreeNet):
             stem.add_module(f"conv{index}", ScaledStdConv2d(channels, width, 3, stride=stride, padding="same"))
             channels = width
         depths = [depth * (size + 1) for depth in DEPTHS]
-        block = partial(NFBlock, activation=activation)
+        block = partial(NFBlock, activation=activation, group_width=group_width)
         super().__init__(
             stem,
             normalizer_free_stages(block, depths, WIDTHS, in_channels=channels, alpha=alpha),

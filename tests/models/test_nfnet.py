@@ -41,6 +41,15 @@ def test_the_papers_table(size, row):
     assert counter.get_total_flops() / 2e9 == pytest.approx(multiply_adds, rel=0.01)
 
 
+@pytest.mark.parametrize(("group_width", "groups", "width"), [(8, 16, 128), (48, 2, 96), (256, 1, 256)])
+def test_the_width_of_a_group(group_width, groups, width):
+    with torch.device("meta"):
+        block = nfnet_f0(group_width=group_width).layer1[0]
+    for conv in (block.conv1, block.conv1b):
+        assert (conv.groups, conv.in_channels, conv.out_channels) == (groups, width, width)
+        assert conv.weight.shape == (width, group_width, 3, 3)
+
+
 def test_depths_widths_groups_and_expected_deviations():
     with torch.device("meta"):
         model = models.nfnet_f1()
