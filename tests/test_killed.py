@@ -60,7 +60,7 @@ def test_killed_many_times(tmp_path, draw):
         for line in process.stdout:  # until training has begun: the imports take most of the time
             if "folder:" in line:
                 break
-        time.sleep(moments.uniform(0, 1.5))
+        time.sleep(moments.uniform(0, 1))
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL

@@ -336,7 +336,7 @@ def steps_in_parallel(rank, use_same_gpu_seed):
     method = StochasticDepthMethod(
         drop_rate=0.6, drop_distribution="uniform", use_same_gpu_seed=use_same_gpu_seed, rescale="training"
     )
-    method.apply(model, torch.zeros(1), seed=7)
+    method.apply(model, torch.zeros(1, 3, 8, 8), seed=7)
     ran = []
     for block in model[1:6]:
         block.stochastic_depth.register_forward_hook(lambda gate, args, out: ran.append(out is not None))

@@ -105,7 +105,7 @@ def ranks_of(process):
 
 METHODS = {
     "groupnorm": ("norm=groupnorm", "groupnorm.num_groups=8"),
-    "sync_batchnorm": ("train.sync_batchnorm=true",),
+    "sync_batchnorm": ("train.sync_batchnorm=true", "seed=3"),
     "trained_parameters": ("norm=groupnorm", "groupnorm.num_groups=8", "train.trained_parameters=norm"),
     "agc": ("model=nf_resnet26", "model.width=0.25", "norm=agc"),
     "accumulation": ("norm=groupnorm", "groupnorm.num_groups=8", "train.accumulation_steps=2"),

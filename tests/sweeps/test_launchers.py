@@ -99,7 +99,7 @@ def test_a_death_and_a_failure_are_their_jobs_alone(start, tmp_path):
     assert "SIGKILL" in before
     for how, word in (("die", "failed"), ("fail", "failed"), ("live", "completed")):
         assert re.search(rf"^job \d/3: \S*how={how}-\S+  {word}", before, re.MULTILINE), out
-        assert re.search(rf"^[* ] +doomed.how={how} +{word} ", table, re.MULTILINE), out
+        assert re.search(rf"^[* ] +{how} .*{word}", table, re.MULTILINE), out
     assert "the device fell off" in table
     assert len((tmp_path / "outputs/sweeps/s/results.csv").read_text().splitlines()) == 4
 
