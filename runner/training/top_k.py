@@ -42,9 +42,9 @@ class TopKCheckpoints:
         return is_best
 
     def check(self, progress: Progress, tracker: Tracker) -> None:
-        """Forget the best epochs, with a message, if best.pt is not of the epoch that `progress` calls the best.
+        """Take best.pt again from epoch-<number>.pt, or forget the best epochs, if it is not of the one in `progress`.
 
-        Happens when resuming from a checkpoint older than best.pt.
+        Happens when resuming from a checkpoint older than best.pt; a message says so.
         """
         if not progress.best:
             return
@@ -52,17 +52,20 @@ class TopKCheckpoints:
             text = f"last.pt does not tell the {self.score} of the best epoch, which is chosen anew."
             tracker.message(text, "warning")
         else:
+            kept = self._path(progress.best["epoch"])
             try:
                 epoch = load_checkpoint(self.plan.best, check=check_best)["epoch"]
-            except ValueError as error:
-                tracker.message(f"{error} The best epoch is chosen anew.", "warning")
-            else:
                 if epoch == progress.best["epoch"]:
                     return
-                tracker.message(
-                    f"best.pt is of epoch {epoch}, after the checkpoint that the run goes on from: the best epoch is "
-                    "chosen anew."
-                )
+                text = f"best.pt is of epoch {epoch}, after the checkpoint that the run goes on from: "
+                if self.plan.keep_best > 1 and kept.is_file():
+                    if rank() == 0:
+                        save_checkpoint(self.plan.best, load_checkpoint(kept, check=check_best))
+                    tracker.message(f"{text}{kept.name} takes its place.")
+                    return
+                tracker.message(f"{text}the best epoch is chosen anew.")
+            except ValueError as error:
+                tracker.message(f"{error} The best epoch is chosen anew.", "warning")
         progress.best, progress.kept = {}, []
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:

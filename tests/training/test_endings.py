@@ -239,6 +239,8 @@ def test_the_first_step_that_was_not_finite_is_kept():
 def scored(monkeypatch):
     """`scored(0.1, 0.3, 0.2)`: the validation scores of the epochs; the test's score is 0."""
 
+    import runner.experiment.testing  # noqa: F401  imports `evaluate`, for the test, before it is replaced
+
     def call(*scores):
         left = iter(scores)
 
@@ -311,6 +313,25 @@ def test_the_best_epochs_are_kept(small, tmp_path, scored):
     for epoch in (2, 4, 5):
         assert checkpoint(tmp_path, f"epoch-{epoch:03}.pt")["epoch"] == epoch
     assert [entry["epoch"] for entry in checkpoint(tmp_path)["progress"]["kept"]] == [2, 4, 5]
+
+
+def test_a_kept_checkpoint_takes_the_place_of_a_best_one_from_after_the_last(small, tmp_path, scored):
+    """Killed after best.pt of the third epoch, before last.pt: the first epoch's file is still known, and dropped."""
+    scored(0.4, 0.3, 0.5, 0.45)
+    assert small("train.epochs=4", "train.keep_best=2", "schedule=constant", "name=whole").code == 0
+    scored(0.4, 0.3, 0.5)
+    assert small("train.epochs=3", "train.keep_best=2", "schedule=constant", "name=run").code == 0
+    checkpoints = folder(tmp_path) / "checkpoints"
+    (checkpoints / "previous.pt").replace(checkpoints / "last.pt")
+    scored(0.5, 0.45)
+    outcome = small("resume=outputs/runs/run", "train.epochs=4")
+    assert outcome.code == 0, outcome.out
+    assert "best.pt is of epoch 3, after the checkpoint that the run goes on from: epoch-001.pt takes its place." in (
+        " ".join(outcome.out.split())
+    )
+    names = [{path.name for path in (folder(tmp_path, run) / "checkpoints").iterdir()} for run in ("run", "whole")]
+    assert names[0] == names[1] == {"best.pt", "epoch-003.pt", "epoch-004.pt", "last.pt", "previous.pt"}
+    assert checkpoint(tmp_path, "best.pt")["epoch"] == 3
 
 
 def test_a_best_checkpoint_from_after_the_last_one_is_chosen_anew(small, tmp_path):
