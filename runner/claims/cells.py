@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 
 from runner.claims.claim import Claim
 from runner.config.text import canonical
@@ -50,6 +50,12 @@ def common_seeds(cells: Sequence[Cell]) -> list[int]:
     if not seeds:
         raise Undecidable("No seed is common to all runs that are compared.")
     return sorted(seeds)
+
+
+def seeds_in_order(cells: Sequence[Cell], without: Collection[int] = ()) -> list[int]:
+    """The seeds of all cells, but those in `without`, up to the first that one of the cells lacks."""
+    every = sorted(set().union(*(cell.runs for cell in cells)).difference(without))
+    return list(takewhile(lambda seed: all(seed in cell.runs for cell in cells), every))
 
 
 def varied(cells: Iterable[Cell]) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
-from runner.claims.cells import Cell, Undecidable, common_seeds, groups, shown, sides
+from runner.claims.cells import Cell, Undecidable, common_seeds, groups, seeds_in_order, shown, sides
 from runner.claims.choice import Choice, best_cell
 from runner.claims.claim import Claim
 from runner.claims.sequential import PILOT_SEEDS
@@ -68,10 +67,7 @@ def contrast(claim: Claim, runs: Sequence[Run], *, in_order: bool = False) -> Co
         choice = Choice(claim, pilot)
         plus, minus = choice.best(plus), choice.best(minus)
         cells, chosen = [*plus, *minus], choice.notes
-    judged = [seed for seed in common_seeds(cells) if seed not in pilot]
-    if in_order:
-        every = sorted(set().union(*(cell.runs for cell in cells)).difference(pilot))
-        judged = list(takewhile(set(judged).__contains__, every))
+    judged = seeds_in_order(cells, pilot) if in_order else [seed for seed in common_seeds(cells) if seed not in pilot]
     if not judged:
         chose = f"Seed {pilot[-1]} chose the settings, and no" if pilot else "No"
         raise Undecidable(f"{chose} other seed is left to judge them.", cells)

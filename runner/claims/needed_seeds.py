@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from runner.claims.cells import Cell, Undecidable, sides
+from runner.claims.cells import Cell, Undecidable, seeds_in_order, sides
 from runner.claims.claim import DIVERGED, Claim, parse_claim
 from runner.claims.contrast import contrast
 from runner.claims.sequential import FIRST_LOOK, SequentialMean, SequentialMedian
-from runner.claims.verdict import UNDECIDABLE, estimated_mean, of_shares, seeds_in_order
+from runner.claims.verdict import UNDECIDABLE, estimated_mean, of_shares
 from runner.claims.wording import VerdictTexts
 from runner.results.measures import measured_probes
 from runner.results.runs import Run

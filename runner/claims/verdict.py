@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from statistics import mean
 
-from runner.claims.cells import Cell, Undecidable, sides
+from runner.claims.cells import Cell, Undecidable, seeds_in_order, sides
 from runner.claims.choice import chance_of_choice, ranks_of_rivals
 from runner.claims.claim import DIVERGED, Claim, check_claims, parse_claim
 from runner.claims.contrast import Contrast, contrast
@@ -147,12 +146,6 @@ def _sequential_verdict(claim: Claim, runs: Sequence[Run], source: str | None) -
 def _as_verdict(claim: Claim, source: str | None, rule: str, decision: dict) -> Verdict:
     sources = ", ".join(filter(None, (source, claim.source)))
     return Verdict(claim.claim, sources, claim.published, rule=rule, **decision)
-
-
-def seeds_in_order(cells: Sequence[Cell]) -> list[int]:
-    """The seeds of all cells up to the first that one of them lacks."""
-    every = sorted(set().union(*(cell.runs for cell in cells)))
-    return list(takewhile(lambda seed: all(seed in cell.runs for cell in cells), every))
 
 
 def _first(cell: Cell, seeds: Sequence[int]) -> Cell:

@@ -117,17 +117,14 @@ class VerdictTexts:
         """The interval's level: of one look, or of all together."""
         if not self.is_sequential:
             return "95 % interval"
-        number = look - sequential.FIRST_LOOK + 1
-        return f"95 % interval that holds at all looks together{f' (look {number})' if number > 0 else ''}"
+        return f"95 % interval that holds at all looks together{_numbered(look)}"
 
     def _rule_of_shares(self, look: int) -> str:
         where = self._threshold()
         equal = self.claim.minus and self.claim.holds.bounds == (0.0,)
         if self.is_sequential:
-            number = look - sequential.FIRST_LOOK + 1
-            at = f" (look {number})" if number > 0 else ""
             if equal:
-                test = f"a test of equal shares that holds at all looks together{at}"
+                test = f"a test of equal shares that holds at all looks together{_numbered(look)}"
                 return f"The difference of the shares must lie {where} by {test}: an e-value of at least 20."
             what = "difference of the shares" if self.claim.minus else "share"
             return f"The {self._level(look)} of the {what} of diverged runs must lie {where}."
@@ -205,6 +202,12 @@ class VerdictTexts:
 
 def _side(value: float, bounds: Sequence[float]) -> list[tuple[bool, bool]]:
     return [(value < bound, value > bound) for bound in bounds]
+
+
+def _numbered(look: int) -> str:
+    """The number of the look that has so many seeds; nothing before the first."""
+    number = look - sequential.FIRST_LOOK + 1
+    return f" (look {number})" if number > 0 else ""
 
 
 def _where(measure: str) -> str:

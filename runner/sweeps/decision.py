@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from runner.config.ranges import seconds_of
 from runner.config.settings import Settings
-from runner.config.text import SettingError
+from runner.config.text import SettingError, override_key
 from runner.results.job import Job
 from runner.results.metrics import METRICS, SUMMARY
 from runner.results.number_text import format_duration
@@ -258,7 +258,7 @@ def arm_key(job: Job) -> tuple[str, ...]:
 
 
 def _is_seed(word: str) -> bool:
-    return word.partition("=")[0].lstrip("+") == SEED
+    return override_key(word) == SEED
 
 
 def _seed(job: Job) -> int:

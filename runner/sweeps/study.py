@@ -95,9 +95,7 @@ def study_of(node: DictConfig, jobs: Sequence[Sequence[str]], probes: Collection
     from runner.claims.claim import check_claims, parse_claim
     from runner.results.measures import check_measure
 
-    study = {
-        key: value for key, value in OmegaConf.to_container(node).items() if key not in ("name", "retry_failed", "mix")
-    }
+    study = {key: value for key, value in OmegaConf.to_container(node).items() if key not in NOT_OF_A_STUDY}
     values = _values(jobs)
     axes = dict(values)
     for key, swept in study.pop("axes").items():  # an axis that the command line cut short may still be spoken of
